@@ -1,0 +1,125 @@
+"""What every script shares: a parser that speaks in one line, checked flag types, the device, the way out."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from core.errors import InputError
+from guided_diffusion.script_util import str2bool
+
+EXIT_INPUT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with `--a-b` and `--a_b` taken as the same flag, defaults in --help, and errors of one line (exit 2)."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+        """Parse, after spelling every flag the way it was declared."""
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._declared_spelling(arg) for arg in args], namespace)
+
+    def _declared_spelling(self, arg: str) -> str:
+        if not arg.startswith("--"):
+            return arg
+        flag, equals, value = arg.partition("=")
+        for spelling in (flag, "--" + flag[2:].replace("-", "_"), "--" + flag[2:].replace("_", "-")):
+            if spelling in self._option_string_actions:
+                return spelling + equals + value
+        return arg
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line on stderr and exit with code 2."""
+        self.exit(EXIT_INPUT_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+boolean = str2bool
+"""Flag type: yes/true/t/y/1 and no/false/f/n/0, in any case."""
+
+
+def integer(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
+    """Flag type: a whole number in [low, high]."""
+    return _number_type(int, "a whole number", low, high)
+
+
+def number(low: float | None = None, high: float | None = None) -> Callable[[str], float]:
+    """Flag type: a finite number in [low, high]."""
+    return _number_type(float, "a number", low, high)
+
+
+def _number_type(convert: type, kind: str, low: float | None, high: float | None) -> Callable:
+    def parse(text: str):
+        bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        expected = " ".join([kind, " and ".join(bounds)]).strip()
+        try:
+            value = convert(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from None
+        inside = (low is None or value >= low) and (high is None or value <= high)
+        if not inside or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {expected}")
+        return value
+
+    return parse
+
+
+def number_list(low: float | None = None) -> Callable[[str], list[float]]:
+    """Flag type: numbers separated by commas, at least one of them."""
+    parse_one = number(low)
+    return lambda text: [parse_one(part) for part in text.split(",")]
+
+
+def select_device(gpu: str) -> torch.device:
+    """The device that `--gpu` names: a CUDA index ('0'), 'cpu', or any other torch device ('cuda:1', 'mps').
+
+    An index without a GPU on this machine means the CPU, which is said once. Raises InputError for an index beyond
+    the GPUs that are here and for a device that torch does not have.
+    """
+    if gpu.isdecimal():
+        if not torch.cuda.is_available():
+            say(f"No CUDA GPU found: --gpu {gpu} runs on the CPU.")
+            return torch.device("cpu")
+        if int(gpu) >= torch.cuda.device_count():
+            raise InputError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0")
+        return torch.device("cuda", int(gpu))
+    try:
+        device = torch.device(gpu)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"--gpu {gpu}: no such device here; give a GPU's index such as 0, or cpu") from None
+    return device
+
+
+def say(line: str) -> None:
+    """Print one line for the person at the terminal, above any progress bar, at once."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's main function and exit: 0 or what main returns, 2 with one line on stderr for an InputError."""
+    name = Path(sys.argv[0]).name
+    try:
+        sys.exit(main() or 0)
+    except InputError as error:
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_INPUT_ERROR)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output went away (| head): nothing is left to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
