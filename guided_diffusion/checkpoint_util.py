@@ -1,0 +1,166 @@
+"""State dicts on disk: written whole or not at all, read without running code, the configuration inside.
+
+A file is what `torch.save(model.state_dict(), path)` would write, so every other loader reads it. The flags
+that built the network travel in the metadata that torch attaches to a state dict and that loaders ignore.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+PARTIAL_SUFFIX = ".partial"
+"""A file being written lies beside its goal as `.NAME.partial`; a killed process may leave it behind."""
+
+_PREFIX = "module."  # DistributedDataParallel and DataParallel put it before every name
+
+
+def save_state_dict(
+    path: str | Path, state_dict: Mapping[str, torch.Tensor], config: dict | None = None
+) -> None:
+    """Write a network's weights to `path` in float32, under the network's own names; atomic (see `save`).
+
+    `config`: plain numbers, strings and booleans that describe the network; `stored_config` gives them back.
+    Raises OSError when the file cannot be written; what had that name before is then still whole.
+    """
+    weights = OrderedDict((_own_name(name), _to_disk(tensor)) for name, tensor in state_dict.items())
+    weights._metadata = _own_metadata(state_dict)
+    if config is not None:
+        weights._metadata[""] = {**weights._metadata.get("", {}), "config": dict(config)}
+    save(path, weights)
+
+
+def load_state_dict(
+    path: str | Path, map_location: str | torch.device = "cpu"
+) -> OrderedDict[str, torch.Tensor]:
+    """Read a network's weights, without the `module.` that parallel wrappers put before names.
+
+    Raises FileNotFoundError, or ValueError when the file is not a plain dictionary of names and tensors.
+    """
+    loaded = load(path, map_location)
+    is_state_dict = isinstance(loaded, dict) and all(
+        isinstance(value, torch.Tensor) for value in loaded.values()
+    )
+    if not is_state_dict or not loaded:
+        raise ValueError(
+            f"{path}: expected a state dict (parameter names and tensors), found {_outline(loaded)}"
+        )
+    weights = OrderedDict((_own_name(name), tensor) for name, tensor in loaded.items())
+    weights._metadata = _own_metadata(loaded)
+    return weights
+
+
+def stored_config(state_dict: Mapping[str, Any]) -> dict | None:
+    """The configuration that `save_state_dict` put beside the weights; None in files that carry none."""
+    config = getattr(state_dict, "_metadata", {}).get("", {}).get("config")
+    return config if isinstance(config, dict) else None
+
+
+def save(path: str | Path, content: Any) -> None:
+    """`torch.save`, atomic: whenever the power fails, `path` holds the old content or the new, whole.
+
+    Paths with a scheme (`gs://…`) go through blobfile. Raises OSError when the file cannot be written.
+    """
+    try:
+        with _atomic_file(path) as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # torch hides a full disk in a RuntimeError of many lines
+        reason = getattr(error, "strerror", None) or "is the disk full?"
+        raise OSError(
+            f"{path} could not be written ({reason}); nothing that was there was changed"
+        ) from error
+
+
+def load(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
+    """`torch.load` of tensors and plain values only.
+
+    Raises FileNotFoundError, or ValueError for a file that holds anything else.
+    """
+    try:
+        file = _open(path, "rb")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such checkpoint") from None
+    with file:
+        try:
+            return torch.load(file, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = "not a checkpoint of tensors and plain values, so it is not loaded"
+            raise ValueError(f"{path}: {reason}") from error
+        except Exception as error:  # torch's readers fail in many ways, IndexError among them
+            reason = "damaged or not a torch checkpoint; give a file that torch.save wrote"
+            raise ValueError(f"{path}: {reason}") from error
+
+
+@contextmanager
+def _atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    if _is_remote(path):  # object stores show an object only when its upload is complete
+        with _open(path, "wb") as file:
+            yield file
+        return
+    path = Path(path)
+    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the folder's list of names on the disk, where the system allows it (Windows does not)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: str | Path, mode: str) -> BinaryIO:
+    if not _is_remote(path):
+        return Path(path).open(mode)
+    import blobfile
+
+    return blobfile.BlobFile(str(path), mode)
+
+
+def _is_remote(path: str | Path) -> bool:
+    return "://" in str(path)
+
+
+def _to_disk(tensor: torch.Tensor) -> torch.Tensor:
+    """A CPU copy, in float32 where it is floating point; a view would drag its whole storage along."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=True)
+
+
+def _own_name(name: str) -> str:
+    return name.removeprefix(_PREFIX)
+
+
+def _own_metadata(state_dict: Mapping[str, Any]) -> OrderedDict[str, dict]:
+    """The metadata of a state dict under the network's own names (a wrapper's own entry gives way)."""
+    metadata = getattr(state_dict, "_metadata", None) or {}
+    wrapped = all(name.startswith(_PREFIX) for name in state_dict)
+    inner = {name: value for name, value in metadata.items() if name or not wrapped}
+    return OrderedDict((_own_name(f"{name}.").rstrip("."), value) for name, value in inner.items())
+
+
+def _outline(value: Any) -> str:
+    if not isinstance(value, dict):
+        return f"a {type(value).__name__}"
+    keys = ", ".join(map(str, list(value)[:4]))
+    return f"a dictionary with {keys or 'nothing in it'}"

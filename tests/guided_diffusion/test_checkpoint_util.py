@@ -1,0 +1,133 @@
+"""Checkpoints on disk: round trips, atomicity, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from guided_diffusion import checkpoint_util as cu
+
+CONFIG = {"num_channels": 32, "attention_resolutions": "16,8", "learn_sigma": True, "dropout": 0.1}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+def test_round_trip_keeps_names_values_and_config(tmp_path):
+    model = network()
+    cu.save_state_dict(tmp_path / "model.pt", model.state_dict(), CONFIG)
+    loaded = cu.load_state_dict(tmp_path / "model.pt")
+    assert list(loaded) == list(model.state_dict())
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+    assert cu.stored_config(loaded) == CONFIG
+    network().load_state_dict(loaded)
+
+
+def test_file_is_a_plain_state_dict_for_other_loaders(tmp_path):
+    cu.save_state_dict(tmp_path / "model.pt", network().state_dict(), CONFIG)
+    plain = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert set(plain) == set(network().state_dict())
+    network().load_state_dict(plain, strict=True)
+
+
+def test_a_file_without_config_has_none(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "model.pt")
+    assert cu.stored_config(cu.load_state_dict(tmp_path / "model.pt")) is None
+    assert cu.stored_config({"weight": torch.zeros(1)}) is None
+
+
+def test_half_precision_is_written_as_float32_and_integers_stay(tmp_path):
+    cu.save_state_dict(tmp_path / "model.pt", network().half().state_dict())
+    loaded = cu.load_state_dict(tmp_path / "model.pt")
+    assert loaded["0.weight"].dtype == torch.float32
+    assert loaded["1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_parallel_wrappers_leave_no_trace(tmp_path):
+    wrapped = nn.DataParallel(network())
+    for name, write in {
+        "ours.pt": cu.save_state_dict,
+        "theirs.pt": lambda path, s: torch.save(s, path),
+    }.items():
+        write(tmp_path / name, wrapped.state_dict())
+        loaded = cu.load_state_dict(tmp_path / name)
+        assert list(loaded) == list(network().state_dict())
+        assert loaded._metadata == network().state_dict()._metadata
+
+
+def test_a_view_does_not_drag_its_storage_along(tmp_path):
+    cu.save_state_dict(tmp_path / "view.pt", {"weight": torch.zeros(1_000_000)[:2]})
+    assert (tmp_path / "view.pt").stat().st_size < 10_000
+
+
+def test_equal_weights_give_equal_bytes(tmp_path):
+    for name in ("a.pt", "b.pt"):
+        cu.save_state_dict(tmp_path / name, network().state_dict(), CONFIG)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path):
+    path = tmp_path / "model.pt"
+    cu.save_state_dict(path, network().state_dict())
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # writing beyond 4 KiB fails from here on
+    try:
+        with pytest.raises(OSError, match=r"model\.pt could not be written") as raised:
+            cu.save_state_dict(path, {"weight": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(raised.value)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"nowhere/model\.pt could not be written"):
+        cu.save_state_dict(tmp_path / "nowhere" / "model.pt", network().state_dict())
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model\.pt: no such checkpoint"):
+        cu.load_state_dict(tmp_path / "model.pt")
+
+
+def truncated(path: Path) -> None:
+    torch.save({"weight": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "damaged or not a torch checkpoint"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 and so on"), "damaged or not a torch checkpoint"),
+        (lambda path: path.write_text("epoch 3"), "damaged or not|not a checkpoint"),
+        (truncated, "damaged or not a torch checkpoint"),
+        (
+            lambda path: path.write_bytes(pickle.dumps({"a": Path("b")}, protocol=2)),
+            "not a checkpoint of tensors",
+        ),
+        (lambda path: torch.save({"a": Path("b")}, path), "not a checkpoint of tensors"),
+        (lambda path: torch.save(torch.zeros(2), path), "found a Tensor"),
+        (lambda path: torch.save({"model": {}, "epoch": 3}, path), "found a dictionary with model, epoch"),
+        (lambda path: torch.save({}, path), "nothing in it"),
+    ],
+)
+def test_what_is_not_a_state_dict_is_refused_in_one_line(tmp_path, write, message):
+    path = tmp_path / "model.pt"
+    write(path)
+    with pytest.raises(ValueError, match=message) as raised:
+        cu.load_state_dict(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
