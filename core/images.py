@@ -1,0 +1,33 @@
+"""Between floats in [-1, 1] and the 8-bit images on disk: every conversion of the project stands here."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def to_uint8(x: torch.Tensor) -> torch.Tensor:
+    """Generated images [-1, 1] -> uint8 of the same shape: (x + 1) * 127.5, clamped and truncated as published."""
+    return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+
+
+def input_to_uint8(x: torch.Tensor) -> torch.Tensor:
+    """Inputs [-1, 1] -> the 8-bit values they were read from (rounded: truncating loses a level in 63 of 256)."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_hwc(images: torch.Tensor) -> np.ndarray:
+    """uint8 (..., 3, H, W) -> numpy (..., H, W, 3), as image files want them."""
+    return images.movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def difference_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two 8-bit images (H, W, 3) differ: summed over channels, the largest value at 255, three equal channels."""
+    s = np.abs(a.astype(np.int64) - b.astype(np.int64)).sum(axis=-1)
+    scaled = (255 * s / max(s.max(), 1)).astype(np.uint8)
+    return np.repeat(scaled[..., None], 3, axis=-1)
+
+
+def mean_difference(a: np.ndarray, b: np.ndarray) -> np.float32:
+    """Mean |a - b| over pixels and channels of two 8-bit images, on the scale [0, 1] (the l_1 of the result files)."""
+    return np.float32(np.abs(a.astype(np.float64) - b.astype(np.float64)).mean() / 255)

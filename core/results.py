@@ -1,0 +1,139 @@
+"""The result tree: every rule about where a file lies, and the reader that the metrics use.
+
+    OUTPUT_PATH/Original/{Correct,Incorrect}/0000012.jpg
+    OUTPUT_PATH/Results/EXP_NAME/{CC,IC}/{CCF,ICF}/{CF,Noise,SM}/0000012.jpg and Info/0000012.txt
+    OUTPUT_PATH/Results/EXP_NAME/[chunk-c_num-chunks-C_]{summary.yaml,stats.pth,config.yaml}
+    OUTPUT_PATH/{x_t,z_t}/EXP_NAME/000012/0000.jpg ...
+
+CC/IC: the input is classified correctly / incorrectly; CCF/ICF: the counterfactual reached its target / did not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import InputError
+
+IMAGE_FORMATS = ("jpg", "png")
+FRAME_KINDS = ("x_t", "z_t")
+CELL_FOLDERS = ("CF", "Noise", "SM", "Info")
+
+
+def cell_name(correct: bool, flipped: bool) -> str:
+    """The quarter of the tree that an image belongs to, for example CC/CCF."""
+    return f"{'CC' if correct else 'IC'}/{'CCF' if flipped else 'ICF'}"
+
+
+CELLS = tuple(cell_name(correct, flipped) for correct in (True, False) for flipped in (True, False))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An input and its counterfactual on disk."""
+
+    id: int
+    correct: bool
+    flipped: bool
+    original: Path
+    counterfactual: Path
+    info: Path
+
+
+@dataclass(frozen=True)
+class ResultTree:
+    """The files of one experiment; the originals are shared by all experiments under one output_path."""
+
+    output_path: Path
+    exp_name: str
+    image_format: str = "jpg"
+
+    @property
+    def results(self) -> Path:
+        """The experiment's own folder."""
+        return self.output_path / "Results" / self.exp_name
+
+    def original(self, id: int, correct: bool) -> Path:
+        """Where the input lies that was classified correctly or not."""
+        return self._originals(correct) / self._image_name(id)
+
+    def stored_originals(self, id: int) -> list[Path]:
+        """The files under which input `id` lies there already, in any format: none, one, or one in each folder."""
+        candidates = (
+            self._originals(correct) / f"{id:07d}.{suffix}"
+            for correct in (True, False)
+            for suffix in IMAGE_FORMATS
+        )
+        return [path for path in candidates if path.exists()]
+
+    def image(self, kind: str, id: int, correct: bool, flipped: bool) -> Path:
+        """Where an image of kind CF, Noise or SM lies."""
+        return self.results / cell_name(correct, flipped) / kind / self._image_name(id)
+
+    def info(self, id: int, correct: bool, flipped: bool) -> Path:
+        """Where the text about an image lies; it is written last."""
+        return self.results / cell_name(correct, flipped) / "Info" / f"{id:07d}.txt"
+
+    def frame(self, kind: str, id: int, step: int) -> Path:
+        """Where the x_t or z_t at the start of outer step `step` (from 0) lies."""
+        return self.output_path / kind / self.exp_name / f"{id:06d}" / f"{step:04d}.{self.image_format}"
+
+    def report(self, name: str, num_chunks: int = 1, chunk: int = 0) -> Path:
+        """Where a file about a whole run (summary.yaml, stats.pth, config.yaml) lies."""
+        prefix = f"chunk-{chunk}_num-chunks-{num_chunks}_" if num_chunks != 1 else ""
+        return self.results / (prefix + name)
+
+    def create(self) -> None:
+        """Make every folder of the tree. Raises InputError where that is impossible."""
+        folders = [self._originals(correct) for correct in (True, False)]
+        folders += [self.results / cell / kind for cell in CELLS for kind in CELL_FOLDERS]
+        try:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot make this folder ({error.strerror})") from None
+
+    def pairs(self) -> list[Pair]:
+        """Every counterfactual with its input, ordered by id.
+
+        Raises InputError if there is no such experiment, a counterfactual lacks its input, or an id occurs twice.
+        """
+        if not any((self.results / cell / "CF").is_dir() for cell in CELLS):
+            raise InputError(f"{self.results}: no experiment lies there{self._known_experiments()}")
+        pairs = sorted(self._find_pairs(), key=lambda pair: pair.id)
+        for first, second in zip(pairs, pairs[1:], strict=False):
+            if first.id == second.id:
+                raise InputError(f"{first.counterfactual} and {second.counterfactual}: one id, two counterfactuals")
+        return pairs
+
+    def _find_pairs(self) -> Iterator[Pair]:
+        for correct in (True, False):
+            for flipped in (True, False):
+                folder = self.results / cell_name(correct, flipped) / "CF"
+                for path in image_files(folder):
+                    id = int(path.stem)
+                    originals = self.stored_originals(id)
+                    if not originals:
+                        raise InputError(f"{path}: its input {id:07d} is not in {self.output_path / 'Original'}")
+                    yield Pair(id, correct, flipped, originals[0], path, self.info(id, correct, flipped))
+
+    def _known_experiments(self) -> str:
+        root = self.output_path / "Results"
+        found = sorted({str(cell.parent.relative_to(root)) for cell in root.rglob("CC") if cell.is_dir()})
+        return f"; experiments there: {', '.join(found)}" if found else ""
+
+    def _originals(self, correct: bool) -> Path:
+        return self.output_path / "Original" / ("Correct" if correct else "Incorrect")
+
+    def _image_name(self, id: int) -> str:
+        return f"{id:07d}.{self.image_format}"
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder that are named by an id; an absent folder has none."""
+    if not folder.is_dir():
+        return []
+    return [
+        path for path in folder.iterdir() if path.suffix[1:] in IMAGE_FORMATS and path.stem.isdecimal()
+    ]
