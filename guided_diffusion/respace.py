@@ -1,0 +1,94 @@
+"""Diffusion over a part of the timesteps that a network was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+
+
+def space_timesteps(num_timesteps: int, section_counts: str | Iterable[int]) -> set[int]:
+    """Choose timesteps from 0 … num_timesteps - 1.
+
+    The range is cut into as many sections as there are counts, of equal length up to one step; each count says how
+    many timesteps are taken from its section, evenly, the section's first and last among them. "ddimN" takes N
+    timesteps with a fixed whole stride, from 0 (Song et al. 2021).
+
+    Args:
+        section_counts: the counts, or a text of them separated by commas, or "ddimN".
+
+    Raises ValueError when there is no such choice.
+    """
+    if isinstance(section_counts, str):
+        if section_counts.startswith("ddim"):
+            return _strided_timesteps(num_timesteps, section_counts)
+        section_counts = _counts(section_counts)
+    counts = list(section_counts)
+    if not counts:
+        raise ValueError("--timestep_respacing: expected at least one count")
+
+    length, longer = divmod(num_timesteps, len(counts))
+    start, chosen = 0, set()
+    for section, count in enumerate(counts):
+        size = length + (section < longer)
+        if not 1 <= count <= size:
+            raise ValueError(
+                f"--timestep_respacing: cannot take {count} timesteps from section {section}, which has {size} "
+                f"(of {num_timesteps} diffusion steps in {len(counts)} sections)"
+            )
+        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):
+            chosen.add(start + round(position))
+            position += stride
+        start += size
+    return chosen
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--timestep_respacing {text!r}: expected a count, counts separated by commas, or ddimN"
+        ) from None
+
+
+def _strided_timesteps(num_timesteps: int, text: str) -> set[int]:
+    count = int(text[len("ddim") :]) if text[len("ddim") :].isdecimal() else 0
+    for stride in range(1, num_timesteps):
+        if len(range(0, num_timesteps, stride)) == count:
+            return set(range(0, num_timesteps, stride))
+    raise ValueError(
+        f"--timestep_respacing {text!r}: no whole stride gives that many of {num_timesteps} timesteps"
+    )
+
+
+class SpacedDiffusion(GaussianDiffusion):
+    """A diffusion process that visits only some timesteps of a longer one.
+
+    Its ᾱ are those of the longer process at the timesteps that are kept. Methods take indices of the short process; networks
+    and cond_fn see the timesteps of the long one (Nichol and Dhariwal 2021, section 4).
+
+    Args:
+        use_timesteps: the timesteps to keep.
+        betas: β of the long process.
+        settings: the other arguments of GaussianDiffusion.
+    """
+
+    def __init__(self, use_timesteps: Iterable[int], *, betas: np.ndarray, **settings: Any) -> None:
+        self.use_timesteps = set(use_timesteps)
+        self.timestep_map = sorted(self.use_timesteps)
+        self.original_num_steps = len(betas)
+        kept = np.cumprod(1.0 - np.asarray(betas, dtype=np.float64))[self.timestep_map]
+        super().__init__(betas=1 - kept / np.append(1.0, kept[:-1]), **settings)
+        self._timestep_maps: dict[torch.device, torch.Tensor] = {}
+
+    def _network_timesteps(self, t: torch.Tensor) -> torch.Tensor:
+        if t.device not in self._timestep_maps:
+            self._timestep_maps[t.device] = torch.tensor(self.timestep_map, device=t.device)
+        return self._rescaled(self._timestep_maps[t.device][t], self.original_num_steps)
