@@ -57,7 +57,7 @@ class PerImageNoise:
         return draw
 
     def _seed(self, key: tuple[int, ...]) -> int:
-        return int(np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0] >> 1)
+        return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
 class StreamNoise:

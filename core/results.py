@@ -104,7 +104,9 @@ class ResultTree:
         pairs = sorted(self._find_pairs(), key=lambda pair: pair.id)
         for first, second in zip(pairs, pairs[1:], strict=False):
             if first.id == second.id:
-                raise InputError(f"{first.counterfactual} and {second.counterfactual}: one id, two counterfactuals")
+                raise InputError(
+                    f"{first.counterfactual} and {second.counterfactual}: one id, two counterfactuals"
+                )
         return pairs
 
     def _find_pairs(self) -> Iterator[Pair]:
@@ -115,7 +117,9 @@ class ResultTree:
                     id = int(path.stem)
                     originals = self.stored_originals(id)
                     if not originals:
-                        raise InputError(f"{path}: its input {id:07d} is not in {self.output_path / 'Original'}")
+                        raise InputError(
+                            f"{path}: its input {id:07d} is not in {self.output_path / 'Original'}"
+                        )
                     yield Pair(id, correct, flipped, originals[0], path, self.info(id, correct, flipped))
 
     def _known_experiments(self) -> str:
@@ -134,6 +138,4 @@ def image_files(folder: Path) -> list[Path]:
     """The images of a folder that are named by an id; an absent folder has none."""
     if not folder.is_dir():
         return []
-    return [
-        path for path in folder.iterdir() if path.suffix[1:] in IMAGE_FORMATS and path.stem.isdecimal()
-    ]
+    return [path for path in folder.iterdir() if path.suffix[1:] in IMAGE_FORMATS and path.stem.isdecimal()]

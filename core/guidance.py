@@ -1,0 +1,149 @@
+"""What pulls the denoising: the classifier at the clean estimate, and the distance to the input.
+
+The gradients of section 3 of the paper, with the losses summed over the batch, so that each image's gradient is its
+own:
+
+    g_class = ∇_{x_t} [ s · L_class(C(x_t), y) ]
+    g_perc  = ∇_{x_t} [ λp · mean (F(x_t) - F(x))² ]
+    g_dist  = ∇_{z_t} [ λ1 Σ ‖z_t - x‖₁ + λ2 Σ ‖z_t - x‖₂ ]      (norms over the channels of a pixel)
+    guidance = (g_class + g_perc) / sqrt(ᾱ_t) + g_dist
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+Classifier = Callable[[torch.Tensor], torch.Tensor]
+"""Any differentiable function of images (N, 3, H, W) in [-1, 1] that returns logits (N, C)."""
+
+FeatureNetwork = Callable[[torch.Tensor], torch.Tensor]
+"""Any differentiable function of images (N, 3, H, W) in [-1, 1] that returns features (N, ...)."""
+
+
+class Decision(Protocol):
+    """How logits (N, C) become a prediction, and what makes a target likely."""
+
+    def predict(self, logits: torch.Tensor) -> torch.Tensor:
+        """The predicted labels (N,), int64."""
+
+    def probability(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The probability (N,) of the labels y (N,)."""
+
+    def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The loss (N,) whose descent leads to y."""
+
+
+@dataclass(frozen=True)
+class BinaryAttribute:
+    """One output of a multi-label classifier: yes (1) where its logit is positive.
+
+    use_logits: the loss is minus the logit of the target instead of minus its log-probability.
+    """
+
+    attribute: int
+    use_logits: bool = False
+
+    def predict(self, logits: torch.Tensor) -> torch.Tensor:
+        """See Decision."""
+        return (logits[:, self.attribute] > 0).long()
+
+    def probability(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See Decision."""
+        return self._towards(logits, y).sigmoid()
+
+    def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See Decision."""
+        selected = self._towards(logits, y)
+        return -selected if self.use_logits else -F.logsigmoid(selected)
+
+    def _towards(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        logit = logits[:, self.attribute]
+        return torch.where(y == 1, logit, -logit)
+
+
+@dataclass(frozen=True)
+class MultiClass:
+    """Mutually exclusive classes: the prediction is the largest logit. use_logits as in BinaryAttribute."""
+
+    use_logits: bool = False
+
+    def predict(self, logits: torch.Tensor) -> torch.Tensor:
+        """See Decision."""
+        return logits.argmax(dim=1)
+
+    def probability(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See Decision."""
+        return logits.softmax(dim=1).gather(1, y[:, None])[:, 0]
+
+    def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """See Decision."""
+        scores = logits if self.use_logits else logits.log_softmax(dim=1)
+        return -scores.gather(1, y[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The classifier and the distances, with their weights.
+
+    l1, l2, l_perc: the weights λ1, λ2, λp; perceptual is needed where λp is not 0.
+    """
+
+    classifier: Classifier
+    decision: Decision
+    perceptual: FeatureNetwork | None = None
+    l1: float = 0.0
+    l2: float = 0.0
+    l_perc: float = 0.0
+
+    def input_features(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The perceptual features of the input, which every step compares with; None where λp is 0."""
+        return self.perceptual(x) if self.l_perc else None
+
+    def towards(
+        self, x: torch.Tensor, features: torch.Tensor | None, y: torch.Tensor, scale: float
+    ) -> Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]:
+        """The guidance of one attempt: (x_t, z_t, sqrt(ᾱ_t)) -> gradient, all images (N, 3, H, W).
+
+        Args:
+            x: the inputs. features: input_features(x).
+            y: the targets (N,). scale: the weight s of the classifier.
+        """
+
+        def gradient(x_t: torch.Tensor, z_t: torch.Tensor, sqrt_alpha_bar: float) -> torch.Tensor:
+            at_estimate = self.class_gradient(x_t, y, scale)
+            if features is not None and x_t is not x:  # it is exactly zero at the input itself
+                at_estimate = at_estimate + self.perceptual_gradient(x_t, features)
+            return at_estimate / sqrt_alpha_bar + self.distance_gradient(z_t, x)
+
+        return gradient
+
+    def class_gradient(self, x_t: torch.Tensor, y: torch.Tensor, scale: float) -> torch.Tensor:
+        """∇ s · L_class at the clean estimate."""
+        return _gradient(lambda u: scale * self.decision.loss(self.classifier(u), y).sum(), x_t)
+
+    def perceptual_gradient(self, x_t: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """∇ λp · (each image's mean squared difference to the input's features) at the clean estimate."""
+        return _gradient(
+            lambda u: self.l_perc * (self.perceptual(u) - features).square().flatten(1).mean(1).sum(), x_t
+        )
+
+    def distance_gradient(self, z_t: torch.Tensor, x: torch.Tensor) -> torch.Tensor | float:
+        """∇ (λ1 ℓ1 + λ2 ℓ2) at the noisy image, in closed form: sign and unit vector, 0 where z_t equals x."""
+        gradient = 0.0
+        difference = z_t - x
+        if self.l1:
+            gradient = gradient + self.l1 * difference.sign()
+        if self.l2:
+            gradient = gradient + self.l2 * F.normalize(difference, dim=1, eps=torch.finfo(z_t.dtype).tiny)
+        return gradient
+
+
+def _gradient(loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+    with torch.enable_grad():
+        u = at.detach().requires_grad_()
+        return torch.autograd.grad(loss(u), u)[0]

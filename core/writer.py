@@ -1,0 +1,111 @@
+"""Explanations onto disk, in the published form: images, text per image, and the rows of the summary."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from core.errors import InputError
+from core.explain import Explanations
+from core.files import write_atomically
+from core.images import difference_map, input_to_uint8, mean_difference, to_hwc, to_uint8
+from core.results import ResultTree
+from core.summary import ImageRecord
+
+SAME_IMAGE_TOLERANCE = 5.0
+"""Mean grey levels between a stored input and ours, encoded the same way, up to which they are the same image: the
+truncation of the published code and other JPEG libraries make about one; two different images are tens apart."""
+
+
+def write_explanations(result: Explanations, tree: ResultTree | None) -> list[ImageRecord]:
+    """Write every finished image of a batch into the tree (None: write nothing) and return their records.
+
+    Images that failed (not finite) are left out of both.
+    """
+    inputs, counterfactuals = to_hwc(input_to_uint8(result.batch.x)), to_hwc(to_uint8(result.cf))
+    noisy = to_hwc(to_uint8(result.noisy))
+    frames = {kind: to_hwc(images) for kind, images in result.frames.items()}
+    l_1 = [mean_difference(x, cf) for x, cf in zip(inputs, counterfactuals, strict=True)]
+    records = []
+    for row, record in enumerate(_records(result, l_1)):
+        if record is None:
+            continue
+        records.append(record)
+        if tree is not None:
+            for kind, images in frames.items():
+                _write_frames(tree, kind, record.id, images[row])
+            _write_image_files(tree, record, inputs[row], counterfactuals[row], noisy[row])
+    return records
+
+
+def _records(result: Explanations, l_1: list[np.float32]) -> list[ImageRecord | None]:
+    """One record per image, None for those that failed; tolist() keeps a float32's exact value."""
+    columns = {
+        "label": result.batch.label,
+        "pred": result.pred,
+        "target": result.target,
+        "cf_pred": result.cf_pred,
+        "bkl": 1 - result.cf_p_target,
+        "p_target": result.p_target,
+        "cf_p_target": result.cf_p_target,
+        "scale": result.scale,
+    }
+    columns = {name: values.tolist() for name, values in columns.items()}
+    return [
+        ImageRecord(id=id, l_1=float(l_1[row]), **{name: values[row] for name, values in columns.items()})
+        if finite
+        else None
+        for row, (id, finite) in enumerate(zip(result.batch.ids, result.finite.tolist(), strict=True))
+    ]
+
+
+def _write_image_files(
+    tree: ResultTree, record: ImageRecord, x: np.ndarray, cf: np.ndarray, noisy: np.ndarray
+) -> None:
+    correct, flipped = record.correct, record.flipped
+    if not tree.stored_originals(record.id):
+        write_image(tree.original(record.id, correct), x)
+    write_image(tree.image("CF", record.id, correct, flipped), cf)
+    write_image(tree.image("Noise", record.id, correct, flipped), noisy)
+    write_image(tree.image("SM", record.id, correct, flipped), difference_map(x, cf))
+    # last of all: an image whose text is there is complete
+    write_atomically(tree.info(record.id, correct, flipped), record.text())
+
+
+def _write_frames(tree: ResultTree, kind: str, id: int, images: np.ndarray) -> None:
+    tree.frame(kind, id, 0).parent.mkdir(parents=True, exist_ok=True)
+    for step, image in enumerate(images):
+        write_image(tree.frame(kind, id, step), image)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """An 8-bit image (H, W, 3) in the format that the path's suffix names (JPEG at Pillow's quality 75)."""
+    write_atomically(path, _encoded(image, path.suffix))
+
+
+def _encoded(image: np.ndarray, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[suffix])
+    return buffer.getvalue()
+
+
+def check_original(tree: ResultTree, id: int, x: torch.Tensor) -> None:
+    """Raise InputError if the tree holds another image than x (3, H, W) under this id."""
+    for path in tree.stored_originals(id):
+        ours = _encoded(to_hwc(input_to_uint8(x)), path.suffix)
+        try:
+            a, b = (
+                np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), np.float32)
+                for file in (ours, path.read_bytes())
+            )
+        except OSError as error:
+            raise InputError(f"{path}: not a readable image ({error}); remove it and run again") from None
+        if a.shape != b.shape or np.abs(a - b).mean() > SAME_IMAGE_TOLERANCE:
+            raise InputError(
+                f"{path}: another image lies there under an id of this run (other data or image_size?); "
+                "choose another --output_path"
+            )
