@@ -68,9 +68,7 @@ def parse_args() -> argparse.Namespace:
             f"--chunk {args.chunk}: with --num_chunks {args.num_chunks} the last chunk is {args.num_chunks - 1}"
         )
     if PurePath(args.exp_name).is_absolute() or ".." in PurePath(args.exp_name).parts:
-        raise InputError(
-            f"--exp_name {args.exp_name}: must be a name below OUTPUT_PATH/Results, such as exp/name"
-        )
+        raise InputError(f"--exp_name {args.exp_name}: must be a name below OUTPUT_PATH/Results, such as exp/name")
     return args
 
 
@@ -110,9 +108,7 @@ def add_data_flags(group) -> None:
 def add_output_flags(group) -> None:
     """Where results go."""
     add = group.add_argument
-    add(
-        "--output_path", default="", help="folder of the result tree; several experiments share its originals"
-    )
+    add("--output_path", default="", help="folder of the result tree; several experiments share its originals")
     add("--exp_name", default="", help="name of the experiment, may contain slashes")
     add("--save_images", type=boolean, default=True, help="write the result tree; else only the statistics")
     add("--save_x_t", type=boolean, default=False, help="write the clean estimate of every outer step")
@@ -167,9 +163,7 @@ def add_method_flags(group) -> None:
     add("--use_logits", type=boolean, default=False, help="pull on the logit instead of the log-probability")
     add("--l1_loss", type=number(0), default=0.0, help="weight of the L1 distance of noisy image and input")
     add("--l2_loss", type=number(0), default=0.0, help="weight of the L2 distance of noisy image and input")
-    add(
-        "--l_perc", type=number(0), default=0.0, help="weight of the perceptual (VGG19) distance to the input"
-    )
+    add("--l_perc", type=number(0), default=0.0, help="weight of the perceptual (VGG19) distance to the input")
     add(
         "--l_perc_layer",
         type=integer(1),
@@ -200,9 +194,7 @@ def attribute(text: str) -> int:
     try:
         index = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not an attribute of CelebA (such as Smiling or 31)"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not an attribute of CelebA (such as Smiling or 31)") from None
     if not -1 <= index < len(ATTRIBUTES):
         raise argparse.ArgumentTypeError(f"{text} is not an attribute: CelebA has 0 to {len(ATTRIBUTES) - 1}")
     return index
@@ -245,9 +237,7 @@ def build_job(args: argparse.Namespace, tree: ResultTree) -> Job:
     )
 
 
-def build_explainer(
-    args: argparse.Namespace, diffusion: GaussianDiffusion, device: torch.device
-) -> Explainer:
+def build_explainer(args: argparse.Namespace, diffusion: GaussianDiffusion, device: torch.device) -> Explainer:
     """The networks, loaded onto the device, and the method."""
     classifier = load_classifier(args.classifier_path, device)
     if args.query_label >= classifier.num_outputs:

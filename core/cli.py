@@ -91,9 +91,7 @@ def select_device(gpu: str) -> torch.device:
             say(f"No CUDA GPU found: --gpu {gpu} runs on the CPU.")
             return torch.device("cpu")
         if int(gpu) >= torch.cuda.device_count():
-            raise InputError(
-                f"--gpu {gpu}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0"
-            )
+            raise InputError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0")
         return torch.device("cuda", int(gpu))
     try:
         device = torch.device(gpu)

@@ -137,9 +137,7 @@ def select_ids(
     return list(ids[:limit][chunk::num_chunks])
 
 
-def image_transform(
-    image_size: int, *, random_flip: bool = False, random_crop: bool = False
-) -> transforms.Compose:
+def image_transform(image_size: int, *, random_flip: bool = False, random_crop: bool = False) -> transforms.Compose:
     """PIL RGB image -> tensor (3, image_size, image_size) in [-1, 1].
 
     The shorter side is resized to image_size with Pillow's bilinear filter and the centre is cut out. Training
@@ -183,18 +181,14 @@ def read_annotations(data_dir: str, partition: str) -> pd.DataFrame:
     attributes = _read_attributes(data_dir).set_index("image_id")
     lacking = members.loc[~members["image_id"].isin(attributes.index), "image_id"]
     if len(lacking):
-        raise InputError(
-            f"{data_dir}: {lacking.iat[0]} is in list_eval_partition but not in list_attr_celeba"
-        )
+        raise InputError(f"{data_dir}: {lacking.iat[0]} is in list_eval_partition but not in list_attr_celeba")
     return attributes.loc[members["image_id"]].reset_index()
 
 
 def _read_attributes(data_dir: str) -> pd.DataFrame:
     path, is_csv = _annotation_file(data_dir, "list_attr_celeba")
     # the .txt starts with a count, and its header names no column for the image: pandas then takes it as the index
-    table = (
-        _read_table(path) if is_csv else _read_table(path, sep=r"\s+", skiprows=1, index_col=0).reset_index()
-    )
+    table = _read_table(path) if is_csv else _read_table(path, sep=r"\s+", skiprows=1, index_col=0).reset_index()
     if not is_csv:
         table = table.rename(columns={table.columns[0]: "image_id"})
     _require_columns(path, table, ("image_id", *ATTRIBUTES))
@@ -206,9 +200,7 @@ def _read_attributes(data_dir: str) -> pd.DataFrame:
             f"{path}: {table['image_id'].iat[row]} has {ATTRIBUTES[column]} = {values.iat[row, column]}, expected -1 or 1"
         )
     if table["image_id"].duplicated().any():
-        raise InputError(
-            f"{path}: {table['image_id'][table['image_id'].duplicated()].iat[0]} is listed twice"
-        )
+        raise InputError(f"{path}: {table['image_id'][table['image_id'].duplicated()].iat[0]} is listed twice")
     return pd.concat([table["image_id"].map(_plain_name(path)), (values == 1).astype(np.int64)], axis=1)
 
 
@@ -225,9 +217,7 @@ def _read_partition(data_dir: str) -> pd.DataFrame:
     partitions = pd.to_numeric(table["partition"], errors="coerce")
     if not partitions.isin(PARTITIONS.values()).all():
         wrong = table.loc[~partitions.isin(PARTITIONS.values())].iloc[0]
-        raise InputError(
-            f"{path}: {wrong['image_id']} has partition {wrong['partition']}, expected 0, 1 or 2"
-        )
+        raise InputError(f"{path}: {wrong['image_id']} has partition {wrong['partition']}, expected 0, 1 or 2")
     return table.assign(partition=partitions.astype(int))[["image_id", "partition"]]
 
 
@@ -236,9 +226,7 @@ def _annotation_file(data_dir: str, stem: str) -> tuple[str, bool]:
         path = bf.join(data_dir, stem + suffix)
         if bf.exists(path):
             return path, suffix == ".csv"
-    raise InputError(
-        f"{data_dir}: neither {stem}.csv nor {stem}.txt is there; --data_dir must hold CelebA's files"
-    )
+    raise InputError(f"{data_dir}: neither {stem}.csv nor {stem}.txt is there; --data_dir must hold CelebA's files")
 
 
 def _read_table(path: str, **options) -> pd.DataFrame:
@@ -252,9 +240,7 @@ def _read_table(path: str, **options) -> pd.DataFrame:
 def _require_columns(path: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
     missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise InputError(
-            f"{path}: no column {missing[0]} ({len(missing)} of {len(columns)} columns are missing)"
-        )
+        raise InputError(f"{path}: no column {missing[0]} ({len(missing)} of {len(columns)} columns are missing)")
 
 
 def _plain_name(path: str) -> Callable[[object], str]:

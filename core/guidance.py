@@ -128,9 +128,7 @@ class Guidance:
 
     def perceptual_gradient(self, x_t: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """∇ λp · (each image's mean squared difference to the input's features) at the clean estimate."""
-        return _gradient(
-            lambda u: self.l_perc * (self.perceptual(u) - features).square().flatten(1).mean(1).sum(), x_t
-        )
+        return _gradient(lambda u: self.l_perc * (self.perceptual(u) - features).square().flatten(1).mean(1).sum(), x_t)
 
     def distance_gradient(self, z_t: torch.Tensor, x: torch.Tensor) -> torch.Tensor | float:
         """∇ (λ1 ℓ1 + λ2 ℓ2) at the noisy image, in closed form: sign and unit vector, 0 where z_t equals x."""

@@ -61,9 +61,7 @@ class ResultTree:
     def stored_originals(self, id: int) -> list[Path]:
         """The files under which input `id` lies there already, in any format: none, one, or one in each folder."""
         candidates = (
-            self._originals(correct) / f"{id:07d}.{suffix}"
-            for correct in (True, False)
-            for suffix in IMAGE_FORMATS
+            self._originals(correct) / f"{id:07d}.{suffix}" for correct in (True, False) for suffix in IMAGE_FORMATS
         )
         return [path for path in candidates if path.exists()]
 
@@ -104,9 +102,7 @@ class ResultTree:
         pairs = sorted(self._find_pairs(), key=lambda pair: pair.id)
         for first, second in zip(pairs, pairs[1:], strict=False):
             if first.id == second.id:
-                raise InputError(
-                    f"{first.counterfactual} and {second.counterfactual}: one id, two counterfactuals"
-                )
+                raise InputError(f"{first.counterfactual} and {second.counterfactual}: one id, two counterfactuals")
         return pairs
 
     def _find_pairs(self) -> Iterator[Pair]:
@@ -117,9 +113,7 @@ class ResultTree:
                     id = int(path.stem)
                     originals = self.stored_originals(id)
                     if not originals:
-                        raise InputError(
-                            f"{path}: its input {id:07d} is not in {self.output_path / 'Original'}"
-                        )
+                        raise InputError(f"{path}: its input {id:07d} is not in {self.output_path / 'Original'}")
                     yield Pair(id, correct, flipped, originals[0], path, self.info(id, correct, flipped))
 
     def _known_experiments(self) -> str:

@@ -113,9 +113,7 @@ class DiME:
             mean = p.mean
             if step < self.guided_iterations:
                 mean = mean - p.variance * gradient(x_t, z_t, denoiser.sqrt_alpha_bar(i))
-            eps = draw(
-                z_t.shape
-            )  # also at the last index, which does not use it: the published order of draws
+            eps = draw(z_t.shape)  # also at the last index, which does not use it: the published order of draws
             z_t = mean + p.std * eps if i > 0 else mean
             if i > 0:
                 output = denoiser.output(z_t, i - 1)
@@ -123,9 +121,7 @@ class DiME:
                     x_t = self._estimate(denoiser, z_t, i - 1, output, draw)
         return z_t
 
-    def _estimate(
-        self, denoiser: Denoiser, z: torch.Tensor, i: int, output: torch.Tensor, draw: Draw
-    ) -> torch.Tensor:
+    def _estimate(self, denoiser: Denoiser, z: torch.Tensor, i: int, output: torch.Tensor, draw: Draw) -> torch.Tensor:
         """x_t: the end of an unguided chain from z over the indices i, ..., 0; `output` is the network's at (z, i)."""
         while True:
             p = denoiser.reverse(output, z, i)

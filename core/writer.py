@@ -63,9 +63,7 @@ def _records(result: Explanations, l_1: list[np.float32]) -> list[ImageRecord | 
     ]
 
 
-def _write_image_files(
-    tree: ResultTree, record: ImageRecord, x: np.ndarray, cf: np.ndarray, noisy: np.ndarray
-) -> None:
+def _write_image_files(tree: ResultTree, record: ImageRecord, x: np.ndarray, cf: np.ndarray, noisy: np.ndarray) -> None:
     correct, flipped = record.correct, record.flipped
     if not tree.stored_originals(record.id):
         write_image(tree.original(record.id, correct), x)
