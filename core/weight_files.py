@@ -1,0 +1,156 @@
+"""Reading files of weights: nothing in them is ever executed; one line says what is wrong with a file."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.errors import InputError
+from guided_diffusion import checkpoint_util
+
+WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "models"
+"""Where users put weights (models/README.md)."""
+TORCHVISION_URL = "https://download.pytorch.org/models/"
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """What a checkpoint holds, on the CPU: a .safetensors file or one that torch.save wrote.
+
+    Only tensors, containers and plain values are read. Raises InputError for a missing, empty, damaged or
+    unsafe file.
+    """
+    return _read(path, checkpoint_util.load)
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """A network's weights, without the `module.` of parallel wrappers; InputError as in read_checkpoint."""
+    return _read(path, checkpoint_util.load_state_dict)
+
+
+def read_numpy_pickle(path: str | Path) -> dict[str, np.ndarray]:
+    """A pickled dict of names and numpy arrays, as the VGGFace2 weights are published (Python 2, latin1).
+
+    Anything but numpy's own way of rebuilding arrays is refused. Raises InputError.
+    """
+    path = Path(path)
+    _require_file(path)
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+    except _ForbiddenError as error:
+        raise InputError(f"{path}: asks for {error}, which is no numpy array, so it is not loaded") from None
+    except Exception:  # a damaged pickle fails in nearly any way
+        raise InputError(f"{path}: damaged, or not a pickle of numpy arrays; get the file again") from None
+    arrays = content if isinstance(content, dict) else {}
+    if not arrays or not all(isinstance(k, str) and _is_numeric(v) for k, v in arrays.items()):
+        raise InputError(f"{path}: expected a pickled dict of names and numpy arrays, found {describe(content)}")
+    return arrays
+
+
+def torchvision_weights(name: str) -> Path:
+    """Where torchvision's weights `name` (such as vgg19-dcbb9e9d.pth) lie: models/, or the torch hub cache.
+
+    They are downloaded into the cache when neither has them. Raises InputError when that fails.
+    """
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
+    for path in (WEIGHTS_FOLDER / name, cached):
+        if path.is_file():
+            return path
+    url = TORCHVISION_URL + name
+    checksum = name.rpartition("-")[2].removesuffix(".pth")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(cached), hash_prefix=checksum)
+    except (OSError, RuntimeError) as error:  # no network, no room, or another content than the checksum's
+        raise InputError(
+            f"{WEIGHTS_FOLDER / name}: no such file, and it could not be downloaded ({error}); "
+            f"get {url} on a machine with a network and put it there or at {cached}"
+        ) from None
+    return cached
+
+
+def describe(content: Any) -> str:
+    """What a loaded file holds, in a few words for an error."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    if content and all(isinstance(value, (torch.Tensor, np.ndarray)) for value in content.values()):
+        return f"a table of {len(content)} tensors ({_first_names(content)})"
+    return f"a dict with {_first_names(content)}" if content else "an empty dict"
+
+
+def _first_names(content: dict) -> str:
+    names = ", ".join(str(name) for name in list(content)[:3])
+    return f"{names}, …" if len(content) > 3 else names
+
+
+def _read(path: str | Path, load: Callable[[str | Path], Any]) -> Any:
+    if "://" not in str(path):
+        _require_file(Path(path))
+    if str(path).endswith(".safetensors"):
+        return _read_safetensors(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about files that it refuses a moment later
+            return load(path)
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from None
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file of weights")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of weights")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: is empty, expected a file of weights; get or write it again")
+
+
+def _read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise InputError(
+            f"{path}: reading .safetensors needs the package of that name (pip install safetensors)"
+        ) from None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged or not a safetensors file ({error})") from None
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+
+
+class _ForbiddenError(Exception):
+    """A pickle wants something that may not be loaded."""
+
+
+def _array_builders() -> dict[tuple[str, str], Any]:
+    """What a pickle of arrays may name: numpy moved these functions from numpy.core to numpy._core in version
+    2.
+    """
+    sample = np.empty(1)
+    builders = {
+        ("multiarray", "_reconstruct"): sample.__reduce__()[0],
+        ("multiarray", "scalar"): np.float32(0).__reduce__()[0],
+        ("numeric", "_frombuffer"): sample.__reduce_ex__(5)[0],
+    }
+    moved = {(f"numpy.{core}.{part}", name): f for core in ("core", "_core") for (part, name), f in builders.items()}
+    return {**moved, ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    _allowed = _array_builders()
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._allowed:
+            raise _ForbiddenError(f"{module}.{name}")
+        return self._allowed[module, name]
