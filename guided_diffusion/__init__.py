@@ -1,1 +1,4 @@
-"""The diffusion library: U-Net, Gaussian diffusion, respacing, training. Scripts for guided-diffusion import it by these names."""
+"""The diffusion library: U-Net, Gaussian diffusion, respacing, training, sampling.
+
+Scripts written for openai/guided-diffusion import it by the names of that package.
+"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,16 +13,14 @@ import torch
 def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) -> np.ndarray:
     """β of a named schedule, (num_diffusion_timesteps,) in float64.
 
-    "linear" (Ho et al. 2020) keeps its limits per unit of time for any number of steps; "cosine" is Nichol and
-    Dhariwal 2021, equation 17. Raises ValueError for another name.
+    "linear" is that of Ho et al. 2020, its limits scaled to the number of steps; "cosine" is Nichol and Dhariwal
+    2021, equation 17. Raises ValueError for another name.
     """
     if schedule_name == "linear":
         scale = 1000 / num_diffusion_timesteps
         return np.linspace(scale * 1e-4, scale * 0.02, num_diffusion_timesteps, dtype=np.float64)
     if schedule_name == "cosine":
-        return betas_for_alpha_bar(
-            num_diffusion_timesteps, lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-        )
+        return betas_for_alpha_bar(num_diffusion_timesteps, lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2)
     raise ValueError(f"--noise_schedule {schedule_name!r} is unknown: expected linear or cosine")
 
 
@@ -33,15 +32,15 @@ def betas_for_alpha_bar(
     max_beta keeps the last steps from being singular. Returns (num_diffusion_timesteps,) in float64.
     """
     times = [i / num_diffusion_timesteps for i in range(num_diffusion_timesteps + 1)]
-    betas = [1 - alpha_bar(end) / alpha_bar(start) for start, end in zip(times, times[1:])]
+    betas = [1 - alpha_bar(end) / alpha_bar(start) for start, end in pairwise(times)]
     return np.minimum(betas, max_beta)
 
 
 class ForwardProcess:
     """q(x_t | x_0) of a schedule, its posterior, and the ways between x_0, ε and x_t (Ho et al. 2020, section 2).
 
-    Images are float tensors (N, ...); t is (N,), integer indices 0 … num_timesteps - 1 on the same device. The schedule's
-    arrays are public, float64, of length num_timesteps.
+    Images are float tensors (N, ...); t is (N,), integer indices 0 … num_timesteps - 1, on the same device. The
+    schedule's arrays are public: float64, of length num_timesteps.
 
     Args:
         betas: β, (num_timesteps,), in (0, 1].
@@ -66,19 +65,17 @@ class ForwardProcess:
 
         self.posterior_variance = betas * (1.0 - self.alphas_cumprod_prev) / self.one_minus_alphas_cumprod
         self.posterior_mean_coef1 = betas * np.sqrt(self.alphas_cumprod_prev) / self.one_minus_alphas_cumprod
-        self.posterior_mean_coef2 = (
-            (1.0 - self.alphas_cumprod_prev) * np.sqrt(alphas) / self.one_minus_alphas_cumprod
-        )
-        # The first posterior variance is 0, whose logarithm is no number to calculate with: entry 1 stands in.
-        no_zero = np.append(self.posterior_variance[1:2], self.posterior_variance[1:])
-        self.posterior_log_variance_clipped = np.log(no_zero)
+        self.posterior_mean_coef2 = (1.0 - self.alphas_cumprod_prev) * np.sqrt(alphas) / self.one_minus_alphas_cumprod
+        # The first posterior variance is 0, which has no logarithm: the second stands in (β where it is alone).
+        first = self.posterior_variance[1] if self.num_timesteps > 1 else betas[0]
+        self.posterior_log_variance_clipped = np.log(np.append(first, self.posterior_variance[1:]))
         self.log_betas = np.log(betas)
-        self.fixed_large_variance = np.append(self.posterior_variance[1:2], betas[1:])
+        self.fixed_large_variance = np.append(first, betas[1:])
         self.fixed_large_log_variance = np.log(self.fixed_large_variance)
         self._tables: dict[tuple[str, torch.device], torch.Tensor] = {}
 
     def at(self, name: str, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Entries t of the schedule array `name` in float32, shaped (N, 1, ...) to broadcast against `like`."""
+        """Entries t of the schedule array `name` in float32, (N, 1, ...), to broadcast against `like`."""
         key = (name, t.device)
         if key not in self._tables:  # once per device: sampling loops copy nothing between host and device
             self._tables[key] = torch.from_numpy(getattr(self, name)).float().to(t.device)
@@ -94,9 +91,7 @@ class ForwardProcess:
             self.at("log_one_minus_alphas_cumprod", t, x_start).expand_as(x_start),
         )
 
-    def q_sample(
-        self, x_start: torch.Tensor, t: torch.Tensor, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def q_sample(self, x_start: torch.Tensor, t: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """A draw from q(x_t | x_0): sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε, with ε = noise or fresh."""
         noise = torch.randn_like(x_start) if noise is None else noise
         return (
@@ -107,31 +102,27 @@ class ForwardProcess:
     def q_posterior_mean_variance(
         self, x_start: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mean, variance and clipped log variance of q(x_{t-1} | x_t, x_0), each shaped like x_t (equations 6 and 7)."""
+        """Mean, variance and clipped log variance of q(x_{t-1} | x_t, x_0), each shaped like x_t (equation 6)."""
         return (
-            self._posterior_mean(x_start, x_t, t),
+            self.posterior_mean(x_start, x_t, t),
             self.at("posterior_variance", t, x_t).expand_as(x_t),
             self.at("posterior_log_variance_clipped", t, x_t).expand_as(x_t),
         )
 
-    def _posterior_mean(self, x_start: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return (
-            self.at("posterior_mean_coef1", t, x_t) * x_start + self.at("posterior_mean_coef2", t, x_t) * x_t
-        )
+    def posterior_mean(self, x_start: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The mean of q(x_{t-1} | x_t, x_0) (equation 7)."""
+        return self.at("posterior_mean_coef1", t, x_t) * x_start + self.at("posterior_mean_coef2", t, x_t) * x_t
 
-    def _xstart_from_eps(self, x_t: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        return (
-            self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
-            - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
-        )
+    def xstart_from_eps(self, x_t: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """The x_0 that noise ε turned into x_t."""
+        return self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
 
-    def _xstart_from_previous(self, x_t: torch.Tensor, t: torch.Tensor, x_prev: torch.Tensor) -> torch.Tensor:
+    def xstart_from_previous(self, x_t: torch.Tensor, t: torch.Tensor, x_prev: torch.Tensor) -> torch.Tensor:
         """The x_0 whose posterior mean is x_prev."""
-        return (x_prev - self.at("posterior_mean_coef2", t, x_t) * x_t) / self.at(
-            "posterior_mean_coef1", t, x_t
-        )
+        return (x_prev - self.at("posterior_mean_coef2", t, x_t) * x_t) / self.at("posterior_mean_coef1", t, x_t)
 
-    def _eps_from_xstart(self, x_t: torch.Tensor, t: torch.Tensor, x_start: torch.Tensor) -> torch.Tensor:
+    def eps_from_xstart(self, x_t: torch.Tensor, t: torch.Tensor, x_start: torch.Tensor) -> torch.Tensor:
+        """The noise ε that turned x_0 into x_t."""
         return (self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - x_start) / self.at(
             "sqrt_recipm1_alphas_cumprod", t, x_t
         )

@@ -25,9 +25,7 @@ def normal_kl(
         raise TypeError("normal_kl: at least one argument must be a tensor")
     logvar1, logvar2 = (torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (logvar1, logvar2))
     squared_distance = (mean1 - mean2) ** 2
-    return 0.5 * (
-        logvar2 - logvar1 - 1 + torch.exp(logvar1 - logvar2) + squared_distance * torch.exp(-logvar2)
-    )
+    return 0.5 * (logvar2 - logvar1 - 1 + torch.exp(logvar1 - logvar2) + squared_distance * torch.exp(-logvar2))
 
 
 def approx_standard_normal_cdf(x: torch.Tensor) -> torch.Tensor:

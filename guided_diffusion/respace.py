@@ -14,9 +14,9 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 def space_timesteps(num_timesteps: int, section_counts: str | Iterable[int]) -> set[int]:
     """Choose timesteps from 0 … num_timesteps - 1.
 
-    The range is cut into as many sections as there are counts, of equal length up to one step; each count says how
-    many timesteps are taken from its section, evenly, the section's first and last among them. "ddimN" takes N
-    timesteps with a fixed whole stride, from 0 (Song et al. 2021).
+    The range is cut into as many sections as there are counts, of equal length up to one step; each count says
+    how many timesteps are taken from its section, evenly, the section's first and last among them. "ddimN" takes
+    N timesteps with a fixed whole stride, from 0 (Song et al. 2021).
 
     Args:
         section_counts: the counts, or a text of them separated by commas, or "ddimN".
@@ -37,8 +37,8 @@ def space_timesteps(num_timesteps: int, section_counts: str | Iterable[int]) -> 
         size = length + (section < longer)
         if not 1 <= count <= size:
             raise ValueError(
-                f"--timestep_respacing: cannot take {count} timesteps from section {section}, which has {size} "
-                f"(of {num_timesteps} diffusion steps in {len(counts)} sections)"
+                f"--timestep_respacing: cannot take {count} timesteps from section {section + 1} of {len(counts)}, "
+                f"which has {size} of the {num_timesteps} diffusion steps"
             )
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
@@ -63,16 +63,14 @@ def _strided_timesteps(num_timesteps: int, text: str) -> set[int]:
     for stride in range(1, num_timesteps):
         if len(range(0, num_timesteps, stride)) == count:
             return set(range(0, num_timesteps, stride))
-    raise ValueError(
-        f"--timestep_respacing {text!r}: no whole stride gives that many of {num_timesteps} timesteps"
-    )
+    raise ValueError(f"--timestep_respacing {text!r}: no whole stride gives that many of {num_timesteps} timesteps")
 
 
 class SpacedDiffusion(GaussianDiffusion):
     """A diffusion process that visits only some timesteps of a longer one.
 
-    Its ᾱ are those of the longer process at the timesteps that are kept. Methods take indices of the short process; networks
-    and cond_fn see the timesteps of the long one (Nichol and Dhariwal 2021, section 4).
+    Its ᾱ are those of the longer process at the timesteps that are kept. Methods take indices of the short
+    process; networks and cond_fn see the timesteps of the long one (Nichol and Dhariwal 2021, section 4).
 
     Args:
         use_timesteps: the timesteps to keep.
@@ -88,7 +86,7 @@ class SpacedDiffusion(GaussianDiffusion):
         super().__init__(betas=1 - kept / np.append(1.0, kept[:-1]), **settings)
         self._timestep_maps: dict[torch.device, torch.Tensor] = {}
 
-    def _network_timesteps(self, t: torch.Tensor) -> torch.Tensor:
+    def network_timesteps(self, t: torch.Tensor) -> torch.Tensor:
         if t.device not in self._timestep_maps:
             self._timestep_maps[t.device] = torch.tensor(self.timestep_map, device=t.device)
         return self._rescaled(self._timestep_maps[t.device][t], self.original_num_steps)

@@ -106,9 +106,7 @@ def create_model_and_diffusion(
     defaults = model_and_diffusion_defaults()
     unknown = sorted(flags.keys() - defaults.keys())
     if unknown:
-        raise TypeError(
-            f"create_model_and_diffusion: unknown flags {', '.join(unknown)}; known: {', '.join(defaults)}"
-        )
+        raise TypeError(f"create_model_and_diffusion: unknown flags {', '.join(unknown)}; known: {', '.join(defaults)}")
     flags = {**defaults, **flags}
     diffusion_flags = args_to_dict(argparse.Namespace(**flags), diffusion_defaults())
     model_flags = {key: value for key, value in flags.items() if key not in diffusion_flags}

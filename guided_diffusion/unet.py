@@ -43,7 +43,8 @@ class ResBlock(nn.Module):
         channels, out_channels: width of its input and of its output.
         emb_channels: width of the embedding.
         resample: parameterless module that changes the resolution of both branches, or None.
-        use_scale_shift_norm: the embedding scales and shifts the second normalisation instead of being added before it.
+        use_scale_shift_norm: the embedding scales and shifts the second normalisation's result instead of being
+            added before it.
         use_checkpoint: recompute the activations in the backward pass.
     """
 
@@ -98,13 +99,11 @@ class AttentionBlock(nn.Module):
 
     Args:
         num_heads: heads, each of channels // num_heads channels.
-        new_order: the channels of qkv are split into q, k, v and then into heads, instead of the other way round.
+        new_order: split the channels of qkv into q, k, v and then into heads, instead of heads first.
         use_checkpoint: recompute the activations in the backward pass.
     """
 
-    def __init__(
-        self, channels: int, num_heads: int, *, new_order: bool = False, use_checkpoint: bool = False
-    ) -> None:
+    def __init__(self, channels: int, num_heads: int, *, new_order: bool = False, use_checkpoint: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.new_order = new_order
@@ -120,7 +119,7 @@ class AttentionBlock(nn.Module):
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         n, channels, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (N, T, C), T = H·W
-        # A 1x1 convolution is a matrix product over channels; written so, heads are views and nothing is copied.
+        # A 1x1 convolution is a matrix product over channels; written so, the heads are views: nothing is copied.
         qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)  # (N, T, 3C)
         if self.new_order:
             q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (N, T, heads, ch)
@@ -161,8 +160,9 @@ class UNetModel(nn.Module):
         use_fp16: the wish to run in half precision, recorded; convert_to_fp16 grants it.
         num_heads, num_heads_upsample: attention heads on the way down and up; -1: as on the way down.
         num_head_channels: channels of a head, in place of num_heads; -1: num_heads decides.
-        use_scale_shift_norm, resblock_updown, use_new_attention_order: see ResBlock and AttentionBlock; resblock_updown
-            lets residual blocks change the resolution.
+        use_scale_shift_norm: see ResBlock.
+        resblock_updown: residual blocks change the resolution instead of Downsample and Upsample.
+        use_new_attention_order: see AttentionBlock.
 
     Raises ValueError where widths cannot be divided into groups or heads.
     """
@@ -315,7 +315,7 @@ class UNetModel(nn.Module):
         return self.input_blocks[0][0].weight.dtype
 
     def convert_to(self, dtype: torch.dtype) -> None:
-        """Make the convolutions of input, middle and output blocks compute in dtype: float16, bfloat16 or float32.
+        """Turn the convolutions of input, middle and output blocks into float16, bfloat16 or float32.
 
         Norms, the linear layers of the embeddings and the head stay as they are.
         """
@@ -332,9 +332,7 @@ class UNetModel(nn.Module):
         """convert_to(torch.float32), under its published name."""
         self.convert_to(torch.float32)
 
-    def forward(
-        self, x: torch.Tensor, timesteps: torch.Tensor, y: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """The network's output for noisy images.
 
         Args:

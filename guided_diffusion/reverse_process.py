@@ -1,0 +1,185 @@
+"""The denoising half of a diffusion process: what a network's output says about one step back."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from guided_diffusion.forward_process import ForwardProcess
+
+Model = Callable[..., torch.Tensor]
+"""A network, called as model(x, timesteps, **model_kwargs)."""
+
+Gradient = Callable[..., torch.Tensor]
+"""A cond_fn, called as cond_fn(x, timesteps, **model_kwargs): the gradient of log p(y | x_t), shaped like x."""
+
+Kwargs = Mapping[str, Any]
+Tensors = dict[str, torch.Tensor]
+Denoised = Callable[[torch.Tensor], torch.Tensor]
+
+
+class ModelMeanType(enum.Enum):
+    """What the network predicts."""
+
+    PREVIOUS_X = enum.auto()
+    START_X = enum.auto()
+    EPSILON = enum.auto()
+
+
+class ModelVarType(enum.Enum):
+    """Where the variance of a step back comes from; LEARNED_RANGE lies between the two fixed ones."""
+
+    LEARNED = enum.auto()
+    FIXED_SMALL = enum.auto()
+    FIXED_LARGE = enum.auto()
+    LEARNED_RANGE = enum.auto()
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the network's output has a second half of channels, for the variance."""
+        return self in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+
+
+class ReverseProcess(ForwardProcess):
+    """p(x_{t-1} | x_t) of a network, and its guidance by gradients.
+
+    Args:
+        betas: β, (num_timesteps,).
+        model_mean_type: what the network predicts.
+        model_var_type: the variance of a step back.
+        rescale_timesteps: show the network timesteps as if there were 1000 of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        betas: np.ndarray,
+        model_mean_type: ModelMeanType,
+        model_var_type: ModelVarType,
+        rescale_timesteps: bool = False,
+    ) -> None:
+        super().__init__(betas)
+        self.model_mean_type = model_mean_type
+        self.model_var_type = model_var_type
+        self.rescale_timesteps = rescale_timesteps
+
+    def network_timesteps(self, t: torch.Tensor) -> torch.Tensor:
+        """The timesteps (N,) that networks and cond_fn are given at indices t."""
+        return self._rescaled(t, self.num_timesteps)
+
+    def _rescaled(self, timesteps: torch.Tensor, num_steps: int) -> torch.Tensor:
+        return timesteps.float() * (1000.0 / num_steps) if self.rescale_timesteps else timesteps
+
+    def model_output(
+        self, model: Model, x: torch.Tensor, t: torch.Tensor, model_kwargs: Kwargs | None = None
+    ) -> torch.Tensor:
+        """The network's raw output at indices t, (N, C or 2C, H, W). Draws no random number."""
+        return model(x, self.network_timesteps(t), **(model_kwargs or {}))
+
+    def interpret_output(
+        self,
+        model_output: torch.Tensor,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Denoised | None = None,
+    ) -> Tensors:
+        """p(x_{t-1} | x_t) from a raw output. Evaluates no network, draws no random number.
+
+        Args:
+            model_output: (N, C, H, W), or (N, 2C, H, W) when the variance is learned.
+            clip_denoised: clip pred_xstart to [-1, 1].
+            denoised_fn: applied to pred_xstart before it is clipped.
+
+        Returns mean, variance, log_variance and pred_xstart, each shaped like x. Raises ValueError when the
+        number of output channels does not fit.
+        """
+        prediction, variance_values = self.split_output(model_output, x)
+        variance, log_variance = self._variance(variance_values, x, t)
+
+        if self.model_mean_type is ModelMeanType.EPSILON:
+            pred_xstart = self.xstart_from_eps(x, t, prediction)
+        elif self.model_mean_type is ModelMeanType.PREVIOUS_X:
+            pred_xstart = self.xstart_from_previous(x, t, prediction)
+        else:
+            pred_xstart = prediction
+        if denoised_fn is not None:
+            pred_xstart = denoised_fn(pred_xstart)
+        if clip_denoised:
+            pred_xstart = pred_xstart.clamp(-1, 1)
+
+        direct = self.model_mean_type is ModelMeanType.PREVIOUS_X
+        mean = prediction if direct else self.posterior_mean(pred_xstart, x, t)
+        return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": pred_xstart}
+
+    def split_output(self, output: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A raw output's prediction and its values for the variance (None when it is fixed)."""
+        learned = self.model_var_type.is_learned
+        expected = (x.shape[0], x.shape[1] * (2 if learned else 1), *x.shape[2:])
+        if output.shape != expected:
+            raise ValueError(
+                f"the network's output is {tuple(output.shape)} where {expected} was expected: "
+                f"was it trained with learn_sigma {learned}?"
+            )
+        return output.split(x.shape[1], dim=1) if learned else (output, None)
+
+    def _variance(
+        self, values: torch.Tensor | None, x: torch.Tensor, t: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Variance and log variance of the step back, shaped like x."""
+        if self.model_var_type is ModelVarType.FIXED_LARGE:
+            fixed = ("fixed_large_variance", "fixed_large_log_variance")
+            return tuple(self.at(name, t, x).expand_as(x) for name in fixed)
+        if self.model_var_type is ModelVarType.FIXED_SMALL:
+            fixed = ("posterior_variance", "posterior_log_variance_clipped")
+            return tuple(self.at(name, t, x).expand_as(x) for name in fixed)
+        if self.model_var_type is ModelVarType.LEARNED:
+            return values.exp(), values
+        fraction = (values + 1) / 2  # Nichol and Dhariwal 2021, equation 15
+        smallest, largest = self.at("posterior_log_variance_clipped", t, x), self.at("log_betas", t, x)
+        log_variance = fraction * largest + (1 - fraction) * smallest
+        return log_variance.exp(), log_variance
+
+    def p_mean_variance(
+        self,
+        model: Model,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Denoised | None = None,
+        model_kwargs: Kwargs | None = None,
+    ) -> Tensors:
+        """p(x_{t-1} | x_t) of the network: model_output, then interpret_output."""
+        output = self.model_output(model, x, t, model_kwargs)
+        return self.interpret_output(output, x, t, clip_denoised, denoised_fn)
+
+    def condition_mean(
+        self,
+        cond_fn: Gradient,
+        p_mean_var: Tensors,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        model_kwargs: Kwargs | None = None,
+    ) -> torch.Tensor:
+        """The mean plus variance · cond_fn (Dhariwal and Nichol 2021, algorithm 1)."""
+        gradient = cond_fn(x, self.network_timesteps(t), **(model_kwargs or {}))
+        return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
+
+    def condition_score(
+        self,
+        cond_fn: Gradient,
+        p_mean_var: Tensors,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        model_kwargs: Kwargs | None = None,
+    ) -> Tensors:
+        """p_mean_var with its score shifted by cond_fn, for DDIM (Dhariwal and Nichol 2021, algorithm 2)."""
+        gradient = cond_fn(x, self.network_timesteps(t), **(model_kwargs or {}))
+        eps = self.eps_from_xstart(x, t, p_mean_var["pred_xstart"])
+        eps = eps - self.at("sqrt_one_minus_alphas_cumprod", t, x) * gradient
+        pred_xstart = self.xstart_from_eps(x, t, eps)
+        return {**p_mean_var, "pred_xstart": pred_xstart, "mean": self.posterior_mean(pred_xstart, x, t)}
