@@ -1,0 +1,215 @@
+"""A face as numbers: what can vary, how it is sampled, what one changed attribute means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+
+import numpy as np
+
+from core.drawn_faces.attributes import (
+    DRAWN,
+    HAIR_COLOURS,
+    Correlation,
+    choose_attributes,
+    excludes,
+    natural_probability,
+    require_drawn,
+)
+from core.datasets import ATTRIBUTES
+from core.errors import InputError
+
+AUBURN = "Auburn_Hair"
+"""The hair colour that is none of CelebA's four."""
+
+
+def between(low: float, high: float) -> float:
+    """A number of the face, uniform in [low, high]."""
+    return field(metadata={"low": low, "high": high})
+
+
+def one_of(count: int) -> int:
+    """A choice of the face: a whole number in 0..count-1, all equally likely."""
+    return field(metadata={"count": count})
+
+
+@dataclass(frozen=True)
+class Face:
+    """Everything that is needed to draw one face.
+
+    Lengths are pixels of a 178x218 picture at scale 1, tones lie in [-1, 1] or [0, 1] along a palette. No number
+    depends on an attribute (hair length excepted, see sample_face), so an attribute can be changed alone.
+    """
+
+    seed: int
+    index: int
+    has: frozenset[str]  # the drawn attributes that the face has
+    hair: str  # the colour of the hair, also where the head is bald: one of HAIR_COLOURS or AUBURN
+    other_hair: str  # the colour that the hair takes when `hair` is taken away
+    hair_length: int  # 0 short, 1 to the jaw, 2 to the shoulders
+
+    # pose
+    roll: float = between(-7, 7)  # degrees in the image plane
+    yaw: float = between(-15, 15)  # degrees about the vertical axis
+    nod: float = between(-3, 3)  # how far the features move down the face
+    scale: float = between(0.93, 1.07)
+    shift_x: float = between(-4, 4)
+    shift_y: float = between(-4, 4)
+
+    # head
+    face_width: float = between(0.94, 1.07)
+    chin: float = between(-4, 4)  # added to the length of the face
+    jaw: float = between(-2, 2)  # added to the half-width of the jaw
+    skin_tone: float = between(0, 1)  # fair to dark
+    skin_warmth: float = between(-1, 1)
+    ear_size: float = between(0.9, 1.15)
+    blush: float = between(0, 1)
+    freckles: float = between(-2, 1)  # none below 0
+
+    # features
+    eye_gap: float = between(-1.5, 1.5)
+    eye_size: float = between(0.92, 1.1)
+    eye_tilt: float = between(-1, 1.6)
+    eye_colour: int = one_of(5)
+    gaze: float = between(-1.5, 1.5)
+    brow_arch: float = between(1, 4.5)
+    brow_height: float = between(-1.5, 1.5)
+    nose_length: float = between(-2, 2.5)
+    nose_width: float = between(0.92, 1.1)
+    mouth_width: float = between(0.93, 1.07)
+    mouth_height: float = between(-1.5, 1.5)
+    lip_fullness: float = between(0.8, 1.2)
+    mood: float = between(-2.2, 0.6)  # how far the corners of a mouth at rest point up
+    lipstick: int = one_of(5)
+    wrinkle_depth: float = between(0.8, 1.1)
+
+    # hair
+    hair_tint: float = between(-1, 1)  # darker to lighter, within its colour
+    hair_volume: float = between(5, 13)
+    hair_wave: float = between(0, 1)  # straight to curly
+    part: float = between(-22, 22)  # where the parting stands
+    hairline: float = between(-56, -48)
+    hair_fall: float = between(-3, 5)  # how far the hair comes in at the temples
+    fringe: float = between(-33, -27)  # lower edge of bangs
+    fringe_slant: float = between(-3, 3)
+    beard_height: float = between(-4, 4)
+    mustache_width: float = between(18, 23)
+
+    # things worn
+    glasses: int = one_of(3)  # round, square, half-moon
+    glasses_colour: int = one_of(5)
+    hat: int = one_of(3)  # woollen hat, cap, brimmed hat
+    hat_hue: float = between(0, 1)
+    hat_shade: float = between(0.35, 0.85)
+    earring: int = one_of(3)  # hoop, ball, drop
+    earring_metal: int = one_of(3)
+    clothes: int = one_of(3)  # round neck, shirt collar, v-neck
+    clothes_hue: float = between(0, 1)
+    clothes_shade: float = between(0.2, 0.9)
+
+    # around the face
+    backdrop: int = one_of(5)  # gradient, bokeh, stripes, room, clouds
+    backdrop_hue: float = between(0, 1)
+    backdrop_contrast: float = between(-1, 1)  # how the second hue differs from the first
+    backdrop_shade: float = between(0.35, 0.95)
+    backdrop_angle: float = between(0, 360)
+    light_angle: float = between(-70, 70)  # degrees from straight above, positive to the right
+    light_strength: float = between(0.5, 1)
+    exposure: float = between(0.94, 1.05)
+    white_balance: float = between(-1, 1)  # cold to warm
+    grain: float = between(0.5, 2.5)  # standard deviation of the noise, in grey levels
+
+    def to_dict(self) -> dict:
+        """The face as plain numbers, strings and lists, for JSON."""
+        return asdict(self) | {"has": [name for name in DRAWN if name in self.has]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> Face:
+        """The inverse of to_dict. Raises InputError when a number is missing or unknown."""
+        known = {entry.name for entry in fields(cls)}
+        if set(values) != known:
+            odd = ", ".join(sorted(set(values) ^ known))
+            raise InputError(f"a stored face does not fit this version of the drawer ({odd}); draw the faces again")
+        return cls(**dict(values) | {"has": frozenset(values["has"])})
+
+
+def sample_face(seed: int, index: int, correlations: Iterable[Correlation] = ()) -> Face:
+    """Face number `index` (>= 0) of the set `seed` (>= 0). It depends on nothing else: not on other faces.
+
+    The numbers of the face do not depend on the correlations; hair length follows the natural habit (long on
+    three in four women and one in ten men). Raises InputError when the correlations contradict each other.
+    """
+    rng = np.random.default_rng([seed, index])
+    chances = dict(zip(DRAWN, rng.random(len(DRAWN)).tolist(), strict=True))
+    has = choose_attributes(chances, correlations)
+    free = [entry for entry in fields(Face) if entry.metadata]
+    numbers = {
+        entry.name: _scaled(u, entry.metadata) for entry, u in zip(free, rng.random(len(free)).tolist(), strict=True)
+    }
+    u_length, u_hair, u_other = rng.random(3).tolist()
+    hair = next((colour for colour in HAIR_COLOURS if colour in has), None)
+    hair = hair or (_natural_hair(u_hair, has) if "Bald" in has else AUBURN)
+    other = [colour for colour in (*HAIR_COLOURS, AUBURN) if colour != hair]
+    return Face(
+        seed=seed,
+        index=index,
+        has=has,
+        hair=hair,
+        other_hair=other[int(u_other * len(other))],
+        hair_length=_hair_length(u_length, "Male" in has),
+        **numbers,
+    )
+
+
+def _scaled(u: float, metadata: Mapping) -> float | int:
+    if "count" in metadata:
+        return int(u * metadata["count"])
+    return round(metadata["low"] + u * (metadata["high"] - metadata["low"]), 4)
+
+
+def _hair_length(u: float, male: bool) -> int:
+    long, medium = (0.04, 0.10) if male else (0.45, 0.75)
+    return 2 if u < long else 1 if u < medium else 0
+
+
+def _natural_hair(u: float, has: frozenset[str]) -> str:
+    """The colour a bald head's hair would have: gray or not by its natural rate, else any other."""
+    gray = natural_probability("Gray_Hair", has)
+    if u < gray:
+        return "Gray_Hair"
+    rest = ("Black_Hair", "Blond_Hair", "Brown_Hair", AUBURN)
+    return rest[int((u - gray) / (1 - gray) * len(rest))]
+
+
+def attributes(face: Face) -> dict[str, bool]:
+    """The face's forty CelebA labels, in CelebA's order; those that are not drawn are False."""
+    return {name: name in face.has for name in ATTRIBUTES}
+
+
+def counterfactual(face: Face, name: str) -> Face:
+    """The same face with the drawn attribute `name` turned over, and nothing else.
+
+    Where attributes exclude each other something must give way, as little as can:
+    - a hair colour given to a face takes the place of its present colour; taken away, the hair gets `other_hair`;
+    - a bald head that gets a hair colour or bangs has hair again;
+    - Bald taken away shows the hair that was hidden, in its colour; Bald given hides hair and bangs.
+    Natural habits do not bind: a woman may get a mustache. Twice in a row draws the first face again, except for a
+    bald head that got a hair colour or bangs, and bangs that were hidden by baldness.
+    Raises InputError for an attribute that is not drawn.
+    """
+    require_drawn(name)
+    has, hair, other = set(face.has), face.hair, face.other_hair
+    if name in has:
+        has.remove(name)
+        if name in HAIR_COLOURS:
+            hair, other = other, hair
+            has |= {hair} & set(HAIR_COLOURS)
+        elif name == "Bald":
+            has |= {hair} & set(HAIR_COLOURS)
+    else:
+        if name in HAIR_COLOURS:
+            hair, other = name, (hair if hair != name else other)
+        elif name == "Bangs" and "Bald" in has:
+            has |= {hair} & set(HAIR_COLOURS)
+        has = {kept for kept in has if not excludes(name, kept)} | {name}
+    return replace(face, has=frozenset(has), hair=hair, other_hair=other)

@@ -1,0 +1,110 @@
+"""Curves in face coordinates, and the pose that places them in the picture.
+
+Face coordinates: pixels of a 178x218 picture, x to the right, y down, origin between the cheekbones; the eyes lie at
+y = -7, the mouth at 37, the chin at 66, the crown at -68. Curves are float arrays (N, 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.drawn_faces.face import Face
+
+CENTRE = (89.0, 118.0)
+"""Where the origin lies in a 178x218 picture, with the eyes where CelebA's alignment puts them."""
+
+HEAD_RADII = (49.0, 78.0)
+HEAD_DEPTH = 40.0
+
+Curve = np.ndarray
+
+
+def spline(points: Sequence[Sequence[float]] | Curve, closed: bool = False, steps: int = 6) -> Curve:
+    """A smooth curve through the points (Catmull-Rom), `steps` segments between neighbours."""
+    p = np.asarray(points, dtype=np.float64)
+    if closed:
+        p = np.concatenate([p[-1:], p, p[:2]])
+    else:
+        p = np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
+    u = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
+    a, b, c, d = (p[i : len(p) - 3 + i, None, :] for i in range(4))
+    curve = b + 0.5 * u * (c - a + u * (2 * a - 5 * b + 4 * c - d + u * (3 * (b - c) + d - a)))
+    curve = curve.reshape(-1, 2)
+    return curve if closed else np.concatenate([curve, p[-2:-1]])
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360, count: int = 28) -> Curve:
+    """An ellipse, or the part of it between two angles (degrees, clockwise from the right)."""
+    t = np.radians(np.linspace(start, end, count, endpoint=end - start < 360))
+    return np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], axis=1)
+
+
+def mirrored(points: Sequence[Sequence[float]] | Curve) -> Curve:
+    """The right half of a symmetric outline, top to bottom, completed by its left half."""
+    right = np.asarray(points, dtype=np.float64)
+    left = right[::-1] * (-1, 1)
+    inner = left[(left[:, 0] != 0)]
+    return np.concatenate([right, inner])
+
+
+def stroke(points: Sequence[Sequence[float]] | Curve, width: float, taper: float = 1.0) -> Curve:
+    """The outline of a brush stroke along a curve: `width` in the middle, width·(1-taper) at both ends."""
+    line = np.asarray(points, dtype=np.float64)
+    tangent = np.gradient(line, axis=0)
+    normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+    along = np.linspace(-1, 1, len(line))[:, None]
+    half = width / 2 * (1 - taper * along**2)
+    return np.concatenate([line + half * normal, (line - half * normal)[::-1]])
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Face coordinates -> pixels of a picture of `size` (width, height): yaw and nod of a rounded head, then a similarity."""
+
+    face: Face
+    size: tuple[int, int] = (178, 218)
+
+    @property
+    def pixels(self) -> float:
+        """Pixels of this picture per pixel of a 178x218 one."""
+        return max(self.size[0] / 178, self.size[1] / 218)
+
+    @property
+    def _similarity(self) -> tuple[np.ndarray, np.ndarray]:
+        """Matrix (2, 2) and offset (2,)."""
+        face, angle = self.face, np.radians(self.face.roll)
+        factor = face.scale * self.pixels
+        matrix = factor * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        centre = np.array(CENTRE) - (89, 109) + (face.shift_x, face.shift_y)
+        return matrix, centre * self.pixels + np.array(self.size) / 2
+
+    def place(self, curve: Curve, lift: float = 0.0) -> Curve:
+        """Pixel positions of points on the head's surface, or `lift` in front of it.
+
+        Points beyond the head's outline do not turn; inside it they move with the surface, most in the middle.
+        """
+        matrix, offset = self._similarity
+        x, y = curve[:, 0], curve[:, 1]
+        inside = 1 - (x / HEAD_RADII[0]) ** 2 - (y / HEAD_RADII[1]) ** 2
+        depth = HEAD_DEPTH * np.sqrt(np.clip(inside, 0, 1)) + lift
+        yaw = np.radians(self.face.yaw)
+        turned = np.stack(
+            [
+                x * np.cos(yaw) + (depth - HEAD_DEPTH / 2) * np.sin(yaw),
+                y + self.face.nod * depth / HEAD_DEPTH,
+            ],
+            axis=1,
+        )
+        return turned @ matrix.T + offset
+
+    def grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """Face coordinates x, y (H, W) of the pixel centres, the turn of the head left out."""
+        matrix, offset = self._similarity
+        width, height = self.size
+        pixels = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1) - offset
+        x, y = np.moveaxis(pixels @ np.linalg.inv(matrix).T, -1, 0)
+        return x.astype(np.float32), y.astype(np.float32)
