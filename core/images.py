@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from PIL import Image
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
@@ -14,6 +15,11 @@ def to_uint8(x: torch.Tensor) -> torch.Tensor:
 def input_to_uint8(x: torch.Tensor) -> torch.Tensor:
     """Inputs [-1, 1] -> the 8-bit values they were read from (rounded: truncating loses a level in 63 of 256)."""
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_image(image: Image.Image) -> torch.Tensor:
+    """An RGB image file's pixels -> (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).movedim(-1, 0) / 127.5 - 1
 
 
 def to_hwc(images: torch.Tensor) -> np.ndarray:

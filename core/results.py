@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from core.errors import InputError
@@ -65,6 +66,15 @@ class ResultTree:
         )
         return [path for path in candidates if path.exists()]
 
+    def originals(self) -> list[Path]:
+        """Every stored input, ordered by id."""
+        folders = [self._originals(correct) for correct in (True, False)]
+        return sorted((path for folder in folders for path in image_files(folder)), key=lambda path: int(path.stem))
+
+    def original_features(self, network: str) -> Path:
+        """Where the features of all inputs are kept for the next experiment's metrics."""
+        return self.output_path / "Original" / f"features-{network}.npz"
+
     def image(self, kind: str, id: int, correct: bool, flipped: bool) -> Path:
         """Where an image of kind CF, Noise or SM lies."""
         return self.results / cell_name(correct, flipped) / kind / self._image_name(id)
@@ -100,7 +110,7 @@ class ResultTree:
         if not any((self.results / cell / "CF").is_dir() for cell in CELLS):
             raise InputError(f"{self.results}: no experiment lies there{self._known_experiments()}")
         pairs = sorted(self._find_pairs(), key=lambda pair: pair.id)
-        for first, second in zip(pairs, pairs[1:], strict=False):
+        for first, second in pairwise(pairs):
             if first.id == second.id:
                 raise InputError(f"{first.counterfactual} and {second.counterfactual}: one id, two counterfactuals")
         return pairs
@@ -114,7 +124,9 @@ class ResultTree:
                     originals = self.stored_originals(id)
                     if not originals:
                         raise InputError(f"{path}: its input {id:07d} is not in {self.output_path / 'Original'}")
-                    yield Pair(id, correct, flipped, originals[0], path, self.info(id, correct, flipped))
+                    # trees of other programs may hold one id in both folders: the same kind's is the input then
+                    original = min(originals, key=lambda path: path.parent != self._originals(correct))
+                    yield Pair(id, correct, flipped, original, path, self.info(id, correct, flipped))
 
     def _known_experiments(self) -> str:
         root = self.output_path / "Results"
