@@ -73,7 +73,9 @@ class Correlation:
         except ValueError:
             agreement = -1.0
         if not (colon and equals and 0 <= agreement <= 1):
-            raise InputError(f"correlation {text!r}: expected LEADER:FOLLOWER=P with P in 0..1, as in Smiling:Eyeglasses=0.9")
+            raise InputError(
+                f"correlation {text!r}: expected LEADER:FOLLOWER=P with P in 0..1, as in Smiling:Eyeglasses=0.9"
+            )
         for name in (leader, follower):
             require_drawn(name)
         if leader == follower or excludes(leader, follower):
@@ -154,7 +156,9 @@ def settling_order(correlations: tuple[Correlation, ...] = ()) -> tuple[str, ...
         TopologicalSorter(depends).prepare()
     except CycleError as error:
         circle = " -> ".join(reversed(error.args[1]))
-        raise InputError(f"correlations: attributes depend on each other in a circle ({circle}); swap the two names") from None
+        raise InputError(
+            f"correlations: attributes depend on each other in a circle ({circle}); swap the two names"
+        ) from None
     for name in (*planted, *NATURAL):
         settle(name)
     return tuple(order)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 
+from core.datasets import ATTRIBUTES
 from core.drawn_faces.attributes import (
     DRAWN,
     HAIR_COLOURS,
@@ -16,7 +17,6 @@ from core.drawn_faces.attributes import (
     natural_probability,
     require_drawn,
 )
-from core.datasets import ATTRIBUTES
 from core.errors import InputError
 
 AUBURN = "Auburn_Hair"
@@ -79,7 +79,7 @@ class Face:
     mouth_width: float = between(0.93, 1.07)
     mouth_height: float = between(-1.5, 1.5)
     lip_fullness: float = between(0.8, 1.2)
-    mood: float = between(-2.2, 0.6)  # how far the corners of a mouth at rest point up
+    mood: float = between(-1, 1)  # how far the corners of a mouth at rest point up
     lipstick: int = one_of(5)
     wrinkle_depth: float = between(0.8, 1.1)
 
@@ -90,7 +90,7 @@ class Face:
     part: float = between(-22, 22)  # where the parting stands
     hairline: float = between(-56, -48)
     hair_fall: float = between(-3, 5)  # how far the hair comes in at the temples
-    fringe: float = between(-33, -27)  # lower edge of bangs
+    fringe: float = between(-29, -24)  # lower edge of bangs
     fringe_slant: float = between(-3, 3)
     beard_height: float = between(-4, 4)
     mustache_width: float = between(18, 23)
@@ -111,7 +111,7 @@ class Face:
     backdrop: int = one_of(5)  # gradient, bokeh, stripes, room, clouds
     backdrop_hue: float = between(0, 1)
     backdrop_contrast: float = between(-1, 1)  # how the second hue differs from the first
-    backdrop_shade: float = between(0.35, 0.95)
+    backdrop_shade: float = between(0.4, 1)
     backdrop_angle: float = between(0, 360)
     light_angle: float = between(-70, 70)  # degrees from straight above, positive to the right
     light_strength: float = between(0.5, 1)

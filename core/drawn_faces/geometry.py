@@ -25,10 +25,8 @@ Curve = np.ndarray
 def spline(points: Sequence[Sequence[float]] | Curve, closed: bool = False, steps: int = 6) -> Curve:
     """A smooth curve through the points (Catmull-Rom), `steps` segments between neighbours."""
     p = np.asarray(points, dtype=np.float64)
-    if closed:
-        p = np.concatenate([p[-1:], p, p[:2]])
-    else:
-        p = np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
+    before, after = (p[-1:], p[:2]) if closed else (2 * p[:1] - p[1:2], 2 * p[-1:] - p[-2:-1])
+    p = np.concatenate([before, p, after])
     u = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
     a, b, c, d = (p[i : len(p) - 3 + i, None, :] for i in range(4))
     curve = b + 0.5 * u * (c - a + u * (2 * a - 5 * b + 4 * c - d + u * (3 * (b - c) + d - a)))
@@ -36,10 +34,24 @@ def spline(points: Sequence[Sequence[float]] | Curve, closed: bool = False, step
     return curve if closed else np.concatenate([curve, p[-2:-1]])
 
 
+def half_spline(points: Sequence[Sequence[float]] | Curve, steps: int = 6) -> Curve:
+    """The right half of a smooth symmetric curve, top to bottom: level where it starts or ends on the axis x = 0."""
+    p = np.asarray(points, dtype=np.float64)
+    head = p[1:2] * (-1, 1) if p[0, 0] == 0 else p[:0]
+    tail = p[-2:-1] * (-1, 1) if p[-1, 0] == 0 else p[:0]
+    curve = spline(np.concatenate([head, p, tail]), steps=steps)
+    return curve[steps * len(head) : len(curve) - steps * len(tail)]
+
+
 def ellipse(x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360, count: int = 28) -> Curve:
     """An ellipse, or the part of it between two angles (degrees, clockwise from the right)."""
     t = np.radians(np.linspace(start, end, count, endpoint=end - start < 360))
     return np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], axis=1)
+
+
+def moved(curve: Curve, x: float, y: float) -> Curve:
+    """The curve, shifted."""
+    return curve + np.array([x, y])
 
 
 def mirrored(points: Sequence[Sequence[float]] | Curve) -> Curve:
@@ -63,7 +75,7 @@ def stroke(points: Sequence[Sequence[float]] | Curve, width: float, taper: float
 
 @dataclass(frozen=True)
 class Pose:
-    """Face coordinates -> pixels of a picture of `size` (width, height): yaw and nod of a rounded head, then a similarity."""
+    """Face coordinates -> pixels of a picture of `size` (width, height): a rounded head turns, then a similarity."""
 
     face: Face
     size: tuple[int, int] = (178, 218)
@@ -105,6 +117,7 @@ class Pose:
         """Face coordinates x, y (H, W) of the pixel centres, the turn of the head left out."""
         matrix, offset = self._similarity
         width, height = self.size
-        pixels = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1) - offset
-        x, y = np.moveaxis(pixels @ np.linalg.inv(matrix).T, -1, 0)
-        return x.astype(np.float32), y.astype(np.float32)
+        inverse = np.linalg.inv(matrix).astype(np.float32)
+        x = np.arange(width, dtype=np.float32) + np.float32(0.5 - offset[0])
+        y = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5 - offset[1])
+        return inverse[0, 0] * x + inverse[0, 1] * y, inverse[1, 0] * x + inverse[1, 1] * y

@@ -26,11 +26,11 @@ def mix(one: np.ndarray, other: np.ndarray, share: float | np.ndarray) -> np.nda
     return one + share * (other - one)
 
 
-SKIN = [rgb(code) for code in ("efbf9c", "e3aa82", "d0946a", "b37850", "8e5b3c", "6b4330")]
-PALE_SKIN = (rgb("fdeae2"), rgb("fae6e4"))
+SKIN = [rgb(code) for code in ("efbf9c", "e3aa82", "d0946a", "b37850", "8e5b3c", "74492f")]
+PALE_SKIN = (rgb("feebdd"), rgb("fde4de"))
 HAIR = {
     "Black_Hair": rgb("201d22"),
-    "Brown_Hair": rgb("6b442c"),
+    "Brown_Hair": rgb("5e3a24"),
     "Blond_Hair": rgb("e3bd6c"),
     "Gray_Hair": rgb("a9abb2"),
     AUBURN: rgb("b4501f"),
@@ -50,7 +50,9 @@ def skin_colour(face: Face) -> np.ndarray:
         return mix(*PALE_SKIN, (face.skin_warmth + 1) / 2)
     at = face.skin_tone * (len(SKIN) - 1)
     low = min(int(at), len(SKIN) - 2)
-    return (mix(SKIN[low], SKIN[low + 1], at - low) + face.skin_warmth * np.array([0.012, 0, -0.012])).astype(np.float32)
+    return (mix(SKIN[low], SKIN[low + 1], at - low) + face.skin_warmth * np.array([0.012, 0, -0.012])).astype(
+        np.float32
+    )
 
 
 def hair_colour(face: Face) -> np.ndarray:

@@ -1,0 +1,12 @@
+"""Drawn faces: a CelebA-like data set whose truth is known.
+
+face = sample_face(seed=0, index=7)
+draw(face).save("face.png")
+draw(counterfactual(face, "Smiling")).save("the-same-face-with-the-other-mouth.png")
+"""
+
+from core.drawn_faces.attributes import DRAWN, Correlation
+from core.drawn_faces.drawing import draw, region
+from core.drawn_faces.face import Face, attributes, counterfactual, sample_face
+
+__all__ = ["DRAWN", "Correlation", "Face", "attributes", "counterfactual", "draw", "region", "sample_face"]
