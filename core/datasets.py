@@ -196,9 +196,8 @@ def _read_attributes(data_dir: str) -> pd.DataFrame:
     valid = values.isin([-1, 1]).to_numpy()
     if not valid.all():
         row, column = np.argwhere(~valid)[0]
-        raise InputError(
-            f"{path}: {table['image_id'].iat[row]} has {ATTRIBUTES[column]} = {values.iat[row, column]}, expected -1 or 1"
-        )
+        image, found = table["image_id"].iat[row], values.iat[row, column]
+        raise InputError(f"{path}: {image} has {ATTRIBUTES[column]} = {found}, expected -1 or 1")
     if table["image_id"].duplicated().any():
         raise InputError(f"{path}: {table['image_id'][table['image_id'].duplicated()].iat[0]} is listed twice")
     return pd.concat([table["image_id"].map(_plain_name(path)), (values == 1).astype(np.int64)], axis=1)

@@ -1,4 +1,4 @@
-"""From a batch of images to their counterfactuals: predict, choose the target, noise once, try one scale after another."""
+"""From a batch of images to their counterfactuals: predict, pick the target, noise once, try scale after scale."""
 
 from __future__ import annotations
 

@@ -3,10 +3,9 @@
 The gradients of section 3 of the paper, with the losses summed over the batch, so that each image's gradient is its
 own:
 
-    g_class = ∇_{x_t} [ s · L_class(C(x_t), y) ]
-    g_perc  = ∇_{x_t} [ λp · mean (F(x_t) - F(x))² ]
+    g_class = ∇_{x_t} [ s · L_class(C(x_t), y) ] / sqrt(ᾱ_t)
     g_dist  = ∇_{z_t} [ λ1 Σ ‖z_t - x‖₁ + λ2 Σ ‖z_t - x‖₂ ]      (norms over the channels of a pixel)
-    guidance = (g_class + g_perc) / sqrt(ᾱ_t) + g_dist
+            + ∇_{x_t} [ λp · mean (F(x_t) - F(x))² ] / sqrt(ᾱ_t)
 """
 
 from __future__ import annotations
@@ -115,10 +114,10 @@ class Guidance:
         """
 
         def gradient(x_t: torch.Tensor, z_t: torch.Tensor, sqrt_alpha_bar: float) -> torch.Tensor:
-            at_estimate = self.class_gradient(x_t, y, scale)
+            g_dist = self.distance_gradient(z_t, x)
             if features is not None and x_t is not x:  # it is exactly zero at the input itself
-                at_estimate = at_estimate + self.perceptual_gradient(x_t, features)
-            return at_estimate / sqrt_alpha_bar + self.distance_gradient(z_t, x)
+                g_dist = g_dist + self.perceptual_gradient(x_t, features) / sqrt_alpha_bar
+            return self.class_gradient(x_t, y, scale) / sqrt_alpha_bar + g_dist
 
         return gradient
 

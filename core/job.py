@@ -86,7 +86,7 @@ class Job:
             )
 
     def _report_failed(self, failed: list[int]) -> None:
-        reasons = {id: "the counterfactual is not finite" for id in failed}
+        reasons = dict.fromkeys(failed, "the counterfactual is not finite")
         write_atomically(self._report("failed.yaml"), yaml.safe_dump(reasons))
 
     def _report(self, name: str):

@@ -72,3 +72,11 @@ def relative_error(got: torch.Tensor | np.ndarray, expected: np.ndarray) -> floa
     got = np.asarray(got, dtype=np.float64)
     assert got.shape == expected.shape, f"shape {got.shape} instead of {expected.shape}"
     return float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-12))
+
+
+reference_arithmetic = torch.backends.mkldnn.flags(enabled=False)
+"""Decorator for comparisons of gradients with golden figures: convolutions without oneDNN.
+
+Its kernels sum in an order that depends on the number of threads, and a ReLU or a maximum that tips over by one
+rounding changes a gradient by up to 1e-3; without it, every gradient and chain agrees to 2e-5 on any number of threads.
+"""

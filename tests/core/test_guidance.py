@@ -1,0 +1,140 @@
+"""Gradients of the losses against the published code's figures and against closed forms."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from core.guidance import BinaryAttribute, Guidance, MultiClass
+from tests.helpers import golden, reference_arithmetic, relative_error, rnd
+from tests.networks import classifier, vgg19_features
+
+SMILING = 31
+TOLERANCE = 2e-5  # float32 through a hundred layers, summed in another order (reference_arithmetic)
+X, Z = rnd(20, 3, 3, 64, 64).clamp(-1, 1), rnd(21, 3, 3, 64, 64)
+INPUT = rnd(22, 3, 3, 64, 64).clamp(-1, 1)
+
+
+def sliced(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient[:, :, ::4, ::4]
+
+
+@reference_arithmetic
+@pytest.mark.parametrize("use_logits, name", [(True, "class_logits"), (False, "class_logsigmoid")])
+def test_binary_class_gradient_is_the_published_one(use_logits, name):
+    guidance = Guidance(classifier(), BinaryAttribute(SMILING, use_logits))
+    gradient = guidance.class_gradient(X, torch.tensor([1, 0, 1]), scale=8)
+    assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
+
+
+@reference_arithmetic
+@pytest.mark.parametrize("use_logits, name", [(True, "multi_logits"), (False, "multi_logsoftmax")])
+def test_multi_class_gradient_is_the_published_one(use_logits, name):
+    guidance = Guidance(classifier(), MultiClass(use_logits))
+    gradient = guidance.class_gradient(X, torch.tensor([3, 31, 0]), scale=8)
+    assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
+
+
+@reference_arithmetic
+@pytest.mark.parametrize(
+    "weights, name",
+    [
+        ({"l1": 0.05}, "dist_l1"),
+        ({"l2": 0.1}, "dist_l2"),
+        ({"l1": 0.05, "l2": 0.1, "l_perc": 9e4}, "dist_l1_l2_perc"),
+        ({"l_perc": 9e4}, "dist_perc"),
+    ],
+)
+def test_distance_gradients_are_the_published_ones(weights, name):
+    indifferent = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 40))
+    nn.init.zeros_(indifferent[1].weight)
+    guidance = Guidance(indifferent, BinaryAttribute(SMILING), vgg19_features(18), **weights)
+    gradient = guidance.towards(INPUT, guidance.input_features(INPUT), torch.ones(3), scale=8)(X, Z, 0.7)
+    assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
+
+
+class Linear(nn.Module):
+    """Two logits, w0·x and w1·x: their gradients are w0 and w1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(rnd(1, 2, 3 * 4 * 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.weight.T
+
+
+X4, Z4 = rnd(2, 5, 3, 4, 4), rnd(3, 5, 3, 4, 4)
+Y5 = torch.tensor([0, 1, 1, 0, 1])
+
+
+def test_linear_classifier_has_its_weights_as_gradient():
+    linear = Linear()
+    gradient = Guidance(linear, BinaryAttribute(1, use_logits=True)).class_gradient(X4, Y5, scale=3)
+    sign = torch.where(Y5 == 1, -1.0, 1.0)[:, None]
+    torch.testing.assert_close(gradient.flatten(1), 3 * sign * linear.weight[1], atol=1e-6, rtol=0)
+
+
+def test_gradients_of_the_classifier_itself_stay_untouched():
+    linear = Linear()
+    Guidance(linear, BinaryAttribute(0)).class_gradient(X4, Y5, scale=1)
+    assert linear.weight.grad is None
+
+
+def test_each_image_has_its_own_gradient():
+    guidance = Guidance(Linear(), BinaryAttribute(0), nn.Flatten(), l1=0.1, l2=0.2, l_perc=2)
+    together = guidance.towards(X4, guidance.input_features(X4), Y5, 4)(Z4.tanh(), Z4, 0.5)
+    alone = [
+        guidance.towards(x, guidance.input_features(x), y, 4)(z.tanh(), z, 0.5)
+        for x, y, z in zip(X4.split(1), Y5.split(1), Z4.split(1), strict=True)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=1e-5)
+
+
+def test_perceptual_gradient_in_closed_form():
+    guidance = Guidance(Linear(), BinaryAttribute(0), nn.Flatten(), l_perc=2)
+    gradient = guidance.perceptual_gradient(X4, Z4.flatten(1))
+    torch.testing.assert_close(gradient, 2 * 2 * (X4 - Z4) / (3 * 4 * 4), atol=1e-6, rtol=1e-5)
+
+
+def test_perceptual_gradient_at_the_input_is_not_computed():
+    calls = []
+    features = lambda u: calls.append(u) or u.flatten(1)  # noqa: E731
+    guidance = Guidance(Linear(), BinaryAttribute(0), features, l_perc=2)
+    gradient = guidance.towards(X4, guidance.input_features(X4), Y5, 4)
+    assert len(calls) == 1
+    at_input = gradient(X4, Z4, 0.5)
+    assert len(calls) == 1
+    torch.testing.assert_close(at_input, gradient(X4.clone(), Z4, 0.5), atol=0, rtol=0)  # it is exactly zero there
+
+
+def test_distance_gradient_is_zero_where_nothing_changed():
+    guidance = Guidance(Linear(), BinaryAttribute(0), l1=0.3, l2=0.7)
+    assert guidance.distance_gradient(X4, X4).abs().max() == 0
+
+
+def test_distance_gradient_equals_autograd():
+    guidance = Guidance(Linear(), BinaryAttribute(0), l1=0.3, l2=0.7)
+    z = Z4.clone().requires_grad_()
+    pixel_norm = functools.partial(torch.linalg.vector_norm, z - X4, dim=1)
+    (0.3 * pixel_norm(ord=1).sum() + 0.7 * pixel_norm(ord=2).sum()).backward()
+    torch.testing.assert_close(guidance.distance_gradient(Z4, X4), z.grad, atol=1e-6, rtol=1e-6)
+
+
+def test_decisions():
+    logits = torch.tensor([[2.0, -1.0, 0.0], [-2.0, 3.0, 0.5]])
+    binary = BinaryAttribute(0)
+    assert binary.predict(logits).tolist() == [1, 0]
+    assert binary.predict(torch.zeros(1, 1)).tolist() == [0]  # yes means a logit above 0
+    torch.testing.assert_close(binary.probability(logits, torch.tensor([0, 0])), torch.sigmoid(-logits[:, 0]))
+    torch.testing.assert_close(
+        binary.loss(logits, torch.tensor([1, 0])), -torch.sigmoid(torch.tensor([2.0, 2.0])).log()
+    )
+    multi = MultiClass()
+    assert multi.predict(logits).tolist() == [0, 1]
+    torch.testing.assert_close(
+        multi.loss(logits, torch.tensor([2, 1])), -multi.probability(logits, torch.tensor([2, 1])).log()
+    )

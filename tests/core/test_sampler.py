@@ -1,0 +1,122 @@
+"""Algorithm 1 against the published code's figures, and its promises: evaluations, order of draws, early stop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.guidance import BinaryAttribute, Guidance
+from core.noise import PerImageNoise, StreamNoise
+from core.sampler import Denoiser, DiME
+from tests.helpers import golden, reference_arithmetic, relative_error, rnd
+from tests.networks import base_unet, classifier, vgg19_features
+from tests.toys import CountingModel, plain_loop, toy_diffusion
+
+X = rnd(30, 3, 3, 64, 64).clamp(-1, 1)
+Y = torch.tensor([1, 0, 1])
+IDS = [0, 1, 2]
+TAU = 5
+GOLDEN = {
+    "stochastic": (DiME(TAU), {"use_logits": True}, {"l1": 0.05, "l_perc": 9e4}),
+    "mean_xt": (DiME(TAU, stochastic=False), {"use_logits": False}, {"l_perc": 9e4}),
+    "early_stop": (DiME(TAU, guided_iterations=2), {"use_logits": True}, {"l1": 0.05}),
+}
+
+
+@reference_arithmetic
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_published_chains(name):
+    method, decision, weights = GOLDEN[name]
+    guidance = Guidance(classifier(), BinaryAttribute(31, **decision), vgg19_features(18), **weights)
+    denoiser, noise = Denoiser(*base_unet()), StreamNoise(4)
+    noisy = denoiser.noised(X, TAU, noise.noising(IDS)(X.shape))
+    steps: dict[str, list] = {"x_t": [], "z_t": []}
+
+    def observe(step: int, x_t: torch.Tensor, z_t: torch.Tensor) -> None:
+        assert step == len(steps["x_t"])
+        steps["x_t"].append(x_t)
+        steps["z_t"].append(z_t)
+
+    gradient = guidance.towards(X, guidance.input_features(X), Y, scale=8)
+    cf = method(denoiser, X, noisy, gradient, lambda i: noise.step(IDS, 0, i), observe)
+    got = {"noisy": noisy, "cf": cf, **{kind: torch.stack(images) for kind, images in steps.items()}}
+    for kind, images in got.items():
+        # 2e-5: float32 in another order, carried through 15 evaluations and 5 guided steps
+        assert relative_error(images[..., ::4, ::4], golden("sampler")[f"{name}_{kind}"]) < 2e-5, kind
+
+
+def toy_gradient(x_t: torch.Tensor, z_t: torch.Tensor, sqrt_alpha_bar: float) -> torch.Tensor:
+    return (x_t - 0.3) / sqrt_alpha_bar + 0.1 * z_t.sign()
+
+
+def run_toy(method: DiME, tau: int, seed: int = 0) -> tuple[torch.Tensor, CountingModel]:
+    model, diffusion = CountingModel(), toy_diffusion(100)
+    denoiser, noise = Denoiser(model, diffusion), StreamNoise(seed)
+    x = rnd(1, 2, 3, 4, 4)
+    z = denoiser.noised(x, tau, noise.noising([0, 1])(x.shape))
+    return method(denoiser, x, z, toy_gradient, lambda i: noise.step([0, 1], 0, i)), model
+
+
+@pytest.mark.parametrize("tau, distinct, plain", [(60, 1771, 1830), (1, 1, 1), (2, 2, 3)])
+def test_only_the_distinct_evaluations_are_made(tau, distinct, plain):
+    _, model = run_toy(DiME(tau), tau)
+    assert model.evaluations == distinct
+    reference = CountingModel()
+    plain_loop(reference, toy_diffusion(100), rnd(1, 2, 3, 4, 4), tau, toy_gradient, seed=0)
+    assert reference.evaluations == plain
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("guided_iterations", [0, 3, 99])
+def test_sharing_evaluations_changes_no_bit(stochastic, clip, guided_iterations):
+    tau = 8
+    method = DiME(tau, clip_denoised=clip, stochastic=stochastic, guided_iterations=guided_iterations)
+    cf, _ = run_toy(method, tau)
+    expected = plain_loop(
+        CountingModel(),
+        toy_diffusion(100),
+        rnd(1, 2, 3, 4, 4),
+        tau,
+        toy_gradient,
+        seed=0,
+        clip=clip,
+        stochastic=stochastic,
+        guided_iterations=guided_iterations,
+    )
+    assert torch.equal(cf, expected)
+
+
+def test_no_guidance_is_ordinary_denoising():
+    tau, model, diffusion = 6, CountingModel(), toy_diffusion(100)
+    x, noise = rnd(1, 2, 3, 4, 4), StreamNoise(3)
+    denoiser = Denoiser(model, diffusion)
+    z = denoiser.noised(x, tau, noise.noising([0, 1])(x.shape))
+    cf = DiME(tau, guided_iterations=0)(denoiser, x, z, toy_gradient, lambda i: noise.step([0, 1], 0, i))
+    torch.manual_seed(3)
+    expected = diffusion.q_sample(x, torch.full((2,), tau), noise=torch.randn_like(x))
+    for i in reversed(range(tau)):
+        expected = diffusion.p_sample(model, expected, torch.full((2,), i))["sample"]
+    torch.testing.assert_close(cf, expected, atol=0, rtol=0)
+
+
+def test_sampling_scale_silences_the_reverse_steps_but_not_the_noising():
+    tau = 5
+    silent, _ = run_toy(DiME(tau, sampling_scale=0), tau)
+    means, _ = run_toy(DiME(tau, sampling_scale=0, stochastic=False), tau)
+    assert torch.equal(silent, means)
+    other_noising, _ = run_toy(DiME(tau, sampling_scale=0), tau, seed=1)
+    assert not torch.equal(silent, other_noising)
+
+
+def test_per_image_noise_makes_neighbours_irrelevant():
+    tau, x = 5, rnd(1, 3, 3, 4, 4)
+    denoiser, noise = Denoiser(CountingModel(), toy_diffusion(100)), PerImageNoise(4)
+
+    def explain(ids: list[int]) -> torch.Tensor:
+        z = denoiser.noised(x[ids], tau, noise.noising(ids)(x[ids].shape))
+        return DiME(tau)(denoiser, x[ids], z, toy_gradient, lambda i: noise.step(ids, 0, i))
+
+    together = explain([0, 1, 2])
+    assert torch.equal(explain([2, 0]), together[[2, 0]])
+    assert torch.equal(explain([1]), together[[1]])
