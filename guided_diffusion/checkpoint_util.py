@@ -9,52 +9,61 @@ from __future__ import annotations
 import os
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from torch import nn
 
-PARTIAL_SUFFIX = ".partial"
-"""A file being written lies beside its goal as `.NAME.partial`; a killed process may leave it behind."""
+from guided_diffusion.files import is_remote, open_file
 
 _PREFIX = "module."  # DistributedDataParallel and DataParallel put it before every name
 
 
-def save_state_dict(
-    path: str | Path, state_dict: Mapping[str, torch.Tensor], config: dict | None = None
-) -> None:
+def save_state_dict(path: str | Path, state_dict: Mapping[str, torch.Tensor], config: dict | None = None) -> None:
     """Write a network's weights to `path` in float32, under the network's own names; atomic (see `save`).
 
     `config`: plain numbers, strings and booleans that describe the network; `stored_config` gives them back.
     Raises OSError when the file cannot be written; what had that name before is then still whole.
     """
+    save(path, portable(state_dict, config))
+
+
+def portable(state_dict: Mapping[str, torch.Tensor], config: dict | None = None) -> OrderedDict[str, torch.Tensor]:
+    """The content that `save_state_dict` writes: copies on the CPU, with the configuration in the metadata."""
     weights = OrderedDict((_own_name(name), _to_disk(tensor)) for name, tensor in state_dict.items())
     weights._metadata = _own_metadata(state_dict)
     if config is not None:
         weights._metadata[""] = {**weights._metadata.get("", {}), "config": dict(config)}
-    save(path, weights)
+    return weights
 
 
-def load_state_dict(
-    path: str | Path, map_location: str | torch.device = "cpu"
-) -> OrderedDict[str, torch.Tensor]:
+def load_state_dict(path: str | Path, map_location: str | torch.device = "cpu") -> OrderedDict[str, torch.Tensor]:
     """Read a network's weights, without the `module.` that parallel wrappers put before names.
 
     Raises FileNotFoundError, or ValueError when the file is not a plain dictionary of names and tensors.
     """
     loaded = load(path, map_location)
-    is_state_dict = isinstance(loaded, dict) and all(
-        isinstance(value, torch.Tensor) for value in loaded.values()
-    )
+    is_state_dict = isinstance(loaded, dict) and all(isinstance(value, torch.Tensor) for value in loaded.values())
     if not is_state_dict or not loaded:
-        raise ValueError(
-            f"{path}: expected a state dict (parameter names and tensors), found {_outline(loaded)}"
-        )
+        raise ValueError(f"{path}: expected a state dict (parameter names and tensors), found {_outline(loaded)}")
     weights = OrderedDict((_own_name(name), tensor) for name, tensor in loaded.items())
     weights._metadata = _own_metadata(loaded)
     return weights
+
+
+def require_same_names(module: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
+    """Raise ValueError, in one line, unless these weights have the names and shapes of the network's own."""
+    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    differences = {
+        "missing": [name for name in own if name not in state_dict],
+        "unknown": [name for name in state_dict if name not in own],
+        "of another shape": [n for n, shape in own.items() if n in state_dict and state_dict[n].shape != shape],
+    }
+    found = [f"{len(names)} {what} (such as {names[0]})" for what, names in differences.items() if names]
+    if found:
+        raise ValueError(f"{source}: another network than the flags describe; parameters: {', '.join(found)}")
 
 
 def stored_config(state_dict: Mapping[str, Any]) -> dict | None:
@@ -68,54 +77,61 @@ def save(path: str | Path, content: Any) -> None:
 
     Paths with a scheme (`gs://…`) go through blobfile. Raises OSError when the file cannot be written.
     """
-    try:
-        with _atomic_file(path) as file:
+    if is_remote(path):  # object stores show an object only when its upload is complete
+        with open_file(path, "wb") as file:
             torch.save(content, file)
+    else:
+        write_partial(path, content)
+        publish(path)
+
+
+def write_partial(path: str | Path, content: Any) -> None:
+    """The first half of `save`: the content is on the disk, under `partial_path(path)`. Raises OSError."""
+    partial = partial_path(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch hides a full disk in a RuntimeError of many lines
+        partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or "is the disk full?"
-        raise OSError(
-            f"{path} could not be written ({reason}); nothing that was there was changed"
-        ) from error
+        raise OSError(f"{path} could not be written ({reason}); nothing that was there was changed") from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def load(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
-    """`torch.load` of tensors and plain values only.
+def publish(path: str | Path) -> None:
+    """The second half: what was written takes its name."""
+    partial_path(path).replace(path)
+    _sync_folder(Path(path).parent)
+
+
+def partial_path(path: str | Path) -> Path:
+    """Where `path` lies while it is being written: beside it, as `.NAME.partial`. A killed process may leave it."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.partial")
+
+
+def load(path: str | Path, map_location: str | torch.device = "cpu", mmap: bool = False) -> Any:
+    """`torch.load` of tensors and plain values only. `mmap`: a local file's tensors are read when they are used.
 
     Raises FileNotFoundError, or ValueError for a file that holds anything else.
     """
     try:
-        file = _open(path, "rb")
+        file = open_file(path, "rb")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such checkpoint") from None
     with file:
         try:
-            return torch.load(file, map_location=map_location, weights_only=True)
+            return torch.load(path if mmap else file, map_location=map_location, weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             reason = "not a checkpoint of tensors and plain values, so it is not loaded"
             raise ValueError(f"{path}: {reason}") from error
         except Exception as error:  # torch's readers fail in many ways, IndexError among them
             reason = "damaged or not a torch checkpoint; give a file that torch.save wrote"
             raise ValueError(f"{path}: {reason}") from error
-
-
-@contextmanager
-def _atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    if _is_remote(path):  # object stores show an object only when its upload is complete
-        with _open(path, "wb") as file:
-            yield file
-        return
-    path = Path(path)
-    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -127,18 +143,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _open(path: str | Path, mode: str) -> BinaryIO:
-    if not _is_remote(path):
-        return Path(path).open(mode)
-    import blobfile
-
-    return blobfile.BlobFile(str(path), mode)
-
-
-def _is_remote(path: str | Path) -> bool:
-    return "://" in str(path)
 
 
 def _to_disk(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,109 @@
+"""Endless batches of a data set whose order and augmentation follow from a seed, so that a run can resume anywhere."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+class EndlessBatches:
+    """Batches of a data set, pass after pass; the last incomplete batch of a pass is dropped.
+
+    Batch number n is always the same, whatever the number of workers: the order of a pass follows from (seed, pass),
+    an item's augmentation from (seed, pass, item). The data set may draw from torch's global CPU generator, which is
+    seeded for each item and then put back. Raises ValueError for a data set smaller than one batch.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, *, shuffle: bool = True, seed: int = 0, num_workers: int = 0
+    ) -> None:
+        if len(dataset) < batch_size:
+            raise ValueError(
+                f"batch_size {batch_size}: the data set has only {len(dataset)} image(s) for this process; "
+                "use a smaller batch or fewer processes"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_workers = num_workers
+        self.batches_per_pass = len(dataset) // batch_size
+        self._taken = 0
+        self._iterator: Iterator[Any] | None = None
+
+    def __iter__(self) -> EndlessBatches:
+        return self
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._iterator = iter(self._loader())
+        batch = next(self._iterator)
+        self._taken += 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: what has been taken, not what workers have read ahead."""
+        return {"batches_taken": self._taken, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a position; no image is read to get there."""
+        self._taken, self.seed = state["batches_taken"], state["seed"]
+        self._iterator = None
+
+    def _loader(self) -> DataLoader:
+        return DataLoader(
+            _Seeded(self.dataset),
+            batch_sampler=_Endless(self._keys_from, self._taken),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_parent,
+            generator=torch.Generator(),  # else it draws from the global one whenever it starts
+        )
+
+    def _keys_from(self, batch: int) -> Iterator[list[tuple[int, int]]]:
+        """(item, seed of its augmentation) for each item of batch number `batch` and of all that follow."""
+        first_pass, skip = divmod(batch, self.batches_per_pass)
+        for number in itertools.count(first_pass):
+            seeds = np.random.SeedSequence([self.seed, number]).generate_state(len(self.dataset) + 1, np.uint64)
+            order = range(len(self.dataset))
+            if self.shuffle:
+                order = np.random.Generator(np.random.PCG64(int(seeds[-1]))).permutation(len(self.dataset))
+            for start in range(skip * self.batch_size, self.batches_per_pass * self.batch_size, self.batch_size):
+                yield [(int(item), int(seeds[item])) for item in order[start : start + self.batch_size]]
+            skip = 0
+
+
+class _Endless:
+    """A batch sampler for DataLoader."""
+
+    def __init__(self, keys_from, batch: int) -> None:
+        self._keys_from, self._batch = keys_from, batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self._keys_from(self._batch)
+
+
+class _Seeded(Dataset):
+    """The data set, each item read with the generator that its key names."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        item, seed = key
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self._dataset[item]
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A cluster signals every process; a worker that died of it would take the last save away."""
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,0 +1,139 @@
+"""The files that a training leaves: model000123.pt, ema_0.9999_000123.pt, opt000123.pt, as one set or not at all.
+
+A set is written in two steps, so that a kill at any moment leaves the old set or the new one whole, even when both
+have the same number: first every file lies on the disk under its temporary name, the optimizer's last; then all are
+renamed, the optimizer's last again. While the optimizer's temporary file is there and whole, the set only has to be
+renamed, which `recover` does.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guided_diffusion import checkpoint_util
+from guided_diffusion.files import is_remote, open_file
+
+MODEL, OPTIMIZER = "model", "opt"
+
+
+def ema_name(rate: float) -> str:
+    """The first part of the name of the averaged weights' file."""
+    return f"ema_{rate}_"
+
+
+def number_in(path: str) -> int:
+    """The number after the last `model` in a path, as in …/model000123.pt; 0 where there is none."""
+    found = re.match(r"\d+(?=\.|$)", path.rpartition(MODEL)[2])
+    return int(found.group()) if found else 0
+
+
+@dataclass(frozen=True)
+class SetPaths:
+    """Where the files of set `number` in a folder are; the folder may be remote."""
+
+    folder: str
+    number: int
+
+    @classmethod
+    def of_model(cls, path: str) -> SetPaths:
+        """The set that a model's file belongs to."""
+        return cls(path.rpartition("/")[0] or ".", number_in(path))
+
+    def __getitem__(self, name: str) -> str:
+        return f"{self.folder}/{name}{self.number:06d}.pt"
+
+    def has(self, name: str) -> bool:
+        """Whether that file is there."""
+        if not is_remote(self.folder):
+            return Path(self[name]).is_file()
+        try:
+            open_file(self[name], "rb").close()
+        except FileNotFoundError:
+            return False
+        return True
+
+
+class CheckpointFolder:
+    """The sets in a local folder: the newest one, a new one, the old ones that may go.
+
+    `names`: the first parts of a set's files, the optimizer's last. `keep`: how many sets stay (0: all).
+    `own`: the numbers of the sets that this training wrote; no other file is ever removed.
+    """
+
+    def __init__(self, folder: str | Path, names: list[str], keep: int = 1) -> None:
+        self.folder = str(folder)
+        self.names = names
+        self.keep = keep
+        self.own: list[int] = []
+
+    def create(self) -> None:
+        """Make the folder. Raises OSError when nothing can be written there."""
+        probe = Path(self.folder) / ".writable"
+        try:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise OSError(f"{self.folder}: checkpoints cannot be written there ({error.strerror})") from error
+
+    def recover(self) -> None:
+        """Finish or undo what a killed process left half done."""
+        partial_of = rf"\.({'|'.join(map(re.escape, self.names))})(\d{{6,}})\.pt\.partial"
+        partials = [re.fullmatch(partial_of, path.name) for path in Path(self.folder).glob(".*.partial")]
+        for number in {int(found.group(2)) for found in partials if found}:
+            paths = SetPaths(self.folder, number)
+            if _is_whole(checkpoint_util.partial_path(paths[self.names[-1]])):
+                self._publish(paths)
+            else:
+                for name in self.names:
+                    checkpoint_util.partial_path(paths[name]).unlink(missing_ok=True)
+
+    def complete_sets(self) -> list[SetPaths]:
+        """The sets with all their files, the newest first."""
+        models = Path(self.folder).glob(f"{MODEL}*.pt")
+        numbers = {int(found.group(1)) for path in models if (found := re.fullmatch(r"model(\d{6,})\.pt", path.name))}
+        sets = (SetPaths(self.folder, number) for number in sorted(numbers, reverse=True))
+        return [paths for paths in sets if all(paths.has(name) for name in self.names)]
+
+    def write(self, number: int, contents: Iterable[tuple[str, Any]]) -> None:
+        """Write a set, given as (name, content) in the order of `names`; then remove own sets beyond `keep`.
+
+        Raises OSError when it cannot be written; the sets that were there are then still whole.
+        """
+        paths = SetPaths(self.folder, number)
+        try:
+            for name, content in contents:
+                checkpoint_util.write_partial(paths[name], content)
+        except BaseException:
+            for name in self.names:
+                checkpoint_util.partial_path(paths[name]).unlink(missing_ok=True)
+            raise
+        self._publish(paths)
+        self.own = sorted({*self.own, number})
+        self._prune()
+
+    def _publish(self, paths: SetPaths) -> None:
+        for name in self.names:
+            if checkpoint_util.partial_path(paths[name]).exists():
+                checkpoint_util.publish(paths[name])
+
+    def _prune(self) -> None:
+        old = self.own[: -self.keep] if self.keep else []
+        for number in old:
+            for name in self.names:
+                Path(SetPaths(self.folder, number)[name]).unlink(missing_ok=True)
+        self.own = [number for number in self.own if number not in old]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file that torch.save wrote is complete; its checksums say so."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False

@@ -1,0 +1,31 @@
+"""SIGTERM and SIGUSR1, which clusters send before they end a job, as a question that a loop can ask."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+_SIGNALS = ("SIGTERM", "SIGUSR1")
+
+
+class StopSignal:
+    """A context in which a signal does nothing but set `received` to its name."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():  # handlers can be set nowhere else
+            for name in _SIGNALS:
+                if number := getattr(signal, name, None):
+                    self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name

@@ -1,0 +1,185 @@
+"""Everything that an update changes, and how it goes into a checkpoint set and comes back, to the same bytes."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from guided_diffusion import checkpoint_util, dist_util, logger
+from guided_diffusion.checkpoint_set import MODEL, OPTIMIZER, CheckpointFolder, SetPaths, ema_name
+from guided_diffusion.random_state import get_random_state, set_random_state
+from guided_diffusion.resample import LossAwareSampler, ScheduleSampler
+
+NOTES = "training"
+"""The entry of opt*.pt that holds what is not the optimizer's; the optimizer ignores it."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins: a network's file and its siblings.
+
+    `is_own`: a set in the output folder, after whose updates it goes on; else the next update has the file's number.
+    """
+
+    model_path: str
+    siblings: SetPaths
+    is_own: bool
+
+    @property
+    def number(self) -> int:
+        return self.siblings.number
+
+
+class TrainState:
+    """Network, averaged weights, optimizer, loss scale, timestep sampler, data position and random generators.
+
+    `ema`: rate -> averaged parameters, in the order of `params`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ema_rates: list[float],
+        opt: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        sampler: ScheduleSampler,
+        data: Iterator,
+    ) -> None:
+        self.model = model
+        self.params = list(model.parameters())
+        self.ema = {rate: copy.deepcopy(self.params) for rate in ema_rates}
+        self.opt = opt
+        self.scaler = scaler
+        self.sampler = sampler
+        self.data = data
+        self._ranks: list[dict[str, Any]] = []
+
+    @property
+    def file_names(self) -> list[str]:
+        """The first parts of the names of a set's files, in the order of `contents`."""
+        return [MODEL, *(ema_name(rate) for rate in self.ema), OPTIMIZER]
+
+    def here(self) -> dict[str, Any]:
+        """What differs between the processes: random generators and data position."""
+        here = {"random": get_random_state(dist_util.dev())}
+        if hasattr(self.data, "state_dict"):
+            here["data"] = self.data.state_dict()
+        return here
+
+    def contents(self, notes: dict[str, Any], ranks: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """The files of a set, (name, content) one after another; `ranks`: `here()` of every process."""
+        config = getattr(self.model, "config", None)
+        weights = self.model.state_dict()
+        yield MODEL, checkpoint_util.portable(weights, config)
+        parameter_names = [name for name, _ in self.model.named_parameters()]
+        for rate, params in self.ema.items():
+            averaged = copy.copy(weights)  # keeps the order and the metadata
+            averaged.update(zip(parameter_names, params, strict=True))
+            yield ema_name(rate), checkpoint_util.portable(averaged, config)
+        notes = {**notes, "scaler": self.scaler.state_dict(), "ranks": ranks}
+        if isinstance(self.sampler, LossAwareSampler):
+            notes["sampler"] = self.sampler.state_dict()
+        yield OPTIMIZER, _plain({**self.opt.state_dict(), NOTES: notes})
+
+    def load(self, start: Start) -> dict[str, Any]:
+        """Take up a network and what lies beside it; returns the notes, empty in files of other programs.
+
+        Averaged weights that are not there start from the network. Raises ValueError for another network's files.
+        """
+        paths = start.siblings
+        self._load_network(start.model_path, self.params)
+        for rate, params in self.ema.items():
+            name = ema_name(rate)
+            self._load_network(paths[name] if paths.has(name) else start.model_path, params)
+        if not paths.has(OPTIMIZER):
+            logger.log(f"{paths[OPTIMIZER]}: not there, so the optimizer starts anew")
+            return {}
+        saved = checkpoint_util.load(paths[OPTIMIZER])
+        try:
+            self.opt.load_state_dict(saved)
+        except (ValueError, KeyError, TypeError) as error:
+            if NOTES in saved:
+                raise ValueError(f"{paths[OPTIMIZER]}: the optimizer of another network") from error
+            logger.log(f"{paths[OPTIMIZER]}: another optimizer's state, so the optimizer starts anew")
+            return {}
+        return self._load_notes(saved.get(NOTES, {}))
+
+    def restore_random_generators(self) -> None:
+        """Put them where the loaded set left them."""
+        if self._ranks:
+            set_random_state(self._ranks[dist_util.rank()]["random"], dist_util.dev())
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """e ← r e + (1 - r) p for each rate r."""
+        for rate, params in self.ema.items():
+            torch._foreach_lerp_(params, self.params, 1 - rate)
+
+    @torch.no_grad()
+    def _load_network(self, path: str, params: list[torch.Tensor]) -> None:
+        """Read a file of the network into `params`; the network's own buffers come along."""
+        weights = checkpoint_util.load_state_dict(path)
+        checkpoint_util.require_same_names(self.model, weights, path)
+        for (name, _), target in zip(self.model.named_parameters(), params, strict=True):
+            target.copy_(weights[name])
+        for name, buffer in self.model.named_buffers():
+            if name in weights:
+                buffer.copy_(weights[name])
+
+    def _load_notes(self, notes: dict[str, Any]) -> dict[str, Any]:
+        if self.scaler.is_enabled() and notes.get("scaler"):
+            self.scaler.load_state_dict(notes["scaler"])
+        if isinstance(self.sampler, LossAwareSampler) and "sampler" in notes:
+            self.sampler.load_state_dict(notes["sampler"])
+        ranks = notes.get("ranks", [])
+        if ranks and len(ranks) != dist_util.world_size():
+            logger.log(f"saved by {len(ranks)} processes: data order and random numbers start anew")
+        elif ranks:
+            self._ranks = ranks
+            here = ranks[dist_util.rank()]
+            if "data" in here and hasattr(self.data, "load_state_dict"):
+                self.data.load_state_dict(here["data"])
+        return notes
+
+
+def find_start(folder: CheckpointFolder, resume_checkpoint: str, continue_folder: bool) -> Start | None:
+    """What to resume from: the newest set in the folder, or `resume_checkpoint`; None for a fresh start.
+
+    With both, the folder's sets count if they came of this very `resume_checkpoint`: then the same command is being
+    run again. Readies the folder: makes it, tidies it up, and tells it which sets are this training's own.
+    Raises OSError for a folder that cannot be written and FileNotFoundError for a missing checkpoint.
+    """
+    folder.create()
+    folder.recover()
+    sets = folder.complete_sets() if continue_folder else []
+    own = [paths for paths in sets if _read_notes(paths).get("resume_checkpoint") == resume_checkpoint]
+    folder.own = sorted(paths.number for paths in own)
+    candidates = own if resume_checkpoint else sets
+    if candidates:
+        return Start(candidates[0][MODEL], candidates[0], is_own=True)
+    if resume_checkpoint:
+        return Start(resume_checkpoint, SetPaths.of_model(resume_checkpoint), is_own=False)
+    return None
+
+
+def _read_notes(paths: SetPaths) -> dict[str, Any]:
+    """The notes of a set on this machine, without reading its tensors; empty in files of other programs."""
+    saved = checkpoint_util.load(paths[OPTIMIZER], mmap=True)
+    return saved.get(NOTES, {}) if isinstance(saved, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    """The same value on the CPU, made so that equal values pickle to equal bytes: pickle marks repeated *objects*."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {sys.intern(key) if isinstance(key, str) else key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    return sys.intern(value) if isinstance(value, str) else value
