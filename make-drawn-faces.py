@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from argparse import ArgumentTypeError, Namespace
-from pathlib import Path
+
+from PIL import Image
 
 from core import cli
 from core.drawn_faces import Correlation
@@ -74,14 +75,12 @@ def main() -> None:
         save_sheet(counterfactual_sheet(faces), args.counterfactual_sheet)
 
 
-def save_sheet(sheet, path: str) -> None:
-    """Write a sheet as PNG."""
+def save_sheet(sheet: Image.Image, path: str) -> None:
+    """Write a sheet in the format that its name ends with."""
     try:
-        sheet.save(Path(path), format="PNG")
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); give a path in an existing folder"
-        ) from None
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be written ({error}); give a .png in an existing folder") from None
     cli.say(f"{path}: written")
 
 

@@ -99,7 +99,7 @@ def choose_attributes(chances: Mapping[str, float], correlations: Iterable[Corre
     """The attributes of one face.
 
     chances: for each drawn attribute a number uniform in [0, 1). Each attribute uses its own, so a planted correlation
-        changes its follower, what depends on that, and nothing else.
+        changes its follower, what depends on it or gives way to it, and nothing else.
     Raises InputError when the correlations contradict each other.
     """
     correlations = tuple(correlations)
@@ -129,7 +129,7 @@ def _holds(condition: str, chosen: frozenset[str]) -> bool:
 
 @lru_cache
 def settling_order(correlations: tuple[Correlation, ...] = ()) -> tuple[str, ...]:
-    """The drawn attributes, each after those its probability depends on; planted ones as early as they can be.
+    """The drawn attributes, each after those its probability depends on; planted hair before other hair.
 
     Raises InputError when an attribute follows two leaders, when two followers exclude each other, or when
     attributes depend on each other in a circle.
@@ -159,6 +159,7 @@ def settling_order(correlations: tuple[Correlation, ...] = ()) -> tuple[str, ...
         raise InputError(
             f"correlations: attributes depend on each other in a circle ({circle}); swap the two names"
         ) from None
-    for name in (*planted, *NATURAL):
+    choosy = [name for name in planted if any(name in group for group in EXCLUSIVE)]
+    for name in (*choosy, *NATURAL):
         settle(name)
     return tuple(order)

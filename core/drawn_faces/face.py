@@ -90,7 +90,7 @@ class Face:
     part: float = between(-22, 22)  # where the parting stands
     hairline: float = between(-56, -48)
     hair_fall: float = between(-3, 5)  # how far the hair comes in at the temples
-    fringe: float = between(-29, -24)  # lower edge of bangs
+    fringe: float = between(-31, -26)  # lower edge of bangs
     fringe_slant: float = between(-3, 3)
     beard_height: float = between(-4, 4)
     mustache_width: float = between(18, 23)

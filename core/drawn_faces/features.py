@@ -48,18 +48,16 @@ def _paint_eye(scene: Scene, side: int) -> None:
     if not male:
         for at, reach in ((24, 4.5), (21, 4), (18, 3.2)):
             root = upper[at if side > 0 else 24 - at]
-            line = np.array(
-                [(0, 0), (side * reach / 2, -reach * 0.3), (side * reach, -reach * 0.75 - (24 - at) * 0.12)]
-            )
-            scene.paint(stroke(line + root, 1.7, 0.6), lash, 0.95)
+            lashes = np.array([(0, 0), (side * 0.5, -0.3), (side, -0.85)]) * reach
+            scene.paint(stroke(lashes + root, 1.7, 0.6), lash, 0.95)
 
 
 def paint_brows(scene: Scene) -> None:
     """Both eyebrows: thicker and lower on men, broad and rough when bushy."""
     face, male, bushy = scene.face, scene.has("Male"), scene.has("Bushy_Eyebrows")
-    thickness = (4.4 if male else 2.9) + (4.6 if bushy else 0)
-    height = -19.5 + face.brow_height + (1.0 if male else -1.0) - (1.6 if bushy else 0)
-    arch = face.brow_arch * (0.7 if male else 1.2)
+    thickness = (4.4 if male else 2.9) + (5.8 if bushy else 0)
+    height = -19.5 + face.brow_height + (1.0 if male else -1.0) - (2.0 if bushy else 0)
+    arch = face.brow_arch * (0.6 if bushy else 0.7 if male else 1.2)
     rough = scene.random(4).random((2, 13)).repeat(2, axis=1)[:, :25] - 0.5
     for side, noise in zip((1, -1), rough, strict=True):
         s = np.linspace(0, 1, 25)

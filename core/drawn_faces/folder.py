@@ -80,8 +80,11 @@ def write_folder(path: str | Path, plan: Plan, num_workers: int = 1, progress: b
     if _already_there(path, plan):
         return False
     plan.face(0)  # contradictions show before anything is written
-    path.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give a folder that you own") from None
     try:
         _fill(workplace, plan, num_workers, progress)
         return _move(workplace, path, plan)
@@ -101,9 +104,7 @@ def load_faces(path: str | Path) -> list[Face]:
 
 
 def _already_there(path: Path, plan: Plan) -> bool:
-    if path.is_dir() and not any(path.iterdir()):
-        return False
-    if not path.exists():
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
     try:
         found = json.loads((path / SETTINGS_FILE).read_text())
@@ -125,7 +126,10 @@ def _already_there(path: Path, plan: Plan) -> bool:
 def _fill(folder: Path, plan: Plan, num_workers: int, progress: bool) -> None:
     (folder / IMAGE_FOLDER).mkdir()
     rows = []
-    with (folder / FACES_FILE).open("w") as faces, tqdm(total=len(plan), unit="face", disable=not progress) as bar:
+    with (
+        (folder / FACES_FILE).open("w") as faces,
+        tqdm(total=len(plan), unit="face", disable=None if progress else True) as bar,
+    ):
         for block in _blocks(folder, plan, num_workers):
             for face in block:
                 values = attributes(face).values()

@@ -18,7 +18,7 @@ def paint_glasses(scene: Scene) -> None:
     face = scene.face
     frame = FRAMES[face.glasses_colour]
     for side in (1, -1):
-        centre = np.array([side * (20 + face.eye_gap), -5])
+        centre = np.array([side * (20 + face.eye_gap), -4])
         rim = _lens(scene) * (side, 1) + centre
         inner = _lens(scene) * (side * 0.80, 0.78) + centre
         scene.paint(inner, WHITE, 0.10, lift=6)
@@ -36,7 +36,7 @@ def paint_glasses(scene: Scene) -> None:
 def _lens(scene: Scene) -> Curve:
     """The outer edge of a right-hand lens around its centre."""
     if scene.face.glasses == 0:
-        return ellipse(0, 0, 14.8, 14.2, count=40)
+        return ellipse(0, 0, 14.4, 13.2, count=40)
     if scene.face.glasses == 1:
         return spline(
             [(-13, -10.5), (0, -11.5), (14, -11), (15, 0), (13, 10.5), (0, 11.5), (-12, 10.5), (-14, 0)], closed=True

@@ -1,0 +1,361 @@
+"""Drawn faces: determinism, correlations, true counterfactuals and their regions, the folder, the script."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from core.datasets import ATTRIBUTES, CelebA
+from core.drawn_faces import DRAWN, Correlation, Face, attributes, counterfactual, draw, folder, region, sample_face
+from core.drawn_faces.attributes import EXCLUSIVE, HAIR_COLOURS, NATURAL, natural_probability
+from core.drawn_faces.folder import Plan, load_faces, write_folder
+from core.drawn_faces.sheets import contact_sheet, counterfactual_sheet, thumbnail
+from core.errors import InputError
+from tests.helpers import golden
+
+SCRIPT = Path(__file__).parents[2] / "make-drawn-faces.py"
+FACES = [sample_face(0, index) for index in range(16)]
+MANY = [sample_face(3, index) for index in range(3000)]
+
+
+FEW = [FACES[index] for index in (2, 3, 9, 15)]  # bald and old; a man; a smiling woman in a hat; lipstick, bangs
+
+drawing = lru_cache(maxsize=200)(draw)
+
+
+def pixels(face: Face) -> np.ndarray:
+    return np.asarray(drawing(face), np.int16)
+
+
+def small(face: Face) -> np.ndarray:
+    return np.asarray(thumbnail(drawing(face)), np.float32)
+
+
+# --- a face depends on its seed and number alone
+
+
+def test_a_face_is_determined_by_seed_and_index():
+    assert sample_face(0, 5) == FACES[5]
+    assert np.array_equal(pixels(sample_face(0, 5)), pixels(FACES[5]))
+    assert len({(f.yaw, f.skin_tone, f.hair_tint) for f in MANY}) == len(MANY)
+    assert sample_face(1, 5) != FACES[5]
+
+
+def test_pictures_stay_as_they_are():
+    # Small differences in rounding between machines are fine, another drawing is not: raise DRAWING_VERSION then.
+    tiny = np.stack([np.asarray(thumbnail(drawing(face), 32), np.int16) for face in FACES[:8]])
+    assert np.abs(tiny - golden("drawn_faces")["thumbnails"]).max() <= 2
+
+
+def test_faces_vary_as_much_as_people():
+    flat = np.stack([small(face) for face in FACES]).reshape(len(FACES), -1)
+    apart = np.abs(flat[:, None] - flat[None]).mean(2) + 255 * np.eye(len(FACES))
+    assert apart.min() > 15  # grey levels, on average over the picture
+
+
+def test_a_face_survives_json():
+    for face in FACES:
+        assert Face.from_dict(json.loads(json.dumps(face.to_dict()))) == face
+
+
+def test_json_of_another_version_is_refused():
+    values = FACES[0].to_dict()
+    del values["yaw"]
+    with pytest.raises(InputError, match="yaw"):
+        Face.from_dict(values)
+
+
+def test_any_size_shows_the_same_picture():
+    large = draw(FACES[0], (356, 436)).resize((178, 218), Image.Resampling.BOX)
+    assert np.abs(np.asarray(large, np.int16) - pixels(FACES[0])).mean() < 4  # grain and edges differ
+
+
+# --- attributes and their correlations
+
+
+def test_labels_are_celebas_forty():
+    labels = attributes(FACES[0])
+    assert tuple(labels) == ATTRIBUTES
+    assert {name for name in labels if labels[name]} == FACES[0].has <= set(DRAWN)
+
+
+def test_natural_habits():
+    for face in MANY:
+        assert not any(len(group & face.has) > 1 and "Bald" in face.has for group in EXCLUSIVE)
+        assert len(face.has & set(HAIR_COLOURS)) <= 1
+        assert "Male" in face.has or not face.has & {"Mustache"}
+        assert "Male" in face.has or "No_Beard" in face.has
+    for name, given in (("Smiling", "Male"), ("Eyeglasses", "Young"), ("Wearing_Earrings", "Male")):
+        for having in (True, False):
+            group = [face for face in MANY if (given in face.has) == having]
+            p = natural_probability(name, {given} if having else set())
+            share = np.mean([name in face.has for face in group])
+            assert abs(share - p) < 4 * np.sqrt(p * (1 - p) / len(group))  # four standard errors
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_drawn_attribute_occurs_and_is_missing(name):
+    share = np.mean([name in face.has for face in MANY])
+    assert 0.04 < share < 0.96
+
+
+@pytest.mark.parametrize(
+    "text", ["Smiling:Eyeglasses=0.9", "Male:Smiling=0.8", "Young:Blond_Hair=0.75", "Eyeglasses:Bald=0.1"]
+)
+def test_a_planted_correlation_holds(text):
+    planted = Correlation.parse(text)
+    assert str(planted) == text
+    faces = [sample_face(3, index, [planted]) for index in range(len(MANY))]
+    for having in (True, False):
+        group = [f for f in faces if (planted.leader in f.has) == having]
+        share = np.mean([(planted.follower in f.has) == having for f in group])
+        p = planted.agreement
+        assert abs(share - p) < 4 * np.sqrt(p * (1 - p) / len(group))  # four standard errors
+
+
+def test_planting_changes_the_follower_and_nothing_else():
+    planted = [Correlation("Smiling", "Eyeglasses", 0.9)]  # nothing depends on Eyeglasses
+    changed = 0
+    for face in MANY[:300]:
+        other = sample_face(3, face.index, planted)
+        assert other.has ^ face.has <= {"Eyeglasses"}
+        assert replace(other, has=face.has) == face
+        changed += other.has != face.has
+    assert changed > 50
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Smiling", "expected LEADER"),
+        ("Smiling:Eyeglasses", "expected LEADER"),
+        ("Smiling:Eyeglasses=1.5", "0..1"),
+        ("Smiling:Eyeglasses=nan", "0..1"),
+        ("Smile:Eyeglasses=0.9", "no attribute of CelebA"),
+        ("Smiling:Attractive=0.9", "is not drawn"),
+        ("Smiling:Smiling=0.9", "freely"),
+        ("Bald:Bangs=0.9", "freely"),
+    ],
+)
+def test_bad_correlations(text, message):
+    with pytest.raises(InputError, match=message):
+        Correlation.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["Smiling:Male=0.9"], "circle"),
+        (["Smiling:Eyeglasses=0.9", "Young:Eyeglasses=0.9"], "cannot both"),
+        (["Smiling:Blond_Hair=0.9", "Young:Black_Hair=0.9"], "cannot both"),
+    ],
+)
+def test_contradicting_correlations(texts, message):
+    with pytest.raises(InputError, match=message):
+        sample_face(0, 0, [Correlation.parse(text) for text in texts])
+
+
+# --- the true counterfactual
+
+BOXES = {  # left, top, right, bottom in the 178x218 picture, for every pose: what else must stay untouched
+    "Smiling": (30, 90, 148, 190),
+    "Mouth_Slightly_Open": (45, 120, 133, 200),
+    "Wearing_Lipstick": (45, 120, 133, 190),
+    "Mustache": (45, 125, 133, 180),
+    "Eyeglasses": (15, 70, 163, 150),
+    "Narrow_Eyes": (35, 80, 143, 135),
+    "Bushy_Eyebrows": (30, 70, 148, 125),
+    "Big_Nose": (50, 95, 128, 165),
+    "Rosy_Cheeks": (25, 105, 153, 170),
+    "Bangs": (20, 20, 158, 115),
+    "Wearing_Hat": (0, 0, 178, 115),
+    "Wearing_Earrings": (15, 110, 163, 180),
+    "No_Beard": (25, 95, 153, 205),
+    "Young": (30, 50, 148, 195),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("face", FEW, ids=lambda face: str(face.index))
+def test_counterfactual_changes_one_attribute_visibly_and_in_its_place(face, name):
+    other = counterfactual(face, name)
+    assert (name in other.has) != (name in face.has)
+    if name not in (*HAIR_COLOURS, "Bald", "Bangs"):
+        assert replace(other, has=face.has) == face and other.has ^ face.has == {name}
+    changed = (pixels(face) != pixels(other)).any(2)
+    mask = region(face, name)
+    assert mask.shape == (218, 178) and mask.dtype == bool
+    assert not (changed & ~mask).any()
+    assert 0.001 < mask.mean() < 0.5
+    if name in BOXES and not (name == "Bangs" and "Bald" in face.has):
+        left, top, right, bottom = BOXES[name]
+        mask[top:bottom, left:right] = False
+        assert not mask.any()
+    difference = np.abs(small(face) - small(other)).mean(2)
+    assert np.sort(difference.ravel())[-10:].mean() > 12  # ten pixels of 64x64 that differ plainly
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_turning_an_attribute_twice_draws_the_first_face(name):
+    for face in FEW:
+        hidden = "Bald" in face.has and name in (*HAIR_COLOURS, "Bangs")
+        lost = name == "Bald" and "Bangs" in face.has
+        if not hidden and not lost:
+            again = counterfactual(counterfactual(face, name), name)
+            assert again.has == face.has and np.array_equal(pixels(again), pixels(face))
+
+
+def test_hair_colours_give_way_to_each_other():
+    face = next(f for f in MANY if "Black_Hair" in f.has)
+    blond = counterfactual(face, "Blond_Hair")
+    assert blond.has == face.has - {"Black_Hair"} | {"Blond_Hair"}
+    without = counterfactual(face, "Black_Hair")
+    assert without.hair == face.other_hair and "Black_Hair" not in without.has
+
+
+def test_baldness_hides_hair_and_gives_it_back():
+    bald = next(f for f in MANY if "Bald" in f.has and f.hair in HAIR_COLOURS)
+    assert counterfactual(bald, "Bald").has == bald.has - {"Bald"} | {bald.hair}
+    assert counterfactual(bald, "Bangs").has == bald.has - {"Bald"} | {bald.hair, "Bangs"}
+    assert counterfactual(bald, "Gray_Hair").has == bald.has - {"Bald"} | {"Gray_Hair"}
+    fringe = next(f for f in MANY if "Bangs" in f.has and f.hair in HAIR_COLOURS)
+    assert counterfactual(fringe, "Bald").has == fringe.has - {"Bangs", fringe.hair} | {"Bald"}
+
+
+def test_counterfactual_of_an_attribute_that_is_not_drawn():
+    with pytest.raises(InputError, match="is not drawn"):
+        counterfactual(FACES[0], "Attractive")
+
+
+# --- the folder
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> tuple[Path, Plan]:
+    path = tmp_path_factory.mktemp("faces") / "set"
+    plan = Plan(seed=2, num_train=40, num_val=3, num_test=2, correlations=(Correlation("Smiling", "Young", 0.8),))
+    assert write_folder(path, plan, num_workers=2)
+    return path, plan
+
+
+def test_folder_is_read_like_celeba(drawn):
+    path, plan = drawn
+    offset = 0
+    for partition, count in (("train", 40), ("val", 3), ("test", 2)):
+        data = CelebA(str(path), partition, 64)
+        assert len(data) == count
+        labels = attributes(plan.face(offset))
+        assert data[0].labels.bool().tolist() == list(labels.values())
+        assert data[0].image.shape == (3, 64, 64)
+        offset += count
+    table = pd.read_csv(path / "list_attr_celeba.csv")
+    assert list(table.columns) == ["image_id", *ATTRIBUTES]
+    assert set(np.unique(table.iloc[:, 1:])) == {-1, 1}
+    assert table.image_id[0] == "000001.jpg"
+    undrawn = [name for name in ATTRIBUTES if name not in NATURAL]
+    assert (table[undrawn] == -1).all(axis=None)
+    with Image.open(path / "img_align_celeba" / "000045.jpg") as picture:
+        assert picture.size == (178, 218) and picture.mode == "RGB"
+        error = np.abs(np.asarray(picture, np.int16) - pixels(plan.face(44))).mean()
+    assert error < 4  # JPEG
+
+
+def test_stored_faces_are_those_drawn(drawn):
+    path, plan = drawn
+    assert load_faces(path) == [plan.face(index) for index in range(len(plan))]
+
+
+def test_workers_and_counts_do_not_matter(drawn, tmp_path):
+    path, plan = drawn
+    write_folder(tmp_path / "few", replace(plan, num_train=5, num_val=0, num_test=0), num_workers=1)
+    for name in (f"{k:06d}.jpg" for k in range(1, 6)):
+        few = (tmp_path / "few" / "img_align_celeba" / name).read_bytes()
+        assert few == (path / "img_align_celeba" / name).read_bytes()
+
+
+def test_the_same_again_does_nothing_and_other_settings_are_refused(drawn, monkeypatch):
+    path, plan = drawn
+    monkeypatch.setattr(folder, "draw", None)  # drawing anything would fail
+    assert write_folder(path, plan) is False
+    with pytest.raises(InputError, match="seed = 2, not 3"):
+        write_folder(path, replace(plan, seed=3))
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="something else"):
+        write_folder(tmp_path, Plan(num_val=1))
+    with pytest.raises(InputError, match="something else"):
+        write_folder(tmp_path / "notes.txt", Plan(num_val=1))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled_and_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "set"
+    target.mkdir()
+
+    def fail(face):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "draw", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_folder(target, Plan(num_val=1))
+    assert list(tmp_path.iterdir()) == [target] and not any(target.iterdir())
+    assert write_folder(target, Plan(num_val=1))
+    assert len(load_faces(target)) == 1
+
+
+def test_nothing_to_draw(tmp_path):
+    with pytest.raises(InputError, match="no faces"):
+        write_folder(tmp_path / "none", Plan())
+
+
+def test_faces_of_a_foreign_or_damaged_folder(tmp_path):
+    with pytest.raises(InputError, match="not found"):
+        load_faces(tmp_path)
+    (tmp_path / "faces.jsonl").write_text("{half a li")
+    with pytest.raises(InputError, match="damaged"):
+        load_faces(tmp_path)
+
+
+# --- sheets and the script
+
+
+def test_sheets():
+    assert contact_sheet(FACES[:3], columns=2).size == (2 * 132 + 4, 2 * 132 + 4)
+    sheet = counterfactual_sheet(FACES[:1], ["Smiling", "Bald"])
+    assert sheet.size == (150 + 3 * 132 + 4, 2 * 132 + 4)
+
+
+def run_script(*flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True, check=False)
+
+
+def test_script(tmp_path):
+    flags = ["--output_path", str(tmp_path / "set"), "--num_train", "2", "--num-val", "1", "--num_workers", "1"]
+    flags += ["--correlate", "Smiling:Eyeglasses=1", "--correlate", "Young:Bangs=0"]
+    done = run_script(*flags, "--contact_sheet", str(tmp_path / "sheet.png"))
+    assert done.returncode == 0, done.stderr
+    assert "3 faces" in done.stdout
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+    for face in load_faces(tmp_path / "set"):
+        assert ("Smiling" in face.has) == ("Eyeglasses" in face.has)
+        assert ("Young" in face.has) != ("Bangs" in face.has) or "Bald" in face.has
+
+
+def test_script_refuses_in_one_line(tmp_path):
+    done = run_script("--output_path", str(tmp_path / "set"), "--correlate", "Smiling=0.9")
+    assert done.returncode == 2
+    assert done.stderr.startswith("make-drawn-faces.py: error: ") and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "set").exists()
