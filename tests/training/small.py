@@ -1,0 +1,79 @@
+"""A network small enough to be trained in a test, and how to start several processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from guided_diffusion.script_util import create_model_and_diffusion
+from tests.helpers import fill_
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+FLAGS = {
+    "image_size": 8,
+    "num_channels": 64,  # two channels to a group: a bias before a group norm keeps a gradient
+    "num_res_blocks": 1,
+    "num_heads": 2,
+    "attention_resolutions": "",
+    "channel_mult": "1",
+    "learn_sigma": True,
+    "diffusion_steps": 100,
+}
+
+LAUNCHERS = {
+    "mpiexec": [str(BIN / "mpiexec"), "-n", "2", sys.executable],
+    "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2"],
+}
+
+
+def network_and_diffusion(**flags):
+    """A filled network of 0.3 M parameters for images of 8x8, and its process of 100 steps."""
+    model, diffusion = create_model_and_diffusion(**{**FLAGS, **flags})
+    return fill_(model), diffusion
+
+
+def endless(batch_size: int, seed: int = 0, size: int = 8):
+    """Batches of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randn(batch_size, 3, size, size, generator=generator).clamp(-1, 1), {}
+
+
+def settings(**other) -> dict:
+    """Arguments of TrainLoop, without network, diffusion and data."""
+    return {
+        "batch_size": 4,
+        "microbatch": -1,
+        "lr": 1e-3,
+        "ema_rate": "0.9",
+        "log_interval": 1,
+        "save_interval": 1000,
+        "resume_checkpoint": "",
+        **other,
+    }
+
+
+def environment(**other: str) -> dict[str, str]:
+    """This process's environment, with one thread and the project importable."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **other}
+
+
+def start(command: list[str], **other: str) -> subprocess.Popen:
+    """Start a command in the project's folder, its output kept together."""
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(**other), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(command: list[str], timeout: float = 240, **other: str) -> str:
+    """Run a command to its end and return its output; it must succeed."""
+    process = start(command, **other)
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output
+    return output
