@@ -14,10 +14,14 @@ def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) ->
     """β of a named schedule, (num_diffusion_timesteps,) in float64.
 
     "linear" is that of Ho et al. 2020, its limits scaled to the number of steps; "cosine" is Nichol and Dhariwal
-    2021, equation 17. Raises ValueError for another name.
+    2021, equation 17. Raises ValueError for another name and for too few steps.
     """
+    if num_diffusion_timesteps < 1:
+        raise ValueError(f"--diffusion_steps {num_diffusion_timesteps}: expected at least 1")
     if schedule_name == "linear":
         scale = 1000 / num_diffusion_timesteps
+        if scale * 0.02 > 1:
+            raise ValueError(f"--diffusion_steps {num_diffusion_timesteps}: the linear schedule needs at least 20")
         return np.linspace(scale * 1e-4, scale * 0.02, num_diffusion_timesteps, dtype=np.float64)
     if schedule_name == "cosine":
         return betas_for_alpha_bar(num_diffusion_timesteps, lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2)

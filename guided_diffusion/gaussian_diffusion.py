@@ -168,7 +168,7 @@ class GaussianDiffusion(ReverseProcess):
         Args:
             shape: of the samples, (N, C, H, W).
             noise: the start, of that shape; None: drawn.
-            device: where to sample; None: where the model's parameters are.
+            device: where to draw it; None: where the model's parameters are.
             progress: show a bar (needs tqdm).
         """
         settings = (clip_denoised, denoised_fn, cond_fn, model_kwargs)
@@ -208,7 +208,7 @@ class GaussianDiffusion(ReverseProcess):
             yield out
             x = out["sample"]
 
-    def _descending(self, batch: int, device: torch.device | str, progress: bool = False) -> Iterator[torch.Tensor]:
+    def _descending(self, batch: int, device: torch.device, progress: bool = False) -> Iterator[torch.Tensor]:
         """Index tensors (batch,) from num_timesteps - 1 down to 0."""
         indices = reversed(range(self.num_timesteps))
         if progress:
@@ -318,15 +318,13 @@ def _above_zero(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def _start(
     model: Model, shape: tuple[int, ...], noise: torch.Tensor | None, device: torch.device | str | None
-) -> tuple[torch.Tensor, torch.device | str]:
+) -> tuple[torch.Tensor, torch.device]:
     """The noise that sampling starts from, and its device."""
-    if device is None:
-        device = next(model.parameters()).device
     if noise is None:
-        noise = torch.randn(*shape, device=device)
+        noise = torch.randn(*shape, device=device or next(model.parameters()).device)
     elif noise.shape != tuple(shape):
         raise ValueError(f"noise is {tuple(noise.shape)} where {tuple(shape)} was asked for")
-    return noise, device
+    return noise, noise.device
 
 
 def _last(steps: Iterator[Tensors]) -> Tensors:

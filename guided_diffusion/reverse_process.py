@@ -44,6 +44,13 @@ class ModelVarType(enum.Enum):
         return self in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
 
 
+FIXED_VARIANCE = {
+    ModelVarType.FIXED_SMALL: ("posterior_variance", "posterior_log_variance_clipped"),
+    ModelVarType.FIXED_LARGE: ("fixed_large_variance", "fixed_large_log_variance"),
+}
+"""The schedule arrays of a variance that is not learned, and of its logarithm."""
+
+
 class ReverseProcess(ForwardProcess):
     """p(x_{t-1} | x_t) of a network, and its guidance by gradients.
 
@@ -131,12 +138,9 @@ class ReverseProcess(ForwardProcess):
         self, values: torch.Tensor | None, x: torch.Tensor, t: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Variance and log variance of the step back, shaped like x."""
-        if self.model_var_type is ModelVarType.FIXED_LARGE:
-            fixed = ("fixed_large_variance", "fixed_large_log_variance")
-            return tuple(self.at(name, t, x).expand_as(x) for name in fixed)
-        if self.model_var_type is ModelVarType.FIXED_SMALL:
-            fixed = ("posterior_variance", "posterior_log_variance_clipped")
-            return tuple(self.at(name, t, x).expand_as(x) for name in fixed)
+        if not self.model_var_type.is_learned:
+            variance, log_variance = (self.at(name, t, x).expand_as(x) for name in FIXED_VARIANCE[self.model_var_type])
+            return variance, log_variance
         if self.model_var_type is ModelVarType.LEARNED:
             return values.exp(), values
         fraction = (values + 1) / 2  # Nichol and Dhariwal 2021, equation 15

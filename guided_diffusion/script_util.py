@@ -115,6 +115,8 @@ def create_model_and_diffusion(
         **model_flags, learn_sigma=flags["learn_sigma"], num_classes=num_classes, multiclass=multiclass
     )
     model.config = {**flags, "num_classes": num_classes, "multiclass": multiclass}
+    if not isinstance(flags["timestep_respacing"], str):
+        model.config["timestep_respacing"] = ",".join(str(count) for count in flags["timestep_respacing"])
     diffusion = create_gaussian_diffusion(steps=diffusion_flags.pop("diffusion_steps"), **diffusion_flags)
     return model, diffusion
 

@@ -1,0 +1,191 @@
+"""The classic flags: defaults, parsing, what they build, what they refuse."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
+from guided_diffusion.script_util import (
+    FLAG_HELP,
+    NUM_CLASSES,
+    add_dict_to_argparser,
+    args_to_dict,
+    create_gaussian_diffusion,
+    create_model,
+    create_model_and_diffusion,
+    diffusion_defaults,
+    model_and_diffusion_defaults,
+    str2bool,
+)
+from tests.helpers import BASE
+
+PUBLISHED_FLAGS = (
+    "--attention_resolutions 32,16,8 --class_cond False --diffusion_steps 500 --learn_sigma True "
+    "--noise_schedule linear --num_channels 128 --num_heads 4 --num_res_blocks 2 --resblock_updown True "
+    "--use_fp16 True --use_scale_shift_norm True --timestep_respacing 200 --image_size 128"
+)
+
+
+def parse(command: str, defaults: dict | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_dict_to_argparser(parser, model_and_diffusion_defaults() if defaults is None else defaults)
+    return parser.parse_args(command.split())
+
+
+def test_defaults_are_the_published_ones():
+    assert NUM_CLASSES == 1000
+    assert model_and_diffusion_defaults() == {
+        "image_size": 64,
+        "num_channels": 128,
+        "num_res_blocks": 2,
+        "num_heads": 4,
+        "num_heads_upsample": -1,
+        "num_head_channels": -1,
+        "attention_resolutions": "16,8",
+        "channel_mult": "",
+        "dropout": 0.0,
+        "class_cond": False,
+        "use_checkpoint": False,
+        "use_scale_shift_norm": True,
+        "resblock_updown": False,
+        "use_fp16": False,
+        "use_new_attention_order": False,
+        "learn_sigma": False,
+        "diffusion_steps": 1000,
+        "noise_schedule": "linear",
+        "timestep_respacing": "",
+        "use_kl": False,
+        "predict_xstart": False,
+        "rescale_timesteps": False,
+        "rescale_learned_sigmas": False,
+    }
+    assert diffusion_defaults().items() <= model_and_diffusion_defaults().items()
+
+
+def test_every_flag_has_help():
+    assert FLAG_HELP.keys() == model_and_diffusion_defaults().keys()
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_dict_to_argparser(parser, {**model_and_diffusion_defaults(), "other": None})
+    text = " ".join(parser.format_help().split())
+    assert all(" ".join(sentence.split()) in text for sentence in FLAG_HELP.values())
+
+
+def test_published_flags_build_the_papers_process_and_network():
+    args = parse(PUBLISHED_FLAGS)
+    with torch.device("meta"):
+        model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_and_diffusion_defaults()))
+    assert diffusion.num_timesteps == 200 and diffusion.original_num_steps == 500
+    assert model.use_fp16 and model.num_classes is None and model.image_size == 128
+    assert model.dtype == torch.float32  # half precision begins with convert_to_fp16
+    assert sum(p.numel() for p in model.parameters()) == 105_198_598
+
+
+def test_flags_are_typed_like_their_defaults():
+    args = parse("--a 3 --b 0.5 --c yes --d x,y --e z", {"a": 1, "b": 1.0, "c": False, "d": "", "e": None, "f": None})
+    assert vars(args) == {"a": 3, "b": 0.5, "c": True, "d": "x,y", "e": "z", "f": None}
+    assert args_to_dict(args, ["a", "f"]) == {"a": 3, "f": None}
+
+
+@pytest.mark.parametrize("text", ["yes", "true", "t", "y", "1", "True", "YES", True])
+def test_words_for_true(text):
+    assert str2bool(text) is True
+
+
+@pytest.mark.parametrize("text", ["no", "false", "f", "n", "0", "False", "NO", False])
+def test_words_for_false(text):
+    assert str2bool(text) is False
+
+
+def test_other_words_are_no_truth_value():
+    with pytest.raises(argparse.ArgumentTypeError, match="'maybe'"):
+        str2bool("maybe")
+
+
+def test_config_holds_every_flag_as_a_plain_value():
+    flags = {**model_and_diffusion_defaults(), **BASE}
+    model, _ = create_model_and_diffusion(**flags, num_classes=40, multiclass=True)
+    assert model.config == {**flags, "num_classes": 40, "multiclass": True}
+    assert json.loads(json.dumps(model.config)) == model.config
+    model, diffusion = create_model_and_diffusion(**{**BASE, "timestep_respacing": [10, 5]})
+    assert model.config["timestep_respacing"] == "10,5" and diffusion.num_timesteps == 15
+
+
+def test_flags_left_out_keep_their_defaults():
+    model, diffusion = create_model_and_diffusion(**BASE)
+    assert model.config.items() >= {**model_and_diffusion_defaults(), **BASE}.items()
+    assert diffusion.model_mean_type is ModelMeanType.EPSILON
+
+
+def test_unknown_flags_are_refused():
+    with pytest.raises(TypeError, match="unknown flags num_chanels;"):
+        create_model_and_diffusion(num_chanels=128)
+
+
+@pytest.mark.parametrize(
+    ("flags", "attribute", "value"),
+    [
+        ({}, "model_mean_type", ModelMeanType.EPSILON),
+        ({"predict_xstart": True}, "model_mean_type", ModelMeanType.START_X),
+        ({}, "model_var_type", ModelVarType.FIXED_LARGE),
+        ({"sigma_small": True}, "model_var_type", ModelVarType.FIXED_SMALL),
+        ({"learn_sigma": True}, "model_var_type", ModelVarType.LEARNED_RANGE),
+        ({}, "loss_type", LossType.MSE),
+        ({"rescale_learned_sigmas": True}, "loss_type", LossType.RESCALED_MSE),
+        ({"use_kl": True, "rescale_learned_sigmas": True}, "loss_type", LossType.RESCALED_KL),
+        ({"rescale_timesteps": True}, "rescale_timesteps", True),
+        ({"timestep_respacing": "ddim25"}, "num_timesteps", 25),
+    ],
+)
+def test_diffusion_flags(flags, attribute, value):
+    assert getattr(create_gaussian_diffusion(**flags), attribute) == value
+
+
+def test_noise_schedule_reaches_the_process():
+    linear, cosine = (create_gaussian_diffusion(noise_schedule=name) for name in ("linear", "cosine"))
+    assert np.abs(linear.alphas_cumprod - cosine.alphas_cumprod).max() > 0.1
+    with pytest.raises(ValueError, match="--noise_schedule 'sqrt' is unknown"):
+        create_gaussian_diffusion(noise_schedule="sqrt")
+
+
+@pytest.mark.parametrize(
+    ("image_size", "widths"),
+    [
+        (512, [32, 64, 64, 128, 128, 256, 256]),
+        (256, [64, 64, 128, 128, 256, 256]),
+        (224, [64, 64, 128, 192, 256]),
+        (128, [64, 64, 128, 192, 256]),
+        (64, [64, 128, 192, 256]),
+        (28, [64, 64, 128]),
+    ],
+)
+def test_default_widths(image_size, widths):
+    with torch.device("meta"):
+        model = create_model(image_size, num_channels=64, num_res_blocks=1, attention_resolutions="")
+    first_convolutions = [block[0].in_layers[2] for block in list(model.input_blocks)[1::2]]
+    assert [conv.out_channels for conv in first_convolutions] == widths
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"image_size": 96, "channel_mult": ""}, "--image_size 96 has no default widths .* give --channel_mult"),
+        ({"channel_mult": "1,two"}, "--channel_mult '1,two': expected positive numbers"),
+        ({"channel_mult": "1,-2"}, "--channel_mult '1,-2'"),
+        ({"attention_resolutions": "16;8"}, "--attention_resolutions '16;8'"),
+        ({"attention_resolutions": "16,0"}, "--attention_resolutions '16,0'"),
+        ({"timestep_respacing": "501"}, "--timestep_respacing: cannot take 501"),
+    ],
+)
+def test_values_that_do_not_fit_name_their_flag(flags, message):
+    with pytest.raises(ValueError, match=message):
+        create_model_and_diffusion(**{**BASE, **flags})
+
+
+def test_an_image_size_without_default_widths_takes_explicit_ones():
+    model, _ = create_model_and_diffusion(**{**BASE, "image_size": 96, "channel_mult": "1,2"})
+    assert model.image_size == 96

@@ -1,0 +1,261 @@
+"""The U-Net: published outputs and names, precision, memory layout, labels, bad shapes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from guided_diffusion.nn import timestep_embedding
+from guided_diffusion.script_util import create_model_and_diffusion
+from guided_diffusion.unet import UNetModel
+from guided_diffusion.unet_blocks import AttentionBlock
+from tests.helpers import BASE, GOLDEN, fill_, filled, golden, relative_error, rnd
+
+VARIANTS = {
+    "base": {},
+    "head_channels": {"num_head_channels": 16},
+    "new_attention": {"use_new_attention_order": True},
+    "conv_resample": {"resblock_updown": False},
+    "additive_emb": {"use_scale_shift_norm": False},
+    "fixed_sigma": {"learn_sigma": False},
+    "labels_index": {"class_cond": True, "num_classes": 10},
+    "labels_multi": {"class_cond": True, "num_classes": 40, "multiclass": True},
+    "res2_mult124": {"num_res_blocks": 2, "channel_mult": "1,2,4", "num_channels": 64, "num_heads": 2},
+}
+"""Flags of the networks behind unet.npz, where they differ from BASE."""
+
+PAPER = {
+    "image_size": 128,
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "attention_resolutions": "32,16,8",
+    "learn_sigma": True,
+    "diffusion_steps": 500,
+    "timestep_respacing": "200",
+    "resblock_updown": True,
+}
+"""The U-Net of the DiME paper."""
+
+ROUNDING = 2e-5
+"""Float32 sums in another order, relative to the largest value."""
+
+
+def build(**flags) -> UNetModel:
+    return create_model_and_diffusion(**{**BASE, **flags})[0]
+
+
+@pytest.fixture(scope="module")
+def published_shapes() -> dict[str, dict[str, list[int]]]:
+    return json.loads((GOLDEN / "state_dict_keys.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    return rnd(1, 2, 3, 64, 64), torch.tensor([3.0, 480.0])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_output_is_the_published_one(variant, inputs, published_shapes):
+    model = build(**VARIANTS[variant])
+    model.load_state_dict(filled(published_shapes[f"unet_{variant}"]))
+    labels = {"labels_index": torch.tensor([1, 7]), "labels_multi": (rnd(2, 2, 40) > 0).float()}.get(variant)
+    output = model.eval()(*inputs, labels)
+    assert relative_error(output[:, :, ::4, ::4], golden("unet")[variant]) <= ROUNDING
+
+
+@torch.no_grad()
+def test_the_papers_network(published_shapes):
+    model, _ = create_model_and_diffusion(**PAPER)
+    model.load_state_dict(filled(published_shapes["unet_celeba128"]))
+    with FlopCounterMode(display=False) as flops:
+        output = model.eval()(rnd(1, 1, 3, 128, 128), torch.tensor([250.0]))
+    assert relative_error(output[:, :, ::8, ::8], golden("unet")["celeba128"]) <= ROUNDING
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(105.2e6, rel=1e-3)
+    assert flops.get_total_flops() == pytest.approx(156.6e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "celeba128"])
+def test_names_and_shapes_are_the_published_ones(variant, published_shapes):
+    with torch.device("meta"):
+        model = create_model_and_diffusion(**PAPER)[0] if variant == "celeba128" else build(**VARIANTS[variant])
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    # The order counts too: published optimiser states number the parameters.
+    assert list(shapes.items()) == list(published_shapes[f"unet_{variant}"].items())
+
+
+@pytest.mark.parametrize("new_order", [False, True])
+def test_attention_is_the_papers_formula(new_order):
+    channels, heads, side = 64, 4, 5
+    block = fill_(AttentionBlock(channels, heads, new_order=new_order)).double()
+    x = rnd(0, 2, channels, side, side).double()
+    qkv = block.qkv(block.norm(x).flatten(2))  # (N, 3C, T)
+    parts = qkv.view(2, 3, heads, -1, side**2) if new_order else qkv.view(2, heads, 3, -1, side**2).transpose(1, 2)
+    q, k, v = parts.unbind(1)  # (N, heads, ch, T)
+    ch = channels // heads
+    weights = torch.einsum("nhct,nhcs->nhts", q * ch**-0.25, k * ch**-0.25).softmax(-1)
+    attended = torch.einsum("nhts,nhcs->nhct", weights, v).reshape(2, channels, side**2)
+    expected = x + block.proj_out(attended).view_as(x)
+    torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("resblock_updown", [False, True])
+@torch.no_grad()
+def test_channels_last_changes_nothing_but_the_layout(inputs, resblock_updown):
+    x, t = inputs
+    model = fill_(build(resblock_updown=resblock_updown))
+    expected = model(x, t).numpy()
+    output = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), t)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert relative_error(output, expected) <= ROUNDING
+
+
+@torch.no_grad()
+def test_images_do_not_influence_each_other(inputs):
+    x, t = inputs
+    model = fill_(build())
+    alone = torch.cat([model(x[i : i + 1], t[i : i + 1]) for i in range(2)])
+    assert relative_error(model(x, t), alone.numpy()) <= ROUNDING
+
+
+@torch.no_grad()
+def test_half_precision_is_close_and_comes_back():
+    model = fill_(build())
+    inputs = rnd(1, 1, 3, 16, 16), torch.tensor([3.0])  # small: float16 is slow on a CPU
+    expected = model(*inputs)
+    # Half as many bits give errors near 2^-8 (bfloat16) or 2^-11 (float16) per operation, some tens in a row.
+    for dtype, tolerance in ((torch.bfloat16, 0.03), (torch.float16, 0.015)):
+        model.convert_to(dtype)
+        output = model(*inputs)
+        assert output.dtype == torch.float32
+        assert (output - expected).norm() / expected.norm() < tolerance
+        assert (output - expected).norm() > 0  # it did compute in half precision
+    model.convert_to_fp16()
+    assert model.dtype == torch.float16
+    fill_(model).convert_to_fp32()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_half_precision_is_for_convolutions_of_the_blocks_alone():
+    model = build(class_cond=True)
+    model.convert_to(torch.bfloat16)
+    for name, module in model.named_modules():
+        convolution = isinstance(module, (nn.Conv1d, nn.Conv2d)) and not name.startswith("out.")
+        for parameter in module.parameters(recurse=False):
+            assert parameter.dtype == (torch.bfloat16 if convolution else torch.float32), name
+
+
+@torch.no_grad()
+def test_it_runs_in_double_precision(inputs):
+    x, t = inputs
+    model = fill_(build())
+    expected = model(x, t).numpy()
+    output = model.double()(x.double(), t)
+    assert output.dtype == torch.float64
+    assert relative_error(output, expected) <= ROUNDING
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointing_leaves_gradients_as_they_are(dropout):
+    gradients = []
+    for use_checkpoint in (False, True):
+        model = fill_(build(use_checkpoint=use_checkpoint, dropout=dropout)).train()
+        torch.manual_seed(0)
+        model(rnd(3, 1, 3, 32, 32), torch.tensor([7])).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*gradients, strict=True))
+
+
+def test_checkpointing_recomputes():
+    model = fill_(build(use_checkpoint=True)).train()
+    calls = []
+    model.middle_block[0].in_layers[0].register_forward_hook(lambda *_: calls.append(1))
+    model(rnd(3, 1, 3, 32, 32), torch.tensor([7])).mean().backward()
+    assert len(calls) == 2
+
+
+@torch.no_grad()
+def test_dropout_acts_in_training_alone(inputs):
+    plain, model = fill_(build()), fill_(build(dropout=0.5))
+    assert torch.equal(plain(*inputs), model(*inputs))
+    assert not torch.equal(plain(*inputs), model.train()(*inputs))
+
+
+@torch.no_grad()
+def test_num_heads_upsample_counts_on_the_way_up_alone(inputs):
+    def heads(model: nn.Module) -> set[int]:
+        return {block.num_heads for block in model.modules() if isinstance(block, AttentionBlock)}
+
+    model = build(num_heads=4, num_heads_upsample=2)
+    assert heads(model.input_blocks) == heads(model.middle_block) == {4}
+    assert heads(model.output_blocks) == {2}
+    assert heads(build(num_heads=4)) == {4}
+    assert heads(build(num_head_channels=32, num_heads_upsample=8)) == {2}
+
+
+@torch.no_grad()
+def test_an_untrained_network_predicts_zero(inputs):
+    assert build()(*inputs).abs().max() == 0
+
+
+@torch.no_grad()
+def test_resampling_without_convolution():
+    model = fill_(UNetModel(16, 3, 32, 3, 1, (), channel_mult=(1, 2), conv_resample=False))
+    assert not any("op" in name or name.endswith("conv.weight") for name in model.state_dict())
+    assert model(rnd(0, 1, 3, 16, 16), torch.tensor([1])).shape == (1, 3, 16, 16)
+
+
+def test_timestep_embedding_is_the_formula():
+    t = torch.tensor([0, 3, 499])
+    embedding = timestep_embedding(t, 9).double()
+    angles = t[:, None] * torch.tensor([10000.0]).double() ** (-torch.arange(4) / 4)
+    expected = torch.cat([angles.cos(), angles.sin(), torch.zeros(3, 1)], dim=1)
+    torch.testing.assert_close(embedding, expected, atol=1e-4, rtol=0)  # angles up to 499, in float32
+    assert torch.equal(timestep_embedding(t, 8), timestep_embedding(t.float(), 8))
+
+
+@pytest.mark.parametrize(
+    ("flags", "labels", "message"),
+    [
+        ({}, torch.tensor([1]), "without classes"),
+        ({"class_cond": True}, None, "1000 classes: give labels y"),
+        ({"class_cond": True}, torch.tensor([1, 2]), "labels y are (2,): expected (1,)"),
+        ({"class_cond": True, "num_classes": 40, "multiclass": True}, torch.tensor([1]), "expected (1, 40)"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(flags, labels, message):
+    with pytest.raises(ValueError) as error:
+        build(**flags)(rnd(0, 1, 3, 32, 32), torch.tensor([1]), labels)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_channels": 48}, "--num_channels 48 times 1 of --channel_mult is 48 channels"),
+        ({"channel_mult": "1,1.5,2"}, "times 1.5 of --channel_mult is 48 channels"),
+        ({"num_heads": 3}, "--num_heads (or --num_heads_upsample) 3 does not divide the 64 channels"),
+        ({"num_heads_upsample": 5}, "5 does not divide the 64 channels"),
+        ({"num_head_channels": 48}, "--num_head_channels 48 does not divide the 64 channels"),
+        ({"num_heads": 0}, "--num_heads (or --num_heads_upsample) 0"),
+    ],
+)
+def test_widths_that_cannot_be_divided_name_their_flag(flags, message):
+    with pytest.raises(ValueError) as error:
+        build(**flags)
+    assert message in str(error.value)
+
+
+def test_sides_must_be_divisible_by_the_levels():
+    with pytest.raises(ValueError, match=r"images are 32x30: .* divisible by 4"):
+        build()(rnd(0, 1, 3, 32, 30), torch.tensor([1]))
+
+
+def test_only_images_are_supported():
+    with pytest.raises(ValueError, match="dims is 3"):
+        UNetModel(16, 3, 32, 3, 1, (), dims=3)
