@@ -65,8 +65,10 @@ def _records(result: Explanations, l_1: list[np.float32]) -> list[ImageRecord | 
 
 def _write_image_files(tree: ResultTree, record: ImageRecord, x: np.ndarray, cf: np.ndarray, noisy: np.ndarray) -> None:
     correct, flipped = record.correct, record.flipped
-    if not tree.stored_originals(record.id):
-        write_image(tree.original(record.id, correct), x)
+    original = tree.original(record.id, correct)
+    # another experiment, about another decision, may have put the same input into the other folder: both stay
+    if original.parent not in {path.parent for path in tree.stored_originals(record.id)}:
+        write_image(original, x)
     write_image(tree.image("CF", record.id, correct, flipped), cf)
     write_image(tree.image("Noise", record.id, correct, flipped), noisy)
     write_image(tree.image("SM", record.id, correct, flipped), difference_map(x, cf))
