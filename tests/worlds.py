@@ -1,0 +1,180 @@
+"""A small complete world for the main job: drawn images in the CelebA layout, deterministic weights, and a way to run.
+
+The weights are those behind the golden figures. VGG19 is cut to the layers that the tests use, which spares half a
+gigabyte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import main as main_script
+from core import weight_files
+from core.cli import run
+from tests.helpers import BASE, GOLDEN, filled, golden
+
+SCRIPT = Path(main_script.__file__)
+KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
+PERCEPTUAL_LAYERS = 18
+VGG19_FILE = "vgg19-dcbb9e9d.pth"
+"""What torchvision calls it."""
+
+GOLDEN_FLAGS = {
+    **BASE,
+    "batch_size": 4,
+    "query_label": 31,
+    "start_step": 6,
+    "dataset": "CelebA",
+    "exp_name": "demo",
+    "classifier_scales": "8,10,15",
+    "seed": 4,
+    "l1_loss": 0.05,
+    "use_logits": True,
+    "l_perc": 30,
+    "l_perc_layer": PERCEPTUAL_LAYERS,
+    "save_x_t": True,
+    "save_z_t": True,
+    "use_sampling_on_x_t": True,
+    "gpu": "cpu",
+}
+"""The run behind tests/golden/e2e_tree.tar.gz, but for its noise."""
+
+SMALL_FLAGS = {
+    **BASE,
+    "image_size": 32,  # attention at 8 of 32 stands where the weights have it: at 16 of 64
+    "attention_resolutions": "8",
+    "timestep_respacing": "10",
+    "start_step": 3,
+    "query_label": 31,
+    "batch_size": 4,
+    "classifier_scales": "8",
+    "use_logits": True,
+    "exp_name": "exp",
+    "gpu": "cpu",
+}
+"""A run with every part of the method in it, as short as possible."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command left behind: its exit code and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with `data/` in the CelebA layout and the files of weights."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """60 drawn images, annotations as csv: 30 train, 15 val, 15 test."""
+        return self.root / "data"
+
+    @property
+    def classifier(self) -> Path:
+        """The classifier with the head of the golden figures."""
+        return self.root / "classifier.pth"
+
+    def unet(self, variant: str = "base") -> Path:
+        """A U-Net of state_dict_keys.json, for example labels_multi."""
+        path = self.root / f"unet_{variant}.pt"
+        if not path.exists():
+            torch.save(filled(KEYS[f"unet_{variant}"]), path)
+        return path
+
+    def explain(self, output_path: Path, **flags: Any) -> Run:
+        """main.py on this world with SMALL_FLAGS and these ones; must succeed."""
+        result = run_main(*self.command(output_path, SMALL_FLAGS | flags))
+        assert result.code == 0, result.err
+        return result
+
+    def command(self, output_path: Path, flags: Mapping[str, Any]) -> list[str]:
+        """The command line of a run on this world; flags may give other places for its parts."""
+        places = {
+            "output_path": output_path,
+            "data_dir": self.data,
+            "model_path": self.unet(),
+            "classifier_path": self.classifier,
+            "oracle_path": self.root / "no-oracle.pth",
+        }
+        return as_arguments(places | dict(flags))
+
+
+def as_arguments(flags: Mapping[str, Any]) -> list[str]:
+    """{'seed': 4} -> ['--seed', '4']"""
+    return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+
+
+def make_world(root: Path) -> World:
+    """Unpack the images and write the weights."""
+    with tarfile.open(GOLDEN / "celeba_tiny.tar.gz") as archive:
+        archive.extractall(root / "data", filter="data")
+    heads = golden("heads")
+    head = {name: torch.from_numpy(heads[f"classifier_{name}"]) for name in ("weight", "bias")}
+    trunk = filled(KEYS["classifier"]["feat_extract"])
+    torch.save({"feat_extract": trunk, "classifier": head}, root / "classifier.pth")
+    with torch.device("meta"):
+        features = torchvision.models.vgg19(weights=None, init_weights=False).features[:PERCEPTUAL_LAYERS]
+    shapes = {f"features.{name}": value.shape for name, value in features.state_dict().items()}
+    hub = root / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    torch.save(filled(shapes), hub / VGG19_FILE)
+    return World(root)
+
+
+@contextlib.contextmanager
+def torchvision_weights_of(world: World) -> Iterator[None]:
+    """Within it, torchvision's weights are the world's, whatever lies in models/ or in the user's cache."""
+    before = os.environ.get("TORCH_HOME"), weight_files.WEIGHTS_FOLDER
+    os.environ["TORCH_HOME"] = str(world.root)
+    weight_files.WEIGHTS_FOLDER = world.root / "no-models"
+    try:
+        yield
+    finally:
+        weight_files.WEIGHTS_FOLDER = before[1]
+        if before[0] is None:
+            del os.environ["TORCH_HOME"]
+        else:
+            os.environ["TORCH_HOME"] = before[0]
+
+
+def run_main(*arguments: str) -> Run:
+    """main.py in this process."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [str(SCRIPT), *arguments]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            run(main_script.main)
+    except SystemExit as exit:
+        return Run(exit.code, out.getvalue(), err.getvalue())
+    finally:
+        sys.argv = argv
+
+
+def run_command(command: Sequence[str], **options: Any) -> Run:
+    """A command in a process of its own, as users start it; importing torch takes seconds."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
