@@ -42,7 +42,8 @@ def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10
     half = dim // 2
     k = torch.arange(half, dtype=torch.float32, device=timesteps.device)
     angles = timesteps[:, None].float() * torch.exp(-math.log(max_period) / half * k)
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return F.pad(embedding, (0, 1)) if dim % 2 else embedding
 
 
 def mean_flat(x: torch.Tensor) -> torch.Tensor:

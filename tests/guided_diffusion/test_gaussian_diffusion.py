@@ -1,4 +1,4 @@
-"""The diffusion process: published figures, closed forms, what is drawn and evaluated."""
+"""Sampling loops and training losses: published figures, closed forms, what is drawn and evaluated."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from guided_diffusion.gaussian_diffusion import (
-    GaussianDiffusion,
-    LossType,
-    ModelMeanType,
-    ModelVarType,
-    betas_for_alpha_bar,
-    get_named_beta_schedule,
-)
+from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
 from guided_diffusion.unet import UNetModel
 from tests.helpers import BASE, fill_, golden, relative_error, rnd
+from tests.processes import Counted, gaussian_eps, process, wave
 
 VARIANTS = {
     "learned": {},
@@ -38,41 +32,6 @@ ROUNDING = 2e-5
 @functools.cache
 def unet(learn_sigma: bool) -> UNetModel:
     return fill_(create_model_and_diffusion(**{**BASE, "learn_sigma": learn_sigma})[0]).requires_grad_(False)
-
-
-def process(
-    mean: ModelMeanType = ModelMeanType.EPSILON,
-    variance: ModelVarType = ModelVarType.FIXED_SMALL,
-    loss: LossType = LossType.MSE,
-    betas: np.ndarray | None = None,
-) -> GaussianDiffusion:
-    betas = get_named_beta_schedule("linear", 50) if betas is None else betas
-    return GaussianDiffusion(betas=betas, model_mean_type=mean, model_var_type=variance, loss_type=loss)
-
-
-class Counted:
-    """A model of one or two functions of (x, t), its outputs side by side, that counts its evaluations."""
-
-    def __init__(self, *outputs) -> None:
-        self.outputs, self.evaluations = outputs, 0
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        self.evaluations += 1
-        return torch.cat([output(x, t) for output in self.outputs], dim=1)
-
-
-def wave(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    return torch.sin(3 * x + t.view(-1, 1, 1, 1))
-
-
-# Published figures
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-@pytest.mark.parametrize("steps", [500, 1000])
-def test_betas_are_the_published_ones(schedule, steps):
-    expected = golden("diffusion")[f"betas_{schedule}_{steps}"]
-    np.testing.assert_allclose(get_named_beta_schedule(schedule, steps), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -123,192 +82,6 @@ def test_loops_give_the_published_results():
     assert relative_error(sample[:, :, ::4, ::4], figures["ddim_sample_loop"]) <= 1e-3
 
 
-# Schedules and the forward process
-
-
-def test_alpha_bar_is_followed_up_to_the_largest_beta():
-    betas = betas_for_alpha_bar(10, lambda u: (1 - u) ** 2, max_beta=0.7)
-    np.testing.assert_allclose(np.cumprod(1 - betas)[:8], [(1 - i / 10) ** 2 for i in range(1, 9)])
-    assert betas[-1] == 0.7
-
-
-@pytest.mark.parametrize(
-    ("schedule", "steps", "message"),
-    [
-        ("sigmoid", 100, "--noise_schedule 'sigmoid' is unknown: expected linear or cosine"),
-        ("linear", 10, "--diffusion_steps 10: the linear schedule needs at least 20"),
-        ("cosine", 0, "--diffusion_steps 0: expected at least 1"),
-    ],
-)
-def test_impossible_schedules_are_refused(schedule, steps, message):
-    with pytest.raises(ValueError, match=message):
-        get_named_beta_schedule(schedule, steps)
-
-
-@pytest.mark.parametrize("betas", [[], [0.1, 0.0], [1.1], [[0.1]], [math.nan]])
-def test_betas_out_of_range_are_refused(betas):
-    with pytest.raises(ValueError, match="betas"):
-        process(betas=np.array(betas))
-
-
-def test_schedule_arrays_are_float64_and_their_entries_rounded_once():
-    diffusion = process()
-    t = torch.arange(50)
-    arrays = {name: array for name, array in vars(diffusion).items() if isinstance(array, np.ndarray)}
-    published = {
-        "betas",
-        "alphas_cumprod",
-        "alphas_cumprod_prev",
-        "alphas_cumprod_next",
-        "sqrt_alphas_cumprod",
-        "sqrt_one_minus_alphas_cumprod",
-        "log_one_minus_alphas_cumprod",
-        "sqrt_recip_alphas_cumprod",
-        "sqrt_recipm1_alphas_cumprod",
-        "posterior_variance",
-        "posterior_log_variance_clipped",
-        "posterior_mean_coef1",
-        "posterior_mean_coef2",
-    }
-    assert published <= arrays.keys()
-    for name, array in arrays.items():
-        assert array.dtype == np.float64 and array.shape == (50,)
-        entries = diffusion.at(name, t, like=torch.empty(50, 3, 4, 4))
-        assert entries.shape == (50, 1, 1, 1) and entries.dtype == torch.float32
-        assert torch.equal(entries.flatten(), torch.from_numpy(array)[t].float())
-
-
-def test_q_sample_has_the_moments_of_q():
-    diffusion = process()
-    x_start, t = torch.full((20_000, 1), 0.5), torch.full((20_000,), 20)
-    torch.manual_seed(0)
-    sample = diffusion.q_sample(x_start, t)
-    mean, variance, log_variance = (value[0].item() for value in diffusion.q_mean_variance(x_start, t))
-    assert mean == pytest.approx(0.5 * math.sqrt(diffusion.alphas_cumprod[20]))
-    assert variance == pytest.approx(1 - diffusion.alphas_cumprod[20])
-    assert log_variance == pytest.approx(math.log(variance), rel=1e-5)
-    assert sample.mean().item() == pytest.approx(mean, abs=4 * math.sqrt(variance / 20_000))
-    assert sample.var().item() == pytest.approx(variance, rel=0.05)  # standard error: 1 %
-
-
-@pytest.mark.parametrize("i", [1, 17, 49])
-def test_q_posterior_is_bayes_rule(i):
-    diffusion = process()
-    x_start, x_t = rnd(0, 1, 3, 4, 4).double(), rnd(1, 1, 3, 4, 4).double()
-    mean, variance, log_variance = diffusion.q_posterior_mean_variance(x_start, x_t, torch.tensor([i]))
-    # q(x_t | x_{t-1}) times q(x_{t-1} | x_0): precisions add, means are weighted by them.
-    beta, alpha_bar_prev = diffusion.betas[i], diffusion.alphas_cumprod[i - 1]
-    precision = (1 - beta) / beta + 1 / (1 - alpha_bar_prev)
-    weighted = math.sqrt(1 - beta) / beta * x_t + math.sqrt(alpha_bar_prev) / (1 - alpha_bar_prev) * x_start
-    torch.testing.assert_close(mean, weighted / precision, rtol=1e-5, atol=1e-6)  # float32 coefficients
-    torch.testing.assert_close(variance, torch.full_like(variance, 1 / precision))
-    torch.testing.assert_close(log_variance, torch.full_like(variance, -math.log(precision)))
-
-
-def test_first_posterior_log_variance_is_the_seconds():
-    diffusion = process()
-    assert diffusion.posterior_variance[0] == 0
-    assert diffusion.posterior_log_variance_clipped[0] == diffusion.posterior_log_variance_clipped[1]
-
-
-def test_noise_and_clean_image_determine_each_other():
-    diffusion = process()
-    x_start, eps, t = rnd(0, 3, 3, 4, 4), rnd(1, 3, 3, 4, 4), torch.tensor([0, 20, 49])
-    x_t = diffusion.q_sample(x_start, t, noise=eps)
-    # At index 0 the noise is a hundredth of the image, at 49 the other way round: two digits are lost.
-    torch.testing.assert_close(diffusion.xstart_from_eps(x_t, t, eps), x_start, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(diffusion.eps_from_xstart(x_t, t, x_start), eps, rtol=1e-4, atol=1e-4)
-    previous = diffusion.posterior_mean(x_start, x_t, t)
-    torch.testing.assert_close(diffusion.xstart_from_previous(x_t, t, previous), x_start, rtol=1e-3, atol=1e-3)
-
-
-# One step back
-
-
-def test_interpreting_an_output_is_p_mean_variance_and_draws_nothing():
-    diffusion = process(variance=ModelVarType.LEARNED_RANGE)
-    model = Counted(wave, wave)
-    x, t = rnd(0, 2, 3, 4, 4), torch.tensor([0, 30])
-    state = torch.get_rng_state()
-    output = diffusion.model_output(model, x, t)
-    shared = [diffusion.interpret_output(output, x, t, clip_denoised=clip) for clip in (True, False)]
-    assert model.evaluations == 1
-    for clip, interpreted in zip((True, False), shared, strict=True):
-        expected = diffusion.p_mean_variance(model, x, t, clip_denoised=clip)
-        assert expected.keys() == {"mean", "variance", "log_variance", "pred_xstart"}
-        assert all(torch.equal(interpreted[name], expected[name]) for name in expected)
-    assert shared[0]["pred_xstart"].abs().max() == 1 < shared[1]["pred_xstart"].abs().max()
-    assert torch.equal(state, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("mean_type", ModelMeanType)
-def test_every_kind_of_prediction_means_the_same_step(mean_type):
-    x_start, eps, t = rnd(0, 2, 3, 4, 4).clamp(-1, 1), rnd(1, 2, 3, 4, 4), torch.tensor([1, 30])
-    diffusion = process(mean=mean_type)
-    x_t = diffusion.q_sample(x_start, t, noise=eps)
-    mean, variance, log_variance = diffusion.q_posterior_mean_variance(x_start, x_t, t)
-    output = {ModelMeanType.START_X: x_start, ModelMeanType.EPSILON: eps, ModelMeanType.PREVIOUS_X: mean}[mean_type]
-    p = diffusion.interpret_output(output, x_t, t)
-    torch.testing.assert_close(p["pred_xstart"], x_start, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(p["mean"], mean, rtol=1e-4, atol=1e-4)
-    assert torch.equal(p["variance"], variance) and torch.equal(p["log_variance"], log_variance)
-
-
-def test_learned_variance_lies_between_the_fixed_ones():
-    x, t = rnd(0, 1, 1, 2, 2), torch.tensor([9])
-    for v, kind in ((-1.0, ModelVarType.FIXED_SMALL), (1.0, ModelVarType.FIXED_LARGE)):
-        output = torch.cat([x, torch.full_like(x, v)], dim=1)
-        learned = process(variance=ModelVarType.LEARNED_RANGE).interpret_output(output, x, t)
-        fixed = process(variance=kind).interpret_output(x, x, t)
-        torch.testing.assert_close(learned["log_variance"], fixed["log_variance"])
-        torch.testing.assert_close(learned["variance"], fixed["variance"])
-    learned = process(variance=ModelVarType.LEARNED).interpret_output(output, x, t)
-    assert torch.equal(learned["log_variance"], torch.ones_like(x))
-    torch.testing.assert_close(learned["variance"], torch.full_like(x, math.e))
-
-
-def test_denoised_fn_comes_before_clipping():
-    diffusion = process(mean=ModelMeanType.START_X)
-    x, t = torch.full((1, 3, 2, 2), 0.4), torch.tensor([9])
-    p = diffusion.p_mean_variance(lambda x, t: x, x, t, denoised_fn=lambda x_start: 5 * x_start)
-    assert torch.equal(p["pred_xstart"], torch.ones_like(x))
-    p = diffusion.p_mean_variance(lambda x, t: x, x, t, clip_denoised=False, denoised_fn=lambda x_start: 5 * x_start)
-    torch.testing.assert_close(p["pred_xstart"], torch.full_like(x, 2.0))
-
-
-def test_an_output_of_the_wrong_width_is_refused():
-    x, t = rnd(0, 1, 3, 4, 4), torch.tensor([1])
-    with pytest.raises(ValueError, match=r"\(1, 6, 4, 4\) where \(1, 3, 4, 4\) .* learn_sigma False"):
-        process().p_mean_variance(Counted(wave, wave), x, t)
-    with pytest.raises(ValueError, match="learn_sigma True"):
-        process(variance=ModelVarType.LEARNED_RANGE).training_losses(Counted(wave), x, t)
-
-
-def test_condition_mean_adds_the_gradient():
-    diffusion = process()
-    x, t = rnd(0, 2, 3, 4, 4), torch.tensor([5, 30])
-    p = diffusion.p_mean_variance(wave, x, t)
-    torch.testing.assert_close(diffusion.condition_mean(wave, p, x, t), p["mean"] + p["variance"] * wave(x, t))
-    torch.manual_seed(0)
-    free = diffusion.p_sample(wave, x, t)["sample"]
-    torch.manual_seed(0)
-    guided = diffusion.p_sample(wave, x, t, cond_fn=wave)["sample"]
-    torch.testing.assert_close(guided - free, p["variance"] * wave(x, t), rtol=1e-4, atol=1e-6)
-
-
-def test_condition_score_shifts_the_noise():
-    diffusion = process()
-    x, t = rnd(0, 2, 3, 4, 4), torch.tensor([5, 30])
-    p = diffusion.p_mean_variance(wave, x, t, clip_denoised=False)
-    shifted = diffusion.condition_score(wave, p, x, t)
-    sigma = torch.tensor(np.sqrt(1 - diffusion.alphas_cumprod[[5, 30]])).float().view(-1, 1, 1, 1)
-    eps = wave(x, t) - sigma * wave(x, t)
-    torch.testing.assert_close(shifted["pred_xstart"], diffusion.xstart_from_eps(x, t, eps), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(shifted["mean"], diffusion.posterior_mean(shifted["pred_xstart"], x, t))
-    sample = diffusion.ddim_sample(wave, x, t, clip_denoised=False, cond_fn=wave)
-    assert torch.equal(sample["pred_xstart"], shifted["pred_xstart"])
-
-
 # Sampling
 
 
@@ -333,16 +106,6 @@ def test_full_noise_ddim_is_ddpm_with_the_posteriors_variance():
     torch.manual_seed(0)
     ddim = diffusion.ddim_sample(wave, x, t, eta=1.0)["sample"]
     torch.testing.assert_close(ddim, ddpm, rtol=1e-3, atol=1e-4)  # 1 - ᾱ - σ² cancels at small t
-
-
-def gaussian_eps(diffusion: GaussianDiffusion, std: float):
-    """The exact noise prediction for images drawn from N(0, std²): linear in x."""
-
-    def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        alpha_bar = torch.from_numpy(diffusion.alphas_cumprod).float()[t].view(-1, 1, 1, 1)
-        return (1 - alpha_bar).sqrt() * x / (alpha_bar * std**2 + 1 - alpha_bar)
-
-    return eps
 
 
 def test_ddim_and_its_reverse_follow_the_exact_path_of_a_gaussian():
