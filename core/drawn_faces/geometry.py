@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -85,7 +86,7 @@ class Pose:
         """Pixels of this picture per pixel of a 178x218 one."""
         return max(self.size[0] / 178, self.size[1] / 218)
 
-    @property
+    @cached_property
     def _similarity(self) -> tuple[np.ndarray, np.ndarray]:
         """Matrix (2, 2) and offset (2,)."""
         face, angle = self.face, np.radians(self.face.roll)
@@ -93,6 +94,10 @@ class Pose:
         matrix = factor * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         centre = np.array(CENTRE) - (89, 109) + (face.shift_x, face.shift_y)
         return matrix, centre * self.pixels + np.array(self.size) / 2
+
+    def place_body(self, curve: Curve) -> Curve:
+        """Pixel positions of points on the body, which neither turns nor tilts with the head."""
+        return curve * self.face.scale * self.pixels + self._similarity[1]
 
     def place(self, curve: Curve, lift: float = 0.0) -> Curve:
         """Pixel positions of points on the head's surface, or `lift` in front of it.

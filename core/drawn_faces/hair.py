@@ -86,7 +86,7 @@ def _paint_bangs(scene: Scene, inside: np.ndarray | None) -> None:
     face = scene.face
     x = np.linspace(-37, 37, 41)
     locks = 1.8 * np.abs(np.sin(x / 74 * np.pi * 6 + face.part)) - 1
-    edge = face.fringe + face.fringe_slant * x / 37 + locks - 0.004 * x**2 * 0.6 + 0.006 * x**2
+    edge = face.fringe + face.fringe_slant * x / 37 + locks + 0.0036 * x**2
     lower = np.stack([x, edge], axis=1)
     upper = spline([(39, -36), (30, -54), (0, -64), (-30, -54), (-39, -36)])
     scene.paint(np.concatenate([moved(lower, 0, 2.5), upper]), scene.skin_dark, 0.40, 1.8, inside=inside)

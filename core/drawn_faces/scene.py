@@ -9,7 +9,7 @@ import numpy as np
 
 from core.drawn_faces.canvas import Canvas, Colour, smooth_noise
 from core.drawn_faces.face import Face
-from core.drawn_faces.geometry import CENTRE, Curve, Pose
+from core.drawn_faces.geometry import Curve, Pose
 from core.drawn_faces.palette import DARK, WHITE, hair_colour, mix, rgb, skin_colour
 
 SHADOW_TINT = rgb("8a3a34")
@@ -49,9 +49,7 @@ class Scene:
 
     def paint_body(self, curve: Curve, colour: Colour, opacity: float = 1.0, blur: float = 0.0) -> None:
         """Fill a closed curve on the body, which neither turns nor tilts with the head."""
-        offset = np.array(CENTRE) - (89, 109) + (self.face.shift_x, self.face.shift_y)
-        placed = (curve * self.face.scale + offset) * self.pose.pixels + np.array(self.pose.size) / 2
-        self.canvas.fill(placed, colour, opacity, blur * self.pose.pixels)
+        self.canvas.fill(self.pose.place_body(curve), colour, opacity, blur * self.pose.pixels)
 
     @cached_property
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
@@ -108,8 +106,8 @@ class Scene:
         curls = smooth_noise(rng, self.pose.size, 5.5 * self.pose.pixels)
         wave = self.face.hair_wave
         texture = (1 - wave) * strands + wave * 1.2 * curls
-        radius = np.hypot(x - 0.4 * self.face.light_angle * 0.4, 0.9 * (y + 8))
+        radius = np.hypot(x - 0.16 * self.face.light_angle, 0.9 * (y + 8))
         shine = np.exp(-(((radius - 56) / 9) ** 2)) * np.clip(-y / 60, 0, 1)
-        tone = 0.30 * texture * 0.5 + 0.5 * (self.light - 0.62) + 0.45 * shine * self.face.light_strength
+        tone = 0.15 * texture + 0.5 * (self.light - 0.62) + 0.45 * shine * self.face.light_strength
         lit = self.hair_base * (1 + np.minimum(tone, 0)[..., None])
         return mix(lit, WHITE, 0.42 * np.clip(tone, 0, 1))
