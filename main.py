@@ -153,7 +153,7 @@ def add_method_flags(group) -> None:
         default="per_image",
         help="per_image: depends on (seed, id, scale, step) alone; stream: one generator, as published",
     )
-    add("--start_step", type=integer(1), default=60, help="noise level tau, in respaced timesteps")
+    add("--start_step", type=integer(), default=60, help="noise level tau, in respaced timesteps")
     add(
         "--classifier_scales",
         type=number_list(0),
@@ -208,7 +208,7 @@ def build_diffusion(args: argparse.Namespace) -> GaussianDiffusion:
         diffusion = create_gaussian_diffusion(**flags)
     except ValueError as error:
         raise InputError(str(error)) from None
-    if args.start_step >= diffusion.num_timesteps:
+    if not 1 <= args.start_step < diffusion.num_timesteps:
         raise InputError(
             f"--start_step {args.start_step}: the process has {diffusion.num_timesteps} timesteps "
             f"(--timestep_respacing {args.timestep_respacing!r}); give 1 to {diffusion.num_timesteps - 1}"
