@@ -143,6 +143,12 @@ def create_model(
 ) -> UNetModel:
     """The U-Net for RGB images that the flags describe (FLAG_HELP has a sentence on each)."""
     factors = _numbers("attention_resolutions", attention_resolutions, int)
+    widths = _channel_mult(channel_mult, image_size)
+    smallest = 2 ** (len(widths) - 1)
+    if image_size < 1 or image_size % smallest:
+        raise ValueError(f"--image_size {image_size}: {len(widths)} levels need a positive multiple of {smallest}")
+    if num_res_blocks < 1:
+        raise ValueError(f"--num_res_blocks {num_res_blocks}: expected at least 1")
     return UNetModel(
         image_size=image_size,
         in_channels=3,
@@ -151,7 +157,7 @@ def create_model(
         num_res_blocks=num_res_blocks,
         attention_resolutions=tuple(image_size // resolution for resolution in factors),
         dropout=dropout,
-        channel_mult=_channel_mult(channel_mult, image_size),
+        channel_mult=widths,
         num_classes=num_classes if class_cond else None,
         multiclass=multiclass,
         use_checkpoint=use_checkpoint,
@@ -181,6 +187,8 @@ def create_gaussian_diffusion(
 
     sigma_small takes the posterior's variance instead of β where the network does not learn it.
     """
+    if steps < 1:
+        raise ValueError(f"--diffusion_steps {steps}: expected at least 1")
     if use_kl:
         loss_type = gd.LossType.RESCALED_KL
     elif rescale_learned_sigmas:
