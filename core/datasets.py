@@ -90,17 +90,24 @@ class CelebA(Dataset):
         return self.table[ATTRIBUTES[attribute]].to_numpy()
 
     def require_images(self, indices: Sequence[int]) -> None:
-        """Raise InputError unless the folder holds every one of these images."""
+        """Raise InputError unless the folder holds every one of these images, and none is an empty file."""
         folder = bf.join(self.data_dir, IMAGE_FOLDER)
         if not bf.isdir(folder):
             raise InputError(f"{folder}: no such folder; --data_dir must hold CelebA's {IMAGE_FOLDER}/")
-        present = set(bf.listdir(folder))
-        missing = [name for name in self.table["image_id"].iloc[list(indices)] if name not in present]
+        try:
+            sizes = {entry.name: entry.stat.size for entry in bf.scandir(folder) if entry.is_file}
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be listed ({error})") from None
+        names = self.table["image_id"].iloc[list(indices)]
+        missing = [name for name in names if name not in sizes]
         if missing:
             raise InputError(
                 f"{folder}: {len(missing)} of the annotated images are not there, the first is {missing[0]}; "
                 "complete the folder or correct the annotation files"
             )
+        empty = [name for name in names if sizes[name] == 0]
+        if empty:
+            raise InputError(f"{folder}: {len(empty)} of the images are empty files, the first is {empty[0]}")
 
 
 class CelebAMiniVal(CelebA):
@@ -213,6 +220,8 @@ def _read_partition(data_dir: str) -> pd.DataFrame:
         table = _read_table(path, sep=r"\s+", header=None, names=["image_id", "partition"], dtype=str)
         heading = [not str(value).isdecimal() for value in table["partition"].iloc[:2]]
         table = table.drop(index=table.index[:2][heading])
+    if table.empty:
+        raise InputError(f"{path}: lists no image")
     partitions = pd.to_numeric(table["partition"], errors="coerce")
     if not partitions.isin(PARTITIONS.values()).all():
         wrong = table.loc[~partitions.isin(PARTITIONS.values())].iloc[0]
