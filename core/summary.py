@@ -169,4 +169,13 @@ def _read_summary(path: Path) -> Summary:
         raise InputError(f"{path}: not a readable summary ({error})") from None
     if not isinstance(summary, dict) or not isinstance(summary.get("n"), int):
         raise InputError(f"{path}: not a summary of a run (no count n); remove it and run that chunk again")
+    if not _holds_numbers(summary):
+        raise InputError(f"{path}: a figure is no number; remove it and run that chunk again")
     return summary
+
+
+def _holds_numbers(summary: Summary) -> bool:
+    return all(
+        _holds_numbers(value) if isinstance(value, dict) else isinstance(value, (int, float))
+        for value in summary.values()
+    )
