@@ -1,0 +1,133 @@
+"""Batches from a folder of images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guided_diffusion import image_datasets
+from guided_diffusion.batches import EndlessBatches
+from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, random_crop_arr
+
+
+@pytest.fixture(autouse=True)
+def no_workers(monkeypatch):
+    monkeypatch.setattr(image_datasets, "_MOST_WORKERS", 0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images, each of one grey level; two folders, four kinds of files, two classes, and a text."""
+    (tmp_path / "b").mkdir()
+    names = ["b/cat_0.png", "b/dog_1.PNG", "cat_2.jpeg", "dog_3.gif", *(f"z/{i}/cat_{i}.png" for i in range(4, 10))]
+    for level, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10), (level * 20,) * 3).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def level(images: torch.Tensor) -> list[int]:
+    """Which of the images these are."""
+    return ((images[:, 0, 0, 0] + 1) * 127.5 / 20).round().int().tolist()
+
+
+def test_batches_in_order(folder):
+    data = load_data(data_dir=str(folder), batch_size=4, image_size=8, deterministic=True)
+    images, cond = next(data)
+    assert images.shape == (4, 3, 8, 8)
+    assert images.dtype == torch.float32
+    assert cond == {}
+    assert level(images) == [0, 1, 2, 3]
+    assert level(next(data)[0]) == [4, 5, 6, 7]
+    assert level(next(data)[0]) == [0, 1, 2, 3]  # 8 and 9 do not fill a batch
+
+
+def test_classes_are_names_up_to_the_underscore(folder):
+    data = load_data(data_dir=str(folder), batch_size=4, image_size=8, deterministic=True, class_cond=True)
+    labels = next(data)[1]["y"]
+    assert labels.tolist() == [0, 1, 0, 1]
+    assert labels.dtype == torch.int64
+
+
+def test_ranks_share_the_files(folder, monkeypatch):
+    monkeypatch.setattr("guided_diffusion.dist_util.rank", lambda: 1)
+    monkeypatch.setattr("guided_diffusion.dist_util.world_size", lambda: 3)
+    data = load_data(data_dir=str(folder), batch_size=3, image_size=8, deterministic=True)
+    assert level(next(data)[0]) == [1, 4, 7]
+
+
+def test_a_pass_shows_every_image_once_in_another_order(folder):
+    data = load_data(data_dir=str(folder), batch_size=5, image_size=8)
+    passes = [level(torch.cat([next(data)[0], next(data)[0]])) for _ in range(2)]
+    assert sorted(passes[0]) == sorted(passes[1]) == list(range(10))
+    assert passes[0] != passes[1]
+
+
+def test_halves_with_box_then_bicubic_then_centre():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    halved = image.resize((35, 20), Image.Resampling.BOX)
+    expected = np.array(halved.resize((round(35 * 16 / 20), 16), Image.Resampling.BICUBIC))[:, 6:22]
+    assert (center_crop_arr(image, 16) == expected).all()
+
+
+def test_random_crops_are_squares_inside_the_image():
+    image = Image.fromarray(np.tile(np.arange(60, dtype=np.uint8)[None, :, None], (50, 1, 3)))
+    torch.manual_seed(0)
+    crops = [random_crop_arr(image, 16) for _ in range(20)]
+    assert {crop.shape for crop in crops} == {(16, 16, 3)}
+    assert len({crop.tobytes() for crop in crops}) > 5
+
+
+def test_flips_happen_half_of_the_time(tmp_path):
+    ramp = np.tile(np.arange(0, 160, 20, dtype=np.uint8)[None, :, None], (8, 1, 3))
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    dataset = ImageDataset([str(tmp_path / "ramp.png")], 8)
+    torch.manual_seed(0)
+    rising = [bool(image[0, 0, 0] < image[0, 0, -1]) for image, _ in (dataset[0] for _ in range(100))]
+    assert 30 < sum(rising) < 70
+    still = ImageDataset([str(tmp_path / "ramp.png")], 8, random_flip=False)
+    assert all(still[0][0][0, 0, 0] == -1 for _ in range(10))
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Item i is (i, a random number)."""
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        return index, torch.rand(())
+
+
+def take(batches, count):
+    return [(items.tolist(), randoms.tolist()) for items, randoms in (next(batches) for _ in range(count))]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_position_can_be_resumed(workers):
+    whole = take(EndlessBatches(Numbers(), 2, seed=5), 8)
+    first = EndlessBatches(Numbers(), 2, seed=5, num_workers=workers)
+    assert take(first, 4) == whole[:4]
+    second = EndlessBatches(Numbers(), 2, seed=0, num_workers=workers)
+    second.load_state_dict(first.state_dict())
+    assert take(second, 4) == whole[4:]
+
+
+def test_reading_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    take(EndlessBatches(Numbers(), 2, seed=5), 4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bad_input(folder, tmp_path):
+    with pytest.raises(ValueError, match="no folder of images"):
+        load_data(data_dir="", batch_size=1, image_size=8)
+    with pytest.raises(ValueError, match="no jpg, jpeg, png or gif"):
+        load_data(data_dir=str(tmp_path / "nowhere"), batch_size=1, image_size=8)
+    with pytest.raises(ValueError, match=r"batch_size 11: the data set has only 10 image"):
+        load_data(data_dir=str(folder), batch_size=11, image_size=8)

@@ -1,0 +1,117 @@
+"""What a run says, and that a resumed run's file reads as one run."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from guided_diffusion import logger
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    yield
+    logger.reset()
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_and_means(tmp_path, capsys):
+    logger.configure(dir=str(tmp_path))
+    logger.log("creating", "model")
+    logger.logkv("step", 3)
+    logger.logkv_mean("loss", 0.25)
+    logger.logkv_mean("loss", 0.75)
+    assert logger.dumpkvs() == {"step": 3, "loss": 0.5}
+    assert rows(tmp_path / "progress.csv") == [{"loss": "0.5", "step": "3"}]
+    text = (tmp_path / "log.txt").read_text()
+    assert "creating model" in text
+    assert "| loss | 0.5 |" in text
+    assert text == capsys.readouterr().out
+    assert logger.get_dir() == str(tmp_path)
+
+
+def test_a_dump_starts_anew(tmp_path):
+    logger.configure(dir=str(tmp_path), format_strs=["csv"])
+    logger.logkv_mean("loss", 1)
+    logger.dumpkvs()
+    logger.logkv_mean("loss", 3)
+    assert logger.dumpkvs() == {"loss": 3}
+    assert logger.dumpkvs() == {}
+    assert [row["loss"] for row in rows(tmp_path / "progress.csv")] == ["1.0", "3.0"]
+
+
+def test_new_names_become_columns(tmp_path):
+    logger.configure(dir=str(tmp_path), format_strs=["csv"])
+    for values in ({"step": 0, "a": 1}, {"step": 1, "b": 2}):
+        logger.logkvs(values)
+        logger.dumpkvs()
+    assert rows(tmp_path / "progress.csv") == [{"a": "1", "step": "0", "b": ""}, {"a": "", "step": "1", "b": "2"}]
+
+
+def test_a_resumed_run_replaces_the_steps_it_repeats(tmp_path):
+    for steps in ((0, 1, 2, 3), (2, 3, 4)):
+        logger.configure(dir=str(tmp_path), format_strs=["csv"])
+        for step in steps:
+            logger.logkvs({"step": step, "run": len(steps)})
+            logger.dumpkvs()
+    assert [(row["step"], row["run"]) for row in rows(tmp_path / "progress.csv")] == [
+        ("0", "4"),
+        ("1", "4"),
+        ("2", "3"),
+        ("3", "3"),
+        ("4", "3"),
+    ]
+
+
+def test_the_folder_comes_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_LOGDIR", str(tmp_path / "logs"))
+    logger.configure(format_strs=[])
+    assert logger.get_dir() == str(tmp_path / "logs")
+
+
+def test_an_unconfigured_logger_makes_a_dated_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_LOGDIR", raising=False)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    logger.log("hello")
+    assert logger.get_dir().startswith(f"{tmp_path}/openai-2")
+
+
+def test_other_ranks_write_a_log_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("guided_diffusion.dist_util.rank", lambda: 2)
+    logger.configure(dir=str(tmp_path))
+    logger.warn("here")
+    assert [path.name for path in tmp_path.iterdir()] == ["log-rank002.txt"]
+
+
+def test_means_over_an_mpi_communicator(tmp_path):
+    class TwoRanks:
+        def allgather(self, means):
+            return [means, {"loss": [9.0, 1], "other": [4.0, 2]}]
+
+    logger.configure(dir=str(tmp_path), format_strs=[], comm=TwoRanks())
+    logger.logkv_mean("loss", 1.0)
+    logger.logkv_mean("loss", 2.0)
+    assert logger.dumpkvs() == {"loss": 4.0, "other": 2.0}
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger.configure(dir=str(tmp_path), format_strs=["tensorboard"])
+    logger.logkvs({"step": 7, "loss": 0.5})
+    logger.dumpkvs()
+    logger.reset()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(7, 0.5)]
+
+
+def test_an_unknown_format_is_named(tmp_path):
+    with pytest.raises(ValueError, match="'xml': expected one of stdout, log, csv, tensorboard"):
+        logger.configure(dir=str(tmp_path), format_strs=["xml"])

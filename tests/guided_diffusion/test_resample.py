@@ -1,0 +1,82 @@
+"""Importance sampling of timesteps."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.resample import LossSecondMomentResampler, create_named_schedule_sampler
+
+DIFFUSION = SimpleNamespace(num_timesteps=4)
+
+
+def full_history(sampler: LossSecondMomentResampler, losses: list[float]) -> None:
+    for _ in range(sampler.history_per_term):
+        sampler.update_with_local_losses(torch.arange(4), torch.tensor(losses))
+
+
+def test_uniform_draws_as_numpy_does_and_weighs_alike():
+    sampler = create_named_schedule_sampler("uniform", DIFFUSION)
+    np.random.seed(3)
+    t, weights = sampler.sample(6, "cpu")
+    np.random.seed(3)
+    assert t.tolist() == np.random.choice(4, size=(6,), p=np.full(4, 0.25)).tolist()
+    assert t.dtype == torch.int64
+    assert weights.dtype == torch.float32
+    assert weights.tolist() == [1.0] * 6
+
+
+def test_second_moment_is_uniform_until_every_history_is_full():
+    sampler = create_named_schedule_sampler("loss-second-moment", DIFFUSION)
+    full_history(sampler, [1.0, 2.0, 3.0, 4.0])
+    assert not np.allclose(sampler.weights(), sampler.weights()[0])
+    sampler = create_named_schedule_sampler("loss-second-moment", DIFFUSION)
+    for _ in range(10):
+        sampler.update_with_local_losses(torch.arange(3), torch.tensor([1.0, 2.0, 3.0]))
+    assert sampler.weights().tolist() == [1.0] * 4
+
+
+def test_second_moment_closed_form():
+    sampler = LossSecondMomentResampler(DIFFUSION)
+    full_history(sampler, [1.0, 2.0, 3.0, 4.0])
+    expected = np.array([1, 2, 3, 4]) / 10 * 0.999 + 0.001 / 4
+    np.testing.assert_allclose(sampler.weights(), expected, rtol=1e-12)
+    t, weights = sampler.sample(1000, "cpu")
+    np.testing.assert_allclose(weights.numpy(), 1 / (4 * expected[t.numpy()]), rtol=1e-6)
+
+
+def test_the_importance_weights_keep_a_mean_unbiased():
+    sampler = LossSecondMomentResampler(DIFFUSION)
+    full_history(sampler, [1.0, 2.0, 3.0, 4.0])
+    np.random.seed(0)
+    t, weights = sampler.sample(200_000, "cpu")
+    value = torch.tensor([5.0, -1.0, 2.0, 0.0])[t]
+    assert abs(float((value * weights).mean()) - 1.5) < 0.05  # ten standard errors
+
+
+def test_the_oldest_loss_goes_first():
+    sampler = LossSecondMomentResampler(DIFFUSION, history_per_term=2)
+    for loss in (1.0, 2.0, 3.0):
+        sampler.update_with_local_losses(torch.tensor([1]), torch.tensor([loss]))
+    assert sampler.state_dict()["history"][1].tolist() == [2.0, 3.0]
+
+
+def test_the_state_comes_back():
+    sampler = LossSecondMomentResampler(DIFFUSION)
+    full_history(sampler, [1.0, 2.0, 3.0, 4.0])
+    other = LossSecondMomentResampler(DIFFUSION)
+    other.load_state_dict(sampler.state_dict())
+    assert (other.weights() == sampler.weights()).all()
+    other.update_with_local_losses(torch.tensor([0]), torch.tensor([9.0]))
+    assert (other.weights() != sampler.weights()).any()  # a copy
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="expected one of uniform, loss-second-moment"):
+        create_named_schedule_sampler("both", DIFFUSION)
+    state = LossSecondMomentResampler(SimpleNamespace(num_timesteps=5)).state_dict()
+    with pytest.raises(ValueError, match=r"history of shape \(5, 10\)"):
+        LossSecondMomentResampler(DIFFUSION).load_state_dict(state)
