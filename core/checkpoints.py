@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import lpips
 import torch
 from torch import nn
 
@@ -17,21 +18,24 @@ from core.cli import say
 from core.errors import InputError
 from core.unet_flags import differing_flags, infer_flags
 from core.weight_files import (
+    VGG16_URL,
+    VGG19_URL,
     describe,
+    pretrained_weights,
     read_checkpoint,
     read_numpy_pickle,
     read_state_dict,
-    torchvision_weights,
 )
 from guided_diffusion.checkpoint_util import stored_config
 from guided_diffusion.script_util import create_model_and_diffusion
 from guided_diffusion.unet import UNetModel
 from models.classifiers import DENSENET_FEATURES, DenseNetClassifier
+from models.inception import InceptionFeatures
+from models.lpips_vgg import LINEAR_HEADS, LPIPSDistance, lpips_parameter_name
 from models.perceptual import VGG19_LAYERS, PerceptualFeatures
 from models.resnet import Oracle, caffe_resnet50, oracle_parameter_name
 
 CELEBA_CLASSES = 40
-VGG19_FILE = "vgg19-dcbb9e9d.pth"
 VGGFACE2_FILES = ("resnet50_vggface2_model.pkl", "resnet50_ft_weight.pkl")
 """The VGGFace2 weights, under the name the metric scripts use and the one they are downloaded as."""
 
@@ -111,12 +115,34 @@ def load_perceptual(layer: int, device: torch.device) -> PerceptualFeatures:
     """
     if not 1 <= layer <= VGG19_LAYERS:
         raise InputError(f"--l_perc_layer {layer}: VGG19 has layers 1 to {VGG19_LAYERS}")
-    path = torchvision_weights(VGG19_FILE)
+    path = pretrained_weights(VGG19_URL)
     state = read_state_dict(path)
     with torch.device("meta"):
         network = PerceptualFeatures(layer)
     wanted = network.state_dict()
     return _finish(network, {name: state[name] for name in wanted if name in state}, path, device)
+
+
+def load_lpips(device: torch.device) -> LPIPSDistance:
+    """LPIPS on VGG16: torchvision's weights (as in load_perceptual) and the lpips package's linear heads."""
+    path = pretrained_weights(VGG16_URL)
+    convolutions = {k: v for k, v in read_state_dict(path).items() if k.startswith("features.")}
+    state = _with_prefix("network.", read_state_dict(LINEAR_HEADS))
+    # the package lists its heads twice, by name and in a row
+    state |= {name.replace("lin", "lins.", 1): value for name, value in state.items()}
+    state |= {lpips_parameter_name(name): value for name, value in convolutions.items()}
+    state |= _with_prefix("network.scaling_layer.", lpips.ScalingLayer().state_dict())
+    with torch.device("meta"):
+        network = LPIPSDistance()
+    return _finish(network, state, path, device)
+
+
+def load_inception(path: str | Path, device: torch.device) -> InceptionFeatures:
+    """The FID's Inception-V3 (pytorch-fid's weights): x (N, 3, H, W) in [-1, 1] -> features (N, 2048)."""
+    state = {k: v for k, v in read_state_dict(path).items() if k not in ("fc.weight", "fc.bias")}
+    with torch.device("meta"):
+        network = InceptionFeatures()
+    return _finish(network, _with_prefix("network.", state), path, device)
 
 
 # --- what a file of a classifier may hold

@@ -16,7 +16,11 @@ from guided_diffusion import checkpoint_util
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "models"
 """Where users put weights (models/README.md)."""
-TORCHVISION_URL = "https://download.pytorch.org/models/"
+VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+INCEPTION_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+)
 
 
 def read_checkpoint(path: str | Path) -> Any:
@@ -53,24 +57,25 @@ def read_numpy_pickle(path: str | Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def torchvision_weights(name: str) -> Path:
-    """Where torchvision's weights `name` (such as vgg19-dcbb9e9d.pth) lie: models/, or the torch hub cache.
+def pretrained_weights(url: str) -> Path:
+    """Where published weights lie: in models/ or the torch hub cache, under the last part of their URL.
 
-    They are downloaded into the cache when neither has them. Raises InputError when that fails.
+    They are downloaded into the cache when neither has them. The name ends in the beginning of the content's
+    SHA-256 (vgg19-dcbb9e9d.pth), by which a download is checked. Raises InputError when it fails.
     """
+    name = url.rpartition("/")[2]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     for path in (WEIGHTS_FOLDER / name, cached):
         if path.is_file():
             return path
-    url = TORCHVISION_URL + name
     checksum = name.rpartition("-")[2].removesuffix(".pth")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(cached), hash_prefix=checksum)
     except (OSError, RuntimeError) as error:  # no network, no room, or another content than the checksum's
         raise InputError(
-            f"{WEIGHTS_FOLDER / name}: no such file, and it could not be downloaded ({error}); "
-            f"get {url} on a machine with a network and put it there or at {cached}"
+            f"{WEIGHTS_FOLDER / name}: no such file, and it could not be downloaded ({error}); get {url} on a machine "
+            f"with a network and put it there or at {cached}"
         ) from None
     return cached
 

@@ -24,9 +24,7 @@ class PerceptualFeatures(nn.Module):
         super().__init__()
         if not 1 <= layer <= VGG19_LAYERS:
             raise ValueError(f"VGG19 has layers 1 to {VGG19_LAYERS}, not {layer}")
-        with torch.device(
-            "meta"
-        ):  # the whole network has 144 million weights, of which the slice keeps a few
+        with torch.device("meta"):  # the whole network has 144 million weights, of which the slice keeps a few
             whole = vgg19(weights=None, init_weights=False)
         self.features = whole.features[:layer].to_empty(device=torch.get_default_device())
 

@@ -19,6 +19,7 @@ from guided_diffusion.script_util import create_model_and_diffusion, model_and_d
 from models.perceptual import PerceptualFeatures
 from tests.helpers import BASE, GOLDEN, filled, golden, relative_error, rnd
 
+VGG19_FILE = "vgg19-dcbb9e9d.pth"
 CPU = torch.device("cpu")
 KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
 FLAGS = {**model_and_diffusion_defaults(), **BASE}
@@ -119,9 +120,7 @@ def test_one_wrong_shape_is_named(tmp_path):
 
 
 def test_flags_that_no_network_has(tmp_path):
-    message = one_line(
-        checkpoints.load_unet, unet_file(tmp_path), FLAGS | {"image_size": 60, "channel_mult": ""}
-    )
+    message = one_line(checkpoints.load_unet, unet_file(tmp_path), FLAGS | {"image_size": 60, "channel_mult": ""})
     assert "image_size 60" in message
 
 
@@ -217,9 +216,7 @@ def test_missing_unknown_and_misshapen_entries_are_named(tmp_path):
     del trunk["feat_extract.features.norm5.bias"]
     trunk["feat_extract.features.extra"] = torch.zeros(1)
     trunk["feat_extract.features.norm0.bias"] = torch.zeros(63)
-    torch.save(
-        {"feat_extract": trunk, "classifier": filled(KEYS["classifier"]["classifier"])}, tmp_path / "c.pth"
-    )
+    torch.save({"feat_extract": trunk, "classifier": filled(KEYS["classifier"]["classifier"])}, tmp_path / "c.pth")
     message = one_line(checkpoints.load_classifier, tmp_path / "c.pth")
     for part in ("norm5.bias", "features.extra", "norm0.bias: (63,) instead of (64,)"):
         assert part in message
@@ -278,9 +275,7 @@ def test_vggface2_pickle_never_runs_code(tmp_path):
     assert not touched.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["numpy.load", "numpy._core.multiarray.fromfile", "os.system", "builtins.eval"]
-)
+@pytest.mark.parametrize("name", ["numpy.load", "numpy._core.multiarray.fromfile", "os.system", "builtins.eval"])
 def test_vggface2_pickle_names_nothing_but_arrays(tmp_path, name):
     module, _, function = name.rpartition(".")
     (tmp_path / "w.pkl").write_bytes(f"c{module}\n{function}\n(S'x'\ntR.".encode())
@@ -324,7 +319,7 @@ def test_perceptual_weights_from_the_hub_cache(tmp_path, monkeypatch):
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     state = filled({k: v.shape for k, v in PerceptualFeatures(18).state_dict().items()})
-    torch.save(state | {"classifier.6.bias": torch.zeros(1000)}, cache / checkpoints.VGG19_FILE)
+    torch.save(state | {"classifier.6.bias": torch.zeros(1000)}, cache / VGG19_FILE)
     network = checkpoints.load_perceptual(18, CPU)
     assert torch.equal(network.features[0].weight, state["features.0.weight"])
     assert not any(p.requires_grad for p in network.parameters())
@@ -332,7 +327,7 @@ def test_perceptual_weights_from_the_hub_cache(tmp_path, monkeypatch):
     # a file in models/ comes first
     (tmp_path / "models").mkdir()
     first = {name: value + 1 for name, value in state.items()}
-    torch.save(first, tmp_path / "models" / checkpoints.VGG19_FILE)
+    torch.save(first, tmp_path / "models" / VGG19_FILE)
     assert torch.equal(checkpoints.load_perceptual(3, CPU).features[2].bias, first["features.2.bias"])
     assert "entries are missing" in one_line(checkpoints.load_perceptual, 20)
 
@@ -340,7 +335,7 @@ def test_perceptual_weights_from_the_hub_cache(tmp_path, monkeypatch):
 def test_perceptual_weights_that_cannot_be_had(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(weight_files, "WEIGHTS_FOLDER", tmp_path)
-    monkeypatch.setattr(weight_files, "TORCHVISION_URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr(checkpoints, "VGG19_URL", "http://127.0.0.1:9/vgg19-dcbb9e9d.pth")
     message = one_line(checkpoints.load_perceptual, 18)
     assert str(tmp_path / "vgg19-dcbb9e9d.pth") in message and "network" in message
 

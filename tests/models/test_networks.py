@@ -30,10 +30,7 @@ def test_classifier_as_published():
     build(classifier.classifier, filled(KEYS["classifier"]["classifier"]))
     x = rnd(3, 2, 3, 64, 64).clamp(-1, 1)
     with torch.no_grad():
-        assert (
-            relative_error(classifier.eval().feat_extract(x), golden("networks")["classifier_features"])
-            < TOLERANCE
-        )
+        assert relative_error(classifier.eval().feat_extract(x), golden("networks")["classifier_features"]) < TOLERANCE
         assert relative_error(classifier(x), golden("networks")["classifier_logits"]) < TOLERANCE
 
 
@@ -68,9 +65,7 @@ def test_vggface2_input_is_bgr_minus_mean():
 
 def test_vggface2_input_resizes_as_pillow_does():
     """Pillow rounds to grey levels; resizing tensors would not."""
-    x = vggface2_input(Image.effect_noise((100, 100), 64).convert("RGB")) + torch.tensor(BGR_MEAN).view(
-        3, 1, 1
-    )
+    x = vggface2_input(Image.effect_noise((100, 100), 64).convert("RGB")) + torch.tensor(BGR_MEAN).view(3, 1, 1)
     # 1e-4: adding the mean back in float32
     assert (x - x.round()).abs().max() < 1e-4
 
@@ -93,9 +88,7 @@ def test_one_perceptual_layer_is_a_convolution_of_the_normalised_image():
     x = 2 * rnd(1, 2, 3, 32, 32)  # beyond [-1, 1] too
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
     convolution = network.features[0]
-    expected = torch.conv2d(
-        ((x.clamp(-1, 1) + 1) / 2 - mean) / std, convolution.weight, convolution.bias, padding=1
-    )
+    expected = torch.conv2d(((x.clamp(-1, 1) + 1) / 2 - mean) / std, convolution.weight, convolution.bias, padding=1)
     # 1e-5: the same float32 operations
     assert torch.allclose(network(x), expected, atol=1e-5)
 
