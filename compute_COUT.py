@@ -1,0 +1,29 @@
+"""COUT: how soon does the decision flip when an input's pixels turn into the counterfactual's, most changed
+first?
+"""
+
+from pathlib import Path
+
+from core.checkpoints import load_classifier
+from core.cli import run
+from core.evaluation import class_transition, require_output, select_pairs
+from core.metric_cli import add_query_flag, machine, metric_parser, show, tree, write_file
+from core.plots import transition_plot
+
+
+def main() -> None:
+    """Read a result tree, print COUT, draw the mean curves."""
+    parser = metric_parser(__doc__, "--classifier-path", partition="cor")
+    add_query_flag(parser)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG of the curves; unset: COUT.png in EXP_NAME")
+    args = parser.parse_args()
+    pairs, here = select_pairs(tree(args), args.partition, flipped_only=False), machine(args)
+    classifier = load_classifier(args.classifier_path, here.device)
+    require_output(classifier, args.query_label, args.classifier_path)
+    result, curves = class_transition(pairs, classifier, args.query_label, here)
+    write_file(args.plot or tree(args).report("COUT.png"), transition_plot(curves))
+    show(args, {"COUT:": result})
+
+
+if __name__ == "__main__":
+    run(main)

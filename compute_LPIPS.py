@@ -1,0 +1,21 @@
+"""sigma_L: how different are the counterfactuals of one image when only the seed changes? Mean LPIPS between
+them.
+"""
+
+from core.checkpoints import load_lpips
+from core.cli import run
+from core.evaluation import diversity
+from core.metric_cli import add_seeds_flags, machine, metric_parser, seed_trees, show
+
+
+def main() -> None:
+    """Read several experiments, print sigma_L."""
+    parser = metric_parser(__doc__, one_experiment=False)
+    add_seeds_flags(parser, required=True)
+    args = parser.parse_args()
+    trees, here = seed_trees(args), machine(args)
+    show(args, {"sigma_L result:": diversity(trees, load_lpips(here.device), here, args.partition)})
+
+
+if __name__ == "__main__":
+    run(main)

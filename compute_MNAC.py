@@ -1,0 +1,16 @@
+"""MNAC: how many of the 40 attributes, as the oracle sees them, does a counterfactual change on average?"""
+
+from core.cli import run
+from core.evaluation import changed_attributes, oracle_logits, select_pairs
+from core.metric_cli import machine, metric_parser, show, tree
+
+
+def main() -> None:
+    """Read a result tree, print MNAC."""
+    args = metric_parser(__doc__, "--oracle-path").parse_args()
+    pairs = select_pairs(tree(args), args.partition)
+    show(args, {"MNAC:": changed_attributes(pairs, oracle_logits(args.oracle_path, machine(args)))})
+
+
+if __name__ == "__main__":
+    run(main)
