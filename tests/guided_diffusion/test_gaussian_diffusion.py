@@ -161,7 +161,13 @@ def test_loops_evaluate_once_a_step_and_repeat_under_a_seed(loop):
     assert torch.equal(*results)
     steps = list(getattr(diffusion, f"{loop}_progressive")(model, noise.shape, noise, progress=True))
     assert len(steps) == 50 and steps[0].keys() == {"sample", "pred_xstart"}
-    assert not any(step["sample"].requires_grad for step in steps)
+
+
+@pytest.mark.parametrize("loop", ["p_sample_loop", "ddim_sample_loop"])
+def test_loops_build_no_graph(loop):
+    weight = torch.ones(1, requires_grad=True)
+    sample = getattr(process(), loop)(lambda x, t: weight * x, (1, 3, 4, 4), device="cpu")
+    assert not sample.requires_grad and torch.is_grad_enabled()
 
 
 def test_a_loop_goes_down_from_the_last_index():

@@ -135,6 +135,7 @@ def test_half_precision_is_close_and_comes_back():
         assert output.dtype == torch.float32
         assert (output - expected).norm() / expected.norm() < tolerance
         assert (output - expected).norm() > 0  # it did compute in half precision
+        assert model(inputs[0].to(dtype), inputs[1]).dtype == dtype
     model.convert_to_fp16()
     assert model.dtype == torch.float16
     fill_(model).convert_to_fp32()
