@@ -1,0 +1,377 @@
+"""The training loop: published figures, what it writes and when, resuming, precision, and what stops it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion import checkpoint_util, logger
+from guided_diffusion.resample import LossSecondMomentResampler, create_named_schedule_sampler
+from guided_diffusion.script_util import create_model_and_diffusion
+from guided_diffusion.train_util import TrainLoop, TrainObserver
+from tests.helpers import BASE, fill_, golden, relative_error, rnd
+from tests.training.small import endless, network_and_diffusion, settings
+
+
+@pytest.fixture(autouse=True)
+def quiet(tmp_path):
+    logger.configure(dir=str(tmp_path), format_strs=["csv"])
+    yield
+    logger.reset()
+
+
+def make(seed: int = 0, data=None, flags=None, **other) -> TrainLoop:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    model, diffusion = network_and_diffusion(**(flags or {}))
+    return TrainLoop(model=model, diffusion=diffusion, data=data or endless(4), **settings(**other))
+
+
+def train(**other) -> TrainLoop:
+    loop = make(**other)
+    loop.run_loop()
+    return loop
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.pt"))
+
+
+def weights(path) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in checkpoint_util.load_state_dict(path).values()])
+
+
+# --- one update
+
+
+@pytest.mark.parametrize("sampler", ["loss-second-moment"])  # with 500 timesteps it is uniform for a long time
+def test_four_updates_give_the_published_weights(sampler, tmp_path):
+    model, diffusion = create_model_and_diffusion(**{**BASE, "timestep_respacing": ""})
+    generator = torch.Generator().manual_seed(500)
+
+    def data():
+        while True:
+            yield torch.randn(4, 3, 64, 64, generator=generator).clamp(-1, 1), {}
+
+    np.random.seed(3)
+    torch.manual_seed(3)
+    TrainLoop(
+        model=fill_(model),
+        diffusion=diffusion,
+        data=data(),
+        schedule_sampler=create_named_schedule_sampler(sampler, diffusion),
+        **settings(microbatch=2, ema_rate="0.9,0.5", weight_decay=0.05, lr_anneal_steps=4),
+    ).run_loop()
+    expected = golden("training")
+    keys = [key for key in expected if key.startswith(f"{sampler}/")]
+    assert len(keys) == 12
+    for key in keys:
+        _, file, parameter = key.split("/")
+        got = checkpoint_util.load_state_dict(tmp_path / file)[parameter].flatten()[:16]
+        assert relative_error(got, expected[key]) < 1e-5, key  # the golden figures' own tolerance
+
+
+def test_microbatch_gradients_are_summed():
+    gradients = []
+    for microbatch in (4, 2):
+        loop = make(microbatch=microbatch)
+        loop.diffusion.training_losses = lambda network, x, t, model_kwargs: {
+            "loss": network(x, torch.zeros(len(x))).mean((1, 2, 3))
+        }
+        loop.run_step(rnd(1, 4, 3, 8, 8), {})
+        gradients.append(torch.cat([p.grad.flatten() for p in loop.state.params]))
+    # the mean over 4 is half the sum of two means over 2; float32 sums in another order
+    torch.testing.assert_close(gradients[1], 2 * gradients[0], rtol=1e-4, atol=1e-6)
+
+
+def test_ema_closed_form():
+    loop = make(ema_rate="0.9,0.5")
+    assert list(loop.state.ema) == [0.9, 0.5]
+    start = [p.detach().clone() for p in loop.state.params]
+    loop.run_step(rnd(1, 4, 3, 8, 8), {})
+    for rate, averaged in loop.state.ema.items():
+        for e, first, p in zip(averaged, start, loop.state.params, strict=True):
+            torch.testing.assert_close(e, rate * first + (1 - rate) * p, rtol=1e-6, atol=1e-7)
+    assert list(make(ema_rate=0.9999).state.ema) == [0.9999]
+
+
+def test_the_first_two_updates_use_the_whole_rate():
+    rates = []
+
+    class Watch(TrainObserver):
+        def on_update(self, loop):
+            rates.append(loop.opt.param_groups[0]["lr"])
+
+    train(lr=1.0e-3, lr_anneal_steps=4, observer=Watch())
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])  # each is the rate of the next update
+
+
+def test_gradient_clipping_bounds_the_norm():
+    loop = make(grad_clip=0.01)
+    loop.run_step(rnd(1, 4, 3, 8, 8), {})
+    norm = torch.cat([p.grad.flatten() for p in loop.state.params]).norm()
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+# --- precision
+
+
+def test_half_precision_grows_its_scale_and_halves_it_at_an_overflow():
+    loop = make(use_fp16=True, fp16_scale_growth=0.5)
+    assert loop.scaler.get_scale() == 2.0**20
+    before = [p.detach().clone() for p in loop.state.params]
+    loop.state.params[0].register_hook(lambda gradient: gradient * float("inf"))
+    loop.run_step(rnd(1, 4, 3, 8, 8), {})
+    assert loop.scaler.get_scale() == 2.0**19
+    assert all(torch.equal(p, old) for p, old in zip(loop.state.params, before, strict=True))
+    assert all(torch.equal(e, old) for e, old in zip(loop.state.ema[0.9], before, strict=True))
+
+    loop = make(use_fp16=True, fp16_scale_growth=0.5)
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_factor=2**0.5, growth_interval=1)
+    loop.run_step(rnd(1, 4, 3, 8, 8), {})
+    assert loop.scaler.get_scale() == pytest.approx(2.0**10.5)
+    assert not torch.equal(loop.state.params[0], before[0])
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.01), ("bf16", 0.05)])
+def test_lower_precision_has_nearly_the_gradient_of_float32(precision, tolerance):
+    gradients = []
+    for chosen in ("fp32", precision):
+        loop = make(precision=chosen)
+        if chosen == "fp16":  # the first scale would overflow, be halved and tried again with the next batch
+            loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1)
+        loop.run_step(rnd(1, 4, 3, 8, 8), {})
+        gradients.append(torch.cat([p.grad.flatten() for p in loop.state.params]))
+    exact, lower = gradients
+    # a convolution rounds to 11 (fp16) or 8 (bf16) bits; a dozen of them stand in a row
+    assert 0 < (exact - lower).norm() / exact.norm() < tolerance
+
+
+def test_overflow_without_end_stops():
+    loop = make(use_fp16=True)
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-12, growth_interval=1)
+    loop.state.params[0].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="step 0: the gradients are not finite"):
+        loop.run_step(rnd(1, 4, 3, 8, 8), {})
+
+
+# --- what it writes
+
+
+def test_sets_and_their_numbers(tmp_path):
+    train(save_interval=2, max_steps=4, keep_checkpoints=0)
+    steps = ("000000", "000002", "000004")
+    expected = [f"{name}{step}.pt" for name in ("ema_0.9_", "model", "opt") for step in steps]
+    assert names(tmp_path) == sorted(expected)
+
+
+def test_the_last_update_is_not_saved_twice(tmp_path):
+    train(save_interval=2, max_steps=3)  # update 2 is the third, and has its set
+    assert names(tmp_path) == ["ema_0.9_000002.pt", "model000002.pt", "opt000002.pt"]
+
+
+def test_old_sets_go_and_foreign_files_stay(tmp_path):
+    foreign = ["ddpm-celeba.pt", "model000000.pt.bak", "model000007.pt", "classifier.pth"]
+    for name in foreign:
+        (tmp_path / name).write_text("mine")
+    train(save_interval=1, max_steps=5, keep_checkpoints=2)
+    assert names(tmp_path) == sorted(
+        ["ddpm-celeba.pt", "model000007.pt"]
+        + [f"{name}{step:06d}.pt" for name in ("ema_0.9_", "model", "opt") for step in (3, 4)]
+    )
+    assert all((tmp_path / name).read_text() == "mine" for name in foreign)
+
+
+def test_the_test_variable_stops_after_a_later_save(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_TRAINING_TEST", "1")
+    loop = train(save_interval=2)
+    assert loop.step == 2
+    assert "model000002.pt" in names(tmp_path)
+
+
+def test_the_configuration_travels(tmp_path):
+    loop = train(max_steps=1)
+    for name in ("model000000.pt", "ema_0.9_000000.pt"):
+        stored = checkpoint_util.stored_config(checkpoint_util.load_state_dict(tmp_path / name))
+        assert stored == loop.state.model.config
+
+
+def test_what_is_logged(tmp_path):
+    train(max_steps=4, log_interval=2, use_fp16=False)
+    with (tmp_path / "progress.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["0", "2"]
+    assert [row["samples"] for row in rows] == ["4", "12"]
+    assert {"loss", "mse", "vb", "grad_norm", "param_norm", "lr", "images_per_second"} <= set(rows[0])
+    row = {key: float(value) for key, value in rows[1].items() if value}
+    assert row["loss"] == pytest.approx(row["mse"] + row["vb"])
+    assert any(f"loss_q{quartile}" in row for quartile in range(4))
+
+
+# --- resuming
+
+
+def test_the_same_command_goes_on_to_the_same_bytes(tmp_path):
+    def batches():
+        return Position(endless(4))
+
+    straight, halves = tmp_path / "straight", tmp_path / "halves"
+    arguments = {"max_steps": 5, "lr_anneal_steps": 5, "ema_rate": "0.9,0.5", "flags": {"dropout": 0.2}}
+    sampler = {"seed": 1}
+    train(**arguments, **sampler, data=batches(), output_path=str(straight))
+    train(**{**arguments, "max_steps": 3}, **sampler, data=batches(), output_path=str(halves))
+    train(**arguments, seed=99, data=batches(), output_path=str(halves))
+    for name in ("model000005.pt", "ema_0.9_000005.pt", "ema_0.5_000005.pt", "opt000005.pt"):
+        assert (straight / name).read_bytes() == (halves / name).read_bytes(), name
+
+
+class Position:
+    """An iterator that knows how far it is."""
+
+    def __init__(self, iterator):
+        self.iterator, self.taken = iterator, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.taken += 1
+        return next(self.iterator)
+
+    def state_dict(self):
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state):
+        while self.taken < state["taken"]:
+            next(self)
+
+
+def test_the_timestep_sampler_resumes(tmp_path):
+    def make_sampled(steps):
+        torch.manual_seed(0)
+        model, diffusion = network_and_diffusion()
+        sampler = LossSecondMomentResampler(diffusion)
+        arguments = settings(output_path=str(tmp_path / "out"), max_steps=steps)
+        TrainLoop(model=model, diffusion=diffusion, data=endless(4), schedule_sampler=sampler, **arguments).run_loop()
+        return sampler
+
+    first = make_sampled(2)
+    counts = make_sampled(3).state_dict()["counts"] - first.state_dict()["counts"]
+    assert counts.sum() == 4  # one more batch, on top of what was there
+    assert (counts >= 0).all()
+
+
+def test_resume_checkpoint_numbers_its_first_update_as_the_file(tmp_path):
+    train(save_interval=2, max_steps=3, output_path=str(tmp_path / "first"))
+    resume = str(tmp_path / "first" / "model000002.pt")
+    loop = make(resume_checkpoint=resume, save_interval=10, max_steps=5)
+    assert loop.resume_step == 2
+    # the optimizer came along
+    assert int(loop.opt.state_dict()["state"][0]["step"]) == 3
+    loop.run_loop()
+    assert names(tmp_path) == ["ema_0.9_000005.pt", "model000005.pt", "opt000005.pt"]
+    assert "model000002.pt" in names(tmp_path / "first")  # what it started from is not this run's to remove
+
+
+def test_the_same_resuming_command_again_goes_on_from_its_own_sets(tmp_path):
+    train(max_steps=2, output_path=str(tmp_path / "first"))
+    resume = str(tmp_path / "first" / "model000002.pt")
+    second = str(tmp_path / "second")
+    train(resume_checkpoint=resume, max_steps=4, output_path=second)
+    assert make(resume_checkpoint=resume, max_steps=6, output_path=second).resume_step == 4
+    other = str(tmp_path / "first" / "ema_0.9_000002.pt")
+    assert make(resume_checkpoint=other, output_path=second).resume_step == 0  # another start, and no number in it
+
+
+def test_a_missing_ema_starts_from_the_model(tmp_path):
+    train(max_steps=2, output_path=str(tmp_path / "first"))
+    loop = make(resume_checkpoint=str(tmp_path / "first" / "model000002.pt"), ema_rate="0.7")
+    for averaged, p in zip(loop.state.ema[0.7], loop.state.params, strict=True):
+        assert torch.equal(averaged, p)
+
+
+def test_a_published_set_without_notes_is_taken_up(tmp_path):
+    loop = train(max_steps=2, output_path=str(tmp_path / "first"))
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    torch.save(loop.state.model.state_dict(), plain / "model000123.pt")
+    torch.save(loop.opt.state_dict(), plain / "opt000123.pt")
+    resumed = make(resume_checkpoint=str(plain / "model000123.pt"))
+    assert resumed.resume_step == 123
+    assert int(resumed.opt.state_dict()["state"][0]["step"]) == 2
+
+
+def test_a_finished_training_is_left_as_it_is(tmp_path):
+    out = tmp_path / "out"
+    train(max_steps=2, output_path=str(out))
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    train(max_steps=2, output_path=str(out))
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+# --- what stops it
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_stops(number, tmp_path):
+    class Interrupt(TrainObserver):
+        def on_update(self, loop):
+            if loop.updates == 3:
+                os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    loop = train(observer=Interrupt())
+    assert loop.updates == 3
+    assert "model000003.pt" in names(tmp_path)
+    assert signal.getsignal(number) == handler
+
+
+@pytest.mark.parametrize("poison", ["loss", "weights"])
+def test_numbers_that_are_none_stop_it_and_the_last_good_set_stays(poison, tmp_path):
+    class Poison(TrainObserver):
+        def on_update(self, loop):
+            if loop.updates == 3:
+                with torch.no_grad():
+                    loop.state.params[0].fill_(float("nan"))
+
+    def data():
+        for step, (batch, cond) in enumerate(endless(4)):
+            yield (batch * float("nan") if step == 3 else batch), cond
+
+    arguments = {"data": data()} if poison == "loss" else {"observer": Poison(), "data": endless(4)}
+    with pytest.raises(FloatingPointError, match="step 3: the loss is not a finite number"):
+        train(save_interval=2, **arguments)
+    assert names(tmp_path) == ["ema_0.9_000002.pt", "model000002.pt", "opt000002.pt"]
+    assert weights(tmp_path / "model000002.pt").isfinite().all()
+
+
+def test_broken_weights_are_never_saved(tmp_path):
+    loop = train(max_steps=1)
+    with torch.no_grad():
+        loop.state.params[0][0] = float("nan")
+    with pytest.raises(FloatingPointError, match="the weights are not finite"):
+        loop.save(2)
+    assert weights(tmp_path / "model000000.pt").isfinite().all()
+
+
+def test_another_architecture_is_said_in_one_line(tmp_path):
+    train(max_steps=1, output_path=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"model000000\.pt: another network than the flags describe") as raised:
+        make(flags={"num_channels": 32}, output_path=str(tmp_path / "out"))
+    assert "of another shape" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="expected one of fp32, fp16, bf16"):
+        make(precision="fp8")
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        make(resume_checkpoint=str(tmp_path / "model000123.pt"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="checkpoints cannot be written there"):
+        make(output_path=str(tmp_path / "file" / "out"))
