@@ -175,6 +175,20 @@ def run_command(command: Sequence[str], **options: Any) -> Run:
     return Run(done.returncode, done.stdout, done.stderr)
 
 
+def refused(world: World, output_path: Path, **flags: Any) -> str:
+    """The one line on stderr of a command that must be refused before it writes anything."""
+    before = tree_of(output_path) if output_path.is_dir() else None
+    result = run_main(*world.command(output_path, SMALL_FLAGS | {"num_batches": 1} | flags))
+    assert result.code == 2, (result.code, result.out, result.err)
+    assert result.err.endswith("\n") and result.err.count("\n") == 1 and "\r" not in result.err, result.err
+    assert "Traceback" not in result.err
+    if before is None:
+        assert not output_path.exists() or output_path.is_file()
+    else:
+        assert tree_of(output_path) == before
+    return result.err
+
+
 def tree_of(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

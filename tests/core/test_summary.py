@@ -1,0 +1,190 @@
+"""Tables from records, chunks into one, and the files they are kept in: figures by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from core.errors import InputError
+from core.results import ResultTree
+from core.summary import ImageRecord, merge, merge_chunks, summarise, write_stats, write_summary
+
+FLOAT32 = 0.27158546447753906
+"""A float32 whose repr as a Python float has 17 digits."""
+
+
+def record(
+    id: int, label: int, pred: int, flipped: bool, bkl: float, l_1: float, p_target: float = 0.25
+) -> ImageRecord:
+    target = 1 - pred
+    cf_pred = target if flipped else pred
+    return ImageRecord(
+        id, label, pred, target, cf_pred, bkl=bkl, l_1=l_1, p_target=p_target, cf_p_target=1 - bkl, scale=8.0
+    )
+
+
+FOUR = [
+    record(0, 1, 1, True, 0.1, 0.5),
+    record(1, 0, 0, True, 0.3, 0.25),
+    record(2, 1, 1, False, 0.8, 0.125),
+    record(3, 0, 1, True, 0.4, 0.75),
+]
+"""CC/CCF twice, CC/ICF once, IC/CCF once."""
+
+
+def test_record_knows_its_cell():
+    assert [(r.correct, r.flipped) for r in FOUR] == [(True, True), (True, True), (True, False), (False, True)]
+
+
+def test_info_text_begins_with_the_six_published_lines():
+    text = replace(FOUR[0], bkl=FLOAT32, l_1=float(np.float32(0.1))).text()
+    lines = text.split("\n")
+    published = ["label: 1", "pred: 1", "target: 0", "cf pred: 0", f"BKL: {FLOAT32!r}", "l_1: 0.10000000149011612"]
+    assert lines[:6] == published
+    assert lines[-1]
+    assert all(line.count(": ") == 1 for line in lines)
+
+
+def test_info_confidences_are_the_attributes_own():
+    """Target 0 at 0.25 before and 0.9 after: the attribute itself went from 0.75 to 0.1."""
+    lines = dict(line.split(": ") for line in FOUR[0].text().splitlines())
+    assert float(lines["orig_conf"]) == pytest.approx(0.75)
+    assert float(lines["cf_conf"]) == pytest.approx(0.1)
+    assert float(lines["MAD"]) == pytest.approx(0.65)
+    lines = dict(line.split(": ") for line in FOUR[1].text().splitlines())
+    assert float(lines["orig_conf"]) == pytest.approx(0.25)
+    assert float(lines["cf_conf"]) == pytest.approx(0.7)
+
+
+def figures(table: dict) -> tuple[float, float, float]:
+    return table["n"], pytest.approx(table["bkl"]), pytest.approx(table["l_1"])
+
+
+def test_summary_by_hand():
+    s = summarise(FOUR)
+    assert figures(s) == (4, 0.4, 0.40625)
+    assert s["clean acc"] == pytest.approx(75.0)
+    assert s["cf acc"] == pytest.approx(0.75)
+    assert s["FVA"] == 0 and s["MNAC"] == 0
+    assert figures(s["cf-cor"]) == (3, 0.8 / 3, 0.5)
+    assert figures(s["cf-inc"]) == (1, 0.8, 0.125)
+    assert figures(s["class-cor"]) == (3, 0.4, 0.875 / 3)
+    assert figures(s["class-cor"]["cf-cor"]) == (2, 0.2, 0.375)
+    assert figures(s["class-cor"]["cf-inc"]) == (1, 0.8, 0.125)
+    assert figures(s["class-inc"]) == (1, 0.4, 0.75)
+    assert figures(s["class-inc"]["cf-cor"]) == (1, 0.4, 0.75)
+    assert figures(s["class-inc"]["cf-inc"]) == (0, 0, 0)
+
+
+def test_failed_images_enter_no_other_figure():
+    whole, partly = summarise(FOUR), summarise(FOUR, failed=2)
+    assert partly.pop("failed") == 2 and whole.pop("failed") == 0
+    assert partly == whole
+
+
+def test_summary_of_nothing_is_zero():
+    s = summarise([], failed=3)
+    assert s["n"] == 0 and s["clean acc"] == 0 and s["cf acc"] == 0 and s["bkl"] == 0
+    assert figures(s["class-cor"]["cf-inc"]) == (0, 0, 0)
+
+
+def assert_close(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        if isinstance(value, dict):
+            assert_close(value, b[key])
+        else:
+            assert value == pytest.approx(b[key], rel=1e-12), key
+
+
+@pytest.mark.parametrize("num_chunks", [1, 2, 3, 4, 6])
+def test_merged_chunks_are_the_whole(num_chunks):
+    """Also chunks without an image."""
+    chunks = [summarise(FOUR[chunk::num_chunks], failed=chunk) for chunk in range(num_chunks)]
+    assert_close(merge(chunks), summarise(FOUR, failed=sum(range(num_chunks))))
+
+
+def test_each_table_is_weighted_by_its_own_count():
+    a = {"n": 10, "bkl": 0.1, "clean acc": 90.0, "cf-inc": {"n": 1, "bkl": 0.9, "l_1": 0.2}}
+    b = {"n": 2, "bkl": 0.7, "clean acc": 30.0, "cf-inc": {"n": 3, "bkl": 0.5, "l_1": 0.4}}
+    assert_close(merge([a, b]), {"n": 12, "bkl": 0.2, "clean acc": 80.0, "cf-inc": {"n": 4, "bkl": 0.6, "l_1": 0.35}})
+
+
+def test_figures_and_tables_that_a_chunk_lacks_count_as_zero():
+    merged = merge([{"n": 1, "FVA": 0.8, "cf-cor": {"n": 1, "bkl": 0.5}}, {"n": 3, "MNAC": 4.0}])
+    assert_close(merged, {"n": 4, "FVA": 0.2, "MNAC": 3.0, "cf-cor": {"n": 1, "bkl": 0.5}})
+
+
+def test_summary_file(tmp_path):
+    write_summary(tmp_path / "summary.yaml", summarise(FOUR))
+    text = (tmp_path / "summary.yaml").read_text()
+    assert yaml.safe_load(text) == summarise(FOUR)
+    top = [line.split(":")[0] for line in text.splitlines() if not line.startswith(" ")]
+    assert top == sorted(top)
+    assert "{" not in text and "!!" not in text
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.yaml"]
+
+
+def test_stats_file(tmp_path):
+    write_stats(tmp_path / "stats.pth", [replace(FOUR[0], bkl=FLOAT32), *FOUR[1:]])
+    stats = torch.load(tmp_path / "stats.pth", weights_only=True)
+    assert stats["n"] == 4 and stats["flipped"] == 3 and stats["acc"] == pytest.approx(75.0)
+    arrays = {key: np.asarray(stats[key]) for key in ("bkl", "l_1", "pred", "cf pred", "target", "label")}
+    assert [arrays[key].dtype for key in arrays] == [np.float32] * 2 + [np.int64] * 4
+    assert arrays["bkl"][0] == FLOAT32
+    assert arrays["l_1"].tolist() == [0.5, 0.25, 0.125, 0.75]
+    assert arrays["pred"].tolist() == [1, 0, 1, 1]
+    assert arrays["target"].tolist() == [0, 1, 0, 0]
+    assert arrays["cf pred"].tolist() == [0, 1, 1, 0]
+    assert arrays["label"].tolist() == [1, 0, 1, 0]
+
+
+def test_stats_of_nothing(tmp_path):
+    write_stats(tmp_path / "stats.pth", [])
+    stats = torch.load(tmp_path / "stats.pth", weights_only=True)
+    assert stats["n"] == 0 and len(stats["bkl"]) == 0 and not math.isnan(stats["acc"])
+
+
+def chunk_files(tree: ResultTree, *contents: str) -> list[Path]:
+    tree.results.mkdir(parents=True)
+    paths = [tree.report("summary.yaml", len(contents), chunk) for chunk in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_text(content)
+    return paths
+
+
+@pytest.mark.parametrize("num_chunks", [1, 2, 5])
+def test_merge_chunks_writes_the_whole_summary(tmp_path, num_chunks):
+    tree = ResultTree(tmp_path, "a/b")
+    chunk_files(tree, *(yaml.safe_dump(summarise(FOUR[chunk::num_chunks])) for chunk in range(num_chunks)))
+    returned = merge_chunks(tree, num_chunks)
+    written = yaml.safe_load((tmp_path / "Results/a/b/summary.yaml").read_text())
+    assert_close(returned, summarise(FOUR))
+    assert_close(written, summarise(FOUR))
+
+
+def test_merge_chunks_names_what_is_missing(tmp_path):
+    tree = ResultTree(tmp_path, "exp")
+    paths = chunk_files(tree, *["n: 1\n"] * 4)
+    for chunk in (1, 3):
+        paths[chunk].unlink()
+    with pytest.raises(InputError) as caught:
+        merge_chunks(tree, 4)
+    assert paths[1].name in str(caught.value) and paths[3].name in str(caught.value)
+    assert paths[0].name not in str(caught.value)
+    assert not (tree.results / "summary.yaml").exists()
+
+
+@pytest.mark.parametrize("content", ["", "n: [", "just text", "- n\n", "bkl: 1\n", "n: 1.5\n", "n: 1\nl_1: none\n"])
+def test_merge_chunks_names_a_damaged_summary(tmp_path, content):
+    tree = ResultTree(tmp_path, "exp")
+    paths = chunk_files(tree, "n: 1\n", content)
+    with pytest.raises(InputError, match=paths[1].name):
+        merge_chunks(tree, 2)
+    assert not (tree.results / "summary.yaml").exists()
