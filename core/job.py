@@ -97,29 +97,26 @@ class _Progress:
     """A bar on stderr: images done, images per second, time left, flip rate, and the step under way."""
 
     def __init__(self, total: int) -> None:
+        self.live = sys.stderr.isatty()
         self.bar = tqdm(
-            total=total,
-            unit="image",
-            desc="Explaining",
-            mininterval=REDRAW_SECONDS[sys.stderr.isatty()],
-            dynamic_ncols=True,
+            total=total, unit="image", desc="Explaining", mininterval=REDRAW_SECONDS[self.live], dynamic_ncols=True
         )
-        self.flip_rate = ""
+        self.flip_rate: list[str] = []
 
     def __enter__(self) -> _Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.set_postfix_str(self.flip_rate)
+        self.bar.set_postfix_str(", ".join(self.flip_rate), refresh=False)
         self.bar.close()
 
     def step(self, scale: float, step: int) -> None:
         """An outer step begins."""
-        if sys.stderr.isatty():
-            self.bar.set_postfix_str(f"{self.flip_rate}scale {scale:g}, step {step}")
+        if self.live:
+            self.bar.set_postfix_str(", ".join([*self.flip_rate, f"scale {scale:g}, step {step}"]))
 
     def done(self, images: int, flipped: int, finished: int) -> None:
         """A batch is written."""
-        self.flip_rate = f"{100 * flipped / max(finished, 1):.1f} % flipped, "
-        self.bar.set_postfix_str(self.flip_rate.rstrip(", "), refresh=False)
+        self.flip_rate = [f"{100 * flipped / max(finished, 1):.1f} % flipped"]
+        self.bar.set_postfix_str(self.flip_rate[0], refresh=False)
         self.bar.update(images)

@@ -1,0 +1,42 @@
+"""Print the requirements of pyproject.toml that this interpreter lacks, one per line; arguments name extras.
+
+    python tools/requirements.py test
+
+Needs nothing but Python's own library: it runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+
+
+def required(extras: list[str]) -> list[str]:
+    """The lists `dependencies` and those of the extras (tomllib reads TOML from Python 3.11 on only)."""
+    text = PYPROJECT.read_text()
+    lists = (re.search(rf"^{name} = \[(.*?)\]", text, re.DOTALL | re.MULTILINE) for name in ["dependencies", *extras])
+    return [requirement for found in lists for requirement in re.findall(r'"([^"]+)"', found[1])]
+
+
+def is_satisfied(requirement: str) -> bool:
+    """Whether the package is installed in a version that NAME>=X.Y or NAME==X.Y asks for."""
+    name, operator, wanted = re.fullmatch(r"([\w.-]+)(?:([>=]=)([\d.]+))?", requirement).groups()
+    try:
+        installed = version(name)
+    except PackageNotFoundError:
+        return False
+    if operator is None:
+        return True
+    return _parts(installed) >= _parts(wanted) if operator == ">=" else installed == wanted
+
+
+def _parts(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.match(r"\d+(\.\d+)*", text)[0].split("."))
+
+
+if __name__ == "__main__":
+    print("\n".join(requirement for requirement in required(sys.argv[1:]) if not is_satisfied(requirement)))
