@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,16 +88,17 @@ class TrainState:
             notes["sampler"] = self.sampler.state_dict()
         yield OPTIMIZER, _plain({**self.opt.state_dict(), NOTES: notes})
 
-    def load(self, start: Start) -> dict[str, Any]:
+    def load(self, start: Start, check: Callable[[str, dict | None], None]) -> dict[str, Any]:
         """Take up a network and what lies beside it; returns the notes, empty in files of other programs.
 
-        Averaged weights that are not there start from the network. Raises ValueError for another network's files.
+        `check` sees each network's path and stored configuration first. Averaged weights that are not there start
+        from the network. Raises ValueError for another network's files.
         """
         paths = start.siblings
-        self._load_network(start.model_path, self.params)
+        self._load_network(start.model_path, self.params, check)
         for rate, params in self.ema.items():
             name = ema_name(rate)
-            self._load_network(paths[name] if paths.has(name) else start.model_path, params)
+            self._load_network(paths[name] if paths.has(name) else start.model_path, params, check)
         if not paths.has(OPTIMIZER):
             logger.log(f"{paths[OPTIMIZER]}: not there, so the optimizer starts anew")
             return {}
@@ -121,10 +123,28 @@ class TrainState:
         for rate, params in self.ema.items():
             torch._foreach_lerp_(params, self.params, 1 - rate)
 
+    @contextmanager
+    def averaged(self, rate: float) -> Iterator[nn.Module]:
+        """The network with the averaged weights of a rate, in eval mode, inside this context."""
+        own = [p.detach().clone() for p in self.params]
+        self._set_params(self.ema[rate])
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.model.train()
+            self._set_params(own)
+
     @torch.no_grad()
-    def _load_network(self, path: str, params: list[torch.Tensor]) -> None:
+    def _set_params(self, values: list[torch.Tensor]) -> None:
+        for p, value in zip(self.params, values, strict=True):
+            p.copy_(value)
+
+    @torch.no_grad()
+    def _load_network(self, path: str, params: list[torch.Tensor], check: Callable[[str, dict | None], None]) -> None:
         """Read a file of the network into `params`; the network's own buffers come along."""
         weights = checkpoint_util.load_state_dict(path)
+        check(path, checkpoint_util.stored_config(weights))
         checkpoint_util.require_same_names(self.model, weights, path)
         for (name, _), target in zip(self.model.named_parameters(), params, strict=True):
             target.copy_(weights[name])

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,9 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 class TrainObserver:
     """Told what happens in a training, for progress bars and pictures; every method may be left out."""
 
+    def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
+        """Before a network's file is taken up, with the configuration stored in it; may refuse it by a ValueError."""
+
     def on_update(self, loop: TrainLoop) -> None:
         """After each update, in every process."""
 
@@ -54,7 +58,7 @@ class TrainLoop:
         microbatch: images of one forward and backward pass; -1: the whole batch.
         lr, weight_decay: of AdamW.
         ema_rate: one rate or several, as a number or separated by commas.
-        log_interval, save_interval: updates of this process between two lines of the log and two checkpoint sets.
+        log_interval, save_interval: updates between two lines of the log and two checkpoint sets.
         resume_checkpoint: …/model000123.pt; the first update is then number 123. Its siblings are taken up too.
         use_fp16: as precision='fp16'.
         fp16_scale_growth: growth of log2(loss scale) with each update.
@@ -126,8 +130,8 @@ class TrainLoop:
         self.data = iter(data)
         self.state = TrainState(model, _rates(ema_rate), self.opt, self.scaler, self.schedule_sampler, self.data)
         self.folder = CheckpointFolder(output_path or logger.get_dir(), self.state.file_names, keep_checkpoints)
-        self.step = 0  # updates of this process
-        self.resume_step = 0  # updates before it
+        self.step = 0  # updates of this training, over restarts of the same command
+        self.resume_step = 0  # updates before it: the number of resume_checkpoint
         self._saved_updates = 0  # updates in the newest set
         self._resume(continue_folder=bool(output_path))
         dist_util.sync_params([*model.parameters(), *(p for params in self.state.ema.values() for p in params)])
@@ -229,28 +233,35 @@ class TrainLoop:
         self.meter.check()
         if not norm(self.state.params).isfinite():
             raise FloatingPointError(f"step {self.updates}: the weights are not finite numbers")
-        notes = {"updates": updates, "resume_checkpoint": self.resume_checkpoint}
+        notes = {"updates": updates, "resume_step": self.resume_step, "resume_checkpoint": self.resume_checkpoint}
         ranks = dist_util.gather(self.state.here())
         if dist_util.rank() == 0:
             self.folder.write(self.updates, self.state.contents(notes, ranks))
             self.observer.on_save(self, self.updates)
         self._saved_updates = updates
 
+    def autocast(self) -> torch.autocast:
+        """The context in which the network runs in the chosen precision."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
     def _resume(self, continue_folder: bool) -> None:
         """Take up the set to start from, if there is one."""
         start = dist_util.on_rank_0(lambda: find_start(self.folder, self.resume_checkpoint, continue_folder))
         if start is None:
             return
-        notes = self.state.load(start)
-        self.resume_step = notes.get("updates", start.number) if start.is_own else start.number
-        self._saved_updates = self.resume_step
+        notes = self.state.load(start, check=self.observer.on_resume)
+        self.resume_step = start.number
+        if start.is_own and notes:  # the same training: it counts on, and saves when it would have without the break
+            self.resume_step = notes["resume_step"]
+            self.step = notes["updates"] - self.resume_step
+        self._saved_updates = self.updates
         if not self.lr_anneal_steps:  # while annealing, the saved rate is the one that comes next
             self.opt.param_groups[0]["lr"] = self.lr
-        logger.log(f"resuming from {start.model_path}; the next update is number {self.resume_step}")
+        logger.log(f"resuming from {start.model_path}; the next update is number {self.updates}")
 
     def _network(self, x: torch.Tensor, t: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         """The network in the chosen precision; the loss around it stays float32."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+        with self.autocast():
             return self.ddp_model(x, t, **kwargs)
 
     def _averaging(self, is_last: bool) -> AbstractContextManager:
@@ -273,7 +284,13 @@ def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _rates(ema_rate: float | str) -> list[float]:
-    return [float(rate) for rate in str(ema_rate).split(",")]
+    try:
+        rates = [float(rate) for rate in str(ema_rate).split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(0 <= rate <= 1 for rate in rates):
+        raise ValueError(f"ema_rate {ema_rate!r}: expected numbers from 0 to 1, separated by commas")
+    return rates
 
 
 def _dtype(precision: str) -> torch.dtype:

@@ -283,7 +283,7 @@ def test_the_same_resuming_command_again_goes_on_from_its_own_sets(tmp_path):
     resume = str(tmp_path / "first" / "model000002.pt")
     second = str(tmp_path / "second")
     train(resume_checkpoint=resume, max_steps=4, output_path=second)
-    assert make(resume_checkpoint=resume, max_steps=6, output_path=second).resume_step == 4
+    assert make(resume_checkpoint=resume, max_steps=6, output_path=second).updates == 4
     other = str(tmp_path / "first" / "ema_0.9_000002.pt")
     assert make(resume_checkpoint=other, output_path=second).resume_step == 0  # another start, and no number in it
 
