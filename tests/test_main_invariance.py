@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -281,14 +282,13 @@ def test_class_conditional_unet_is_told_the_labels(world, tmp_path, monkeypatch)
 # Failures
 
 
-def nan_in_row(row: int, after: int = 0):
-    """A forward hook that turns one image's output into NaN, from call number `after` on."""
-    calls = []
+def nan_in_row(row: int, after: int = 0, until: float = float("inf")):
+    """Installs a hook that turns one image's output into NaN, in the calls from `after` to before `until`."""
+    calls = itertools.count()
 
     def hook(module, args, output):
-        calls.append(1)
-        index = torch.tensor([row])
-        return output.index_fill(0, index, float("nan")) if len(calls) > after else output
+        broken = after <= next(calls) < until
+        return output.index_fill(0, torch.tensor([row]), float("nan")) if broken else output
 
     return lambda network: network.register_forward_hook(hook)
 
@@ -312,6 +312,15 @@ def test_a_nan_never_counts_as_flipped(world, tmp_path, monkeypatch, loader, aft
     assert all(np.isfinite([figures[key] for key in ("bkl", "l_1", "cf acc", "clean acc")]))
     stats = torch.load(out / "Results/exp/stats.pth", weights_only=True)
     assert stats["n"] == 3 and victim not in stats["id"].tolist()
+
+
+def test_an_image_that_failed_is_tried_with_the_next_scale(world, tmp_path, monkeypatch):
+    """A NaN at the first scale (four evaluations at tau = 3) has not reached its target 0."""
+    hooked(monkeypatch, "load_unet", nan_in_row(2, until=4))
+    files = results(world, tmp_path, num_batches=1, classifier_scales="8,9")
+    text = cell_files(files, "Info")[2].decode()
+    assert "target: 0" in text and text.endswith("scale: 9.0")
+    assert summary(tmp_path)["failed"] == 0
 
 
 # Merging
