@@ -15,7 +15,7 @@ echo "result tree. Its counterfactuals are noise, and its flip rate says nothing
     --image_size 64 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2,2 --learn_sigma True \
     --diffusion_steps 500 --resblock_updown True --timestep_respacing 50 --start_step 12 \
     --dataset CelebA --data_dir demo/data --query_label Smiling --batch_size 8 --gpu 0 \
-    --classifier_scales 8,10,15 --use_logits True --l1_loss 0.05 --save_x_t True --save_z_t True \
+    --classifier_scales 100,1000,10000 --use_logits True --l1_loss 0.05 --save_x_t True --save_z_t True \
     --model_path demo/weights/ddpm.pt --classifier_path demo/weights/classifier.pth \
     --output_path demo/results --exp_name smile "$@"
 echo "Look into demo/results: Original/, Results/smile/*/*/{CF,Noise,SM,Info}/, x_t/ and z_t/."

@@ -19,9 +19,9 @@ from core.errors import InputError
 from core.explain import Explainer
 from core.guidance import BinaryAttribute, Guidance
 from core.job import Job
+from core.methods import METHODS, Settings
 from core.noise import NOISE_SOURCES
 from core.results import FRAME_KINDS, IMAGE_FORMATS, ResultTree
-from core.sampler import DiME
 from core.summary import Summary, merge_chunks
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.script_util import (
@@ -60,6 +60,7 @@ def parse_args() -> argparse.Namespace:
     add_output_flags(parser.add_argument_group("output"))
     add_network_flags(parser.add_argument_group("networks and machine"))
     add_method_flags(parser.add_argument_group("method"))
+    add_family_flags(parser.add_argument_group("methods that grew out of DiME"))
     diffusion_group = parser.add_argument_group("diffusion model (as it was trained)")
     add_dict_to_argparser(diffusion_group, model_and_diffusion_defaults())
     args = parser.parse_args()
@@ -187,6 +188,41 @@ def add_method_flags(group) -> None:
     add("--use_ddim", type=boolean, default=False, help="accepted as published; has no effect")
 
 
+def add_family_flags(group) -> None:
+    """What the relatives of DiME have of their own, under the names and defaults of their published code."""
+    add = group.add_argument
+    add("--method", choices=tuple(METHODS), default="dime", help="how the counterfactual is made")
+    for flag in ("--self_optimized_masking", "--mask"):
+        add(flag, type=boolean, default=True, help="accepted as published; no effect: --method decides")
+    for_fast = "fastdime and gmd: "
+    add(
+        "--scale_grads", type=boolean, default=False, help="fastdime: divide gradients by sqrt(alpha_bar), as dime does"
+    )
+    add("--warmup_step", type=integer(0), default=30, help=for_fast + "outer step from which the mask is used")
+    add("--dilation", type=odd, default=5, help=for_fast + "side of the squares that widen the mask, odd")
+    add(
+        "--masking_threshold", type=number(0, 1), default=0.15, help=for_fast + "relative change that counts as changed"
+    )
+    add("--grad_scale", type=number(0), default=1.5, help="maskdime: factor on all gradients")
+    add("--topk_ratio", type=number(0, 1), default=0.4, help="maskdime: share of the pixels that may change")
+    add("--x_t_rate", type=number(0, 1), default=0.05, help="maskdime: share of those in the clean estimate")
+    add("--blur_kernel", type=odd, default=7, help="maskdime: side of the squares that widen the masks, odd")
+    add("--blur_sigma", type=number(0), default=3.0, help="maskdime: accepted as published; has no effect")
+    add("--per_channel", type=boolean, default=True, help="maskdime: each colour channel has its own mask")
+    add("--grads_clip", type=boolean, default=True, help="maskdime: clamp the class gradient to its usual range")
+    add(
+        "--clip_sigma", type=number(0), default=3.0, help="maskdime: that range, in standard deviations around the mean"
+    )
+
+
+def odd(text: str) -> int:
+    """Flag type: an odd whole number from 1 on."""
+    value = integer(1)(text)
+    if value % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not an odd number")
+    return value
+
+
 def attribute(text: str) -> int:
     """Flag type: one of CelebA's attributes, by index or by name."""
     if text in ATTRIBUTES:
@@ -258,13 +294,7 @@ def build_explainer(args: argparse.Namespace, diffusion: GaussianDiffusion, devi
             l2=args.l2_loss,
             l_perc=args.l_perc,
         ),
-        method=DiME(
-            tau=args.start_step,
-            clip_denoised=args.clip_denoised,
-            stochastic=args.use_sampling_on_x_t,
-            guided_iterations=args.guided_iterations,
-            sampling_scale=args.sampling_scale,
-        ),
+        method=METHODS[args.method](Settings.of({**vars(args), "clip_per_image": args.noise == "per_image"})),
         noise=NOISE_SOURCES[args.noise](args.seed, device),
         scales=args.classifier_scales,
         keep_frames=frozenset(kind for kind in FRAME_KINDS if keep[kind] and args.save_images),

@@ -26,7 +26,7 @@ ATTRIBUTES = tuple(
     Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male
     Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks
     Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace
-    Wearing_Necktie Young""".split()
+    Wearing_Necktie Young""".split()  # noqa: SIM905
 )
 """CelebA's 40 attributes, in the order of every network's outputs: Smiling is 31, Young is 39."""
 

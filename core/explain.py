@@ -10,8 +10,9 @@ from torch import nn
 
 from core.guidance import Guidance
 from core.images import to_uint8
+from core.methods import Method
 from core.noise import NoiseSource
-from core.sampler import Denoiser, DiME
+from core.sampler import Denoiser
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 
 
@@ -85,7 +86,7 @@ class Explainer:
     model: nn.Module
     diffusion: GaussianDiffusion
     guidance: Guidance
-    method: DiME
+    method: Method
     noise: NoiseSource
     scales: Sequence[float]
     target_of: Callable[[torch.Tensor], torch.Tensor] = lambda pred: 1 - pred
@@ -98,6 +99,7 @@ class Explainer:
         everyone = list(range(len(batch)))
         rows = self._padded(everyone)
         ids, x = [batch.ids[row] for row in rows], batch.x[rows]
+        # as published: noised to schedule index tau, while denoising starts at index tau - 1
         noisy = self._denoiser(batch, rows).noised(x, self.method.tau, self.noise.noising(ids)(x.shape))
         features = self.guidance.input_features(x)
         logits = self.guidance.classifier(x)[: len(batch)]

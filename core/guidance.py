@@ -103,40 +103,52 @@ class Guidance:
         """The perceptual features of the input, which every step compares with; None where λp is 0."""
         return self.perceptual(x) if self.l_perc else None
 
-    def towards(
-        self, x: torch.Tensor, features: torch.Tensor | None, y: torch.Tensor, scale: float
-    ) -> Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]:
-        """The guidance of one attempt: (x_t, z_t, sqrt(ᾱ_t)) -> gradient, all images (N, 3, H, W).
+    def towards(self, x: torch.Tensor, features: torch.Tensor | None, y: torch.Tensor, scale: float) -> Pull:
+        """The gradients of one attempt: x the inputs, features those of x, y the targets (N,), scale the weight s."""
+        return Pull(self, x, features, y, scale)
 
-        Args:
-            x: the inputs. features: input_features(x).
-            y: the targets (N,). scale: the weight s of the classifier.
-        """
 
-        def gradient(x_t: torch.Tensor, z_t: torch.Tensor, sqrt_alpha_bar: float) -> torch.Tensor:
-            g_dist = self.distance_gradient(z_t, x)
-            if features is not None and x_t is not x:  # it is exactly zero at the input itself
-                g_dist = g_dist + self.perceptual_gradient(x_t, features) / sqrt_alpha_bar
-            return self.class_gradient(x_t, y, scale) / sqrt_alpha_bar + g_dist
+@dataclass(frozen=True)
+class Pull:
+    """The gradients of one attempt, before any division by sqrt(ᾱ_t); images are (N, 3, H, W)."""
 
-        return gradient
+    guidance: Guidance
+    x: torch.Tensor
+    features: torch.Tensor | None
+    y: torch.Tensor
+    scale: float
 
-    def class_gradient(self, x_t: torch.Tensor, y: torch.Tensor, scale: float) -> torch.Tensor:
-        """∇ s · L_class at the clean estimate."""
-        return _gradient(lambda u: scale * self.decision.loss(self.classifier(u), y).sum(), x_t)
+    def class_gradient(self, x_t: torch.Tensor, wrt: torch.Tensor | None = None) -> torch.Tensor:
+        """∇ s · L_class at the clean estimate, with respect to it or to `wrt`, from which it was computed."""
 
-    def perceptual_gradient(self, x_t: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        def loss(u: torch.Tensor) -> torch.Tensor:
+            return self.scale * self.guidance.decision.loss(self.guidance.classifier(u), self.y).sum()
+
+        if wrt is None:
+            return _gradient(loss, x_t)
+        with torch.enable_grad():
+            return torch.autograd.grad(loss(x_t), wrt)[0]
+
+    def perceptual_gradient(self, x_t: torch.Tensor) -> torch.Tensor | float:
         """∇ λp · (each image's mean squared difference to the input's features) at the clean estimate."""
-        return _gradient(lambda u: self.l_perc * (self.perceptual(u) - features).square().flatten(1).mean(1).sum(), x_t)
+        if self.features is None or x_t is self.x:  # it is exactly zero at the input itself
+            return 0.0
 
-    def distance_gradient(self, z_t: torch.Tensor, x: torch.Tensor) -> torch.Tensor | float:
+        def loss(u: torch.Tensor) -> torch.Tensor:
+            difference = self.guidance.perceptual(u) - self.features
+            return self.guidance.l_perc * difference.square().flatten(1).mean(1).sum()
+
+        return _gradient(loss, x_t)
+
+    def distance_gradient(self, z_t: torch.Tensor) -> torch.Tensor | float:
         """∇ (λ1 ℓ1 + λ2 ℓ2) at the noisy image, in closed form: sign and unit vector, 0 where z_t equals x."""
         gradient = 0.0
-        difference = z_t - x
-        if self.l1:
-            gradient = gradient + self.l1 * difference.sign()
-        if self.l2:
-            gradient = gradient + self.l2 * F.normalize(difference, dim=1, eps=torch.finfo(z_t.dtype).tiny)
+        difference = z_t.detach() - self.x
+        if self.guidance.l1:
+            gradient = gradient + self.guidance.l1 * difference.sign()
+        if self.guidance.l2:
+            tiny = torch.finfo(difference.dtype).tiny
+            gradient = gradient + self.guidance.l2 * F.normalize(difference, dim=1, eps=tiny)
         return gradient
 
 

@@ -1,22 +1,25 @@
-"""The paper's algorithm and nothing else.
+"""The guided denoising of the paper (Algorithm 1), with the parts in which its family differs left open.
 
 Notation, all images (N, 3, H, W):
 
     x     the input, in [-1, 1]
     z_t   the noisy image being denoised (the diffusion library calls it x_t)
-    x_t   the clean estimate of z_t at which the classifier is asked; it starts as x
+    x_t   the clean estimate of z_t at which the classifier is asked; DiME's starts as x
     i     an index of the respaced process, from τ - 1 down to 0
     ᾱ_i   alphas_cumprod[i]
 
-The network is evaluated once per distinct (z, i): its output at a new z_t serves both the chain that estimates x_t
-and the next outer step. With τ = 60 that makes 1771 evaluations instead of 1830, and changes no bit.
+The parts are a clean estimate (core.estimates), a mask (core.masks), and how the gradients are scaled; core.methods
+puts them together into DiME and its relatives.
+
+The network is evaluated once per distinct (z, i): its output at z_t serves both the chain that estimates x_t and the
+outer step itself. With τ = 60 DiME makes 1771 evaluations instead of 1830, and no bit of its result changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -24,11 +27,21 @@ from torch import nn
 from core.noise import Draw
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 
-Gradient = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
-"""(x_t, z_t, sqrt(ᾱ_i)) -> what is taken off the mean, in units of the variance."""
-
 Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
-"""Called with (step, x_t, z_t) at the start of every outer step; step counts from 0."""
+"""Called with (step, x_t, z_t) in every outer step; step counts from 0."""
+
+
+class Pull(Protocol):
+    """The gradients of one attempt (core.guidance.Pull), each shaped like an image, or 0 where its weight is."""
+
+    def class_gradient(self, x_t: torch.Tensor, wrt: torch.Tensor | None = None) -> torch.Tensor:
+        """Of the classifier's loss at x_t, with respect to x_t, or to what it was computed from."""
+
+    def perceptual_gradient(self, x_t: torch.Tensor) -> torch.Tensor | float:
+        """Of the perceptual distance at x_t."""
+
+    def distance_gradient(self, z_t: torch.Tensor) -> torch.Tensor | float:
+        """Of the pixel distances at z_t."""
 
 
 class Gaussian(NamedTuple):
@@ -61,9 +74,9 @@ class Denoiser:
         p = self.diffusion.interpret_output(output, z, _indices(z, i), clip_denoised=clip)
         return Gaussian(p["mean"], p["variance"], (0.5 * p["log_variance"]).exp(), p["pred_xstart"])
 
-    def noised(self, x: torch.Tensor, tau: int, eps: torch.Tensor) -> torch.Tensor:
-        """z ~ q(z_τ | x). As published: schedule index τ, although denoising starts at index τ - 1."""
-        return self.diffusion.q_sample(x, _indices(x, tau), noise=eps)
+    def noised(self, x: torch.Tensor, i: int, eps: torch.Tensor) -> torch.Tensor:
+        """z ~ q(z_i | x)."""
+        return self.diffusion.q_sample(x, _indices(x, i), noise=eps)
 
     def sqrt_alpha_bar(self, i: int) -> float:
         """sqrt(ᾱ_i)."""
@@ -74,22 +87,75 @@ def _indices(z: torch.Tensor, i: int) -> torch.Tensor:
     return torch.full((len(z),), i, dtype=torch.long, device=z.device)
 
 
+class Region(NamedTuple):
+    """Where the noisy image and the clean estimate may change: booleans (N, 1 or 3, H, W)."""
+
+    z_t: torch.Tensor
+    x_t: torch.Tensor
+
+
 @dataclass(frozen=True)
-class DiME:
-    """Algorithm 1 of the paper: guided denoising whose gradients are taken at clean estimates.
+class Step:
+    """What is known in outer step `number` (from 0) at index i, before its gradients.
+
+    output, p: the network's output at (z_t, i) and what it says. draw: the step's random numbers.
+    last_prediction, region: p.pred_xstart and the region of the step before; None in the first step, or without mask.
+    """
+
+    number: int
+    i: int
+    x: torch.Tensor
+    z_t: torch.Tensor
+    denoiser: Denoiser
+    output: torch.Tensor
+    p: Gaussian
+    draw: Draw
+    last_prediction: torch.Tensor | None
+    region: Region | None
+
+
+Estimate = Callable[[Step], torch.Tensor]
+"""The clean estimate x_t of a step."""
+
+
+class Mask(Protocol):
+    """Confines the change to a part of the image."""
+
+    own_noise: bool
+    """Whether the changing part draws the ordinary noise of a step."""
+    paste_input: bool
+    """Whether the result gets the input back outside the last region."""
+
+    def __call__(self, step: Step, g_class: torch.Tensor | None) -> Region | None:
+        """The region of this step, from its class gradient (None once gradients have stopped); None: everywhere."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Guided denoising from q(z_τ | x) to a counterfactual of x.
 
     Args:
         tau: noise level τ, from 1 to T' - 1.
-        clip_denoised: clip the outer steps' prediction of the clean image to [-1, 1] (the inner ones always are).
-        stochastic: the chains that estimate x_t sample; else they follow the means.
-        guided_iterations: from this outer step on, no gradient and no new estimate.
+        estimate: x_t of every step. mask: what may change; None: everything.
+        divide: gradients at x_t are divided by sqrt(ᾱ_i). grad_scale: a factor on all gradients.
+        limit: applied to the class gradient after the mask has seen it.
+        through_network: take the class gradient at z_t, through the network's prediction.
+        clip_denoised: clip the prediction of the clean image to [-1, 1].
+        guided_iterations: from this outer step on, no gradient and no new estimate. class_unending: but the class
+            gradient goes on.
         sampling_scale: multiplies the ε's of the reverse steps.
     """
 
     tau: int
+    estimate: Estimate
+    mask: Mask | None = None
+    divide: bool = True
+    grad_scale: float = 1.0
+    limit: Callable[[torch.Tensor], torch.Tensor] | None = None
+    through_network: bool = False
     clip_denoised: bool = True
-    stochastic: bool = True
     guided_iterations: int = 9_999_999
+    class_unending: bool = False
     sampling_scale: float = 1.0
 
     @torch.no_grad()
@@ -98,43 +164,59 @@ class DiME:
         denoiser: Denoiser,
         x: torch.Tensor,
         z_t: torch.Tensor,
-        gradient: Gradient,
+        pull: Pull,
         noise: Callable[[int], Draw],
         observe: Observer | None = None,
     ) -> torch.Tensor:
         """Denoise z_t ~ q(z_τ | x) into the counterfactual of x. noise(i) gives outer step i's numbers."""
-        x_t = x
-        output = denoiser.output(z_t, self.tau - 1)
-        for step, i in enumerate(reversed(range(self.tau))):
+        x_t, prediction, region = x, None, None
+        for number, i in enumerate(reversed(range(self.tau))):
+            z_t, output, p = self._evaluate(denoiser, z_t, i)
+            step = Step(number, i, x, z_t, denoiser, output, p, noise(i), prediction, region)
+            if number <= self.guided_iterations or self.class_unending:
+                x_t = self.estimate(step)
             if observe:
-                observe(step, x_t, z_t)
-            draw = self._scaled(noise(i))
-            p = denoiser.reverse(output, z_t, i, clip=self.clip_denoised)
-            mean = p.mean
-            if step < self.guided_iterations:
-                mean = mean - p.variance * gradient(x_t, z_t, denoiser.sqrt_alpha_bar(i))
-            eps = draw(z_t.shape)  # also at the last index, which does not use it: the published order of draws
-            z_t = mean + p.std * eps if i > 0 else mean
-            if i > 0:
-                output = denoiser.output(z_t, i - 1)
-                if step < self.guided_iterations:
-                    x_t = self._estimate(denoiser, z_t, i - 1, output, draw)
+                observe(number, x_t, z_t)
+            mean, region = self._guided_mean(step, x_t, pull)
+            z_t = self._next(step, mean, region)
+            prediction = p.pred_xstart.detach()
+        if region is not None and self.mask.paste_input:
+            z_t = torch.where(region.z_t, z_t, x)
         return z_t
 
-    def _estimate(self, denoiser: Denoiser, z: torch.Tensor, i: int, output: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """x_t: the end of an unguided chain from z over the indices i, ..., 0; `output` is the network's at (z, i)."""
-        while True:
-            p = denoiser.reverse(output, z, i)
-            z = p.mean
-            if self.stochastic:
-                eps = draw(z.shape)
-                z = z + p.std * eps if i > 0 else z
-            if i == 0:
-                return z
-            i -= 1
-            output = denoiser.output(z, i)
+    def _evaluate(self, denoiser: Denoiser, z_t: torch.Tensor, i: int) -> tuple[torch.Tensor, torch.Tensor, Gaussian]:
+        """z_t (now a leaf of autograd where gradients pass through the network), the output there, what it says."""
+        with torch.set_grad_enabled(self.through_network):
+            z_t = z_t.detach().requires_grad_(self.through_network)
+            output = denoiser.output(z_t, i)
+            return z_t, output, denoiser.reverse(output, z_t, i, clip=self.clip_denoised)
 
-    def _scaled(self, draw: Draw) -> Draw:
-        if self.sampling_scale == 1:
-            return draw
-        return lambda shape: self.sampling_scale * draw(shape)
+    def _guided_mean(self, step: Step, x_t: torch.Tensor, pull: Pull) -> tuple[torch.Tensor, Region | None]:
+        """μ - Σ (g_class + g_dist), and the region to which the change is confined."""
+        guided = step.number < self.guided_iterations
+        root = step.denoiser.sqrt_alpha_bar(step.i) if self.divide else 1.0
+        g_class = None
+        if guided or self.class_unending:
+            if self.through_network:
+                g_class = pull.class_gradient(step.p.pred_xstart, wrt=step.z_t)
+            else:
+                g_class = pull.class_gradient(x_t) / root
+        region = self.mask(step, g_class) if self.mask else None
+        mean = step.p.mean.detach()
+        if g_class is None:
+            return mean, region
+        gradient = self.limit(g_class) if self.limit else g_class
+        if guided:
+            gradient = gradient + (pull.distance_gradient(step.z_t) + pull.perceptual_gradient(x_t) / root)
+        return mean - step.p.variance.detach() * (self.grad_scale * gradient), region
+
+    def _next(self, step: Step, mean: torch.Tensor, region: Region | None) -> torch.Tensor:
+        """z of the next index: sampled where it may change, the noised input elsewhere."""
+        z = mean
+        if self.mask is None or self.mask.own_noise:
+            eps = step.draw(mean.shape)  # at index 0 too, although it is not used: the published order of draws
+            if step.i > 0:
+                z = mean + step.p.std.detach() * (self.sampling_scale * eps)
+        if region is not None:
+            z = torch.where(region.z_t, z, step.denoiser.noised(step.x, step.i, step.draw(mean.shape)))
+        return z

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from tests.metric_world import MetricWorld, make_metric_world
 from tests.worlds import World, make_world, torchvision_weights_of

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -24,6 +22,19 @@ class CountingModel(nn.Module):
         return torch.cat([torch.sin(2 * x + level), torch.cos(x - level)], dim=1)
 
 
+class ToyPull:
+    """Gradients in closed form: towards grey at the clean estimate, a constant step at the noisy image."""
+
+    def class_gradient(self, x_t: torch.Tensor, wrt: torch.Tensor | None = None) -> torch.Tensor:
+        return x_t - 0.3
+
+    def perceptual_gradient(self, x_t: torch.Tensor) -> float:
+        return 0.0
+
+    def distance_gradient(self, z_t: torch.Tensor) -> torch.Tensor:
+        return 0.1 * z_t.sign()
+
+
 def toy_diffusion(timesteps: int) -> SpacedDiffusion:
     """A process of this many respaced timesteps, of 500."""
     return create_gaussian_diffusion(steps=500, learn_sigma=True, timestep_respacing=str(timesteps))
@@ -34,7 +45,7 @@ def plain_loop(
     diffusion: SpacedDiffusion,
     x: torch.Tensor,
     tau: int,
-    gradient: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor],
+    pull: ToyPull,
     seed: int,
     clip: bool = True,
     stochastic: bool = True,
@@ -51,7 +62,9 @@ def plain_loop(
         p = diffusion.p_mean_variance(model, z, at(i), clip_denoised=clip)
         mean, eps = p["mean"], torch.randn_like(z)
         if step < guided_iterations:
-            mean = mean - p["variance"] * gradient(x_t, z, float(diffusion.sqrt_alphas_cumprod[i]))
+            root = float(diffusion.sqrt_alphas_cumprod[i])
+            g_dist = pull.distance_gradient(z) + pull.perceptual_gradient(x_t) / root
+            mean = mean - p["variance"] * (pull.class_gradient(x_t) / root + g_dist)
         z = mean + (0.5 * p["log_variance"]).exp() * eps if i > 0 else mean
         if i > 0 and step < guided_iterations:
             x_t = z

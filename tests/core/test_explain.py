@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from core.estimates import input_image
 from core.explain import Batch, Explainer
 from core.guidance import BinaryAttribute, Guidance
 from core.images import to_uint8
+from core.methods import Settings, dime
 from core.noise import PerImageNoise
-from core.sampler import DiME
+from core.sampler import Sampler
 from tests.helpers import rnd
 from tests.toys import CountingModel, toy_diffusion
 
@@ -30,7 +32,7 @@ def explainer(**options) -> Explainer:
         "model": CountingModel(),
         "diffusion": toy_diffusion(20),
         "guidance": Guidance(Brightness(), BinaryAttribute(0, use_logits=True), l1=0.01),
-        "method": DiME(TAU),
+        "method": dime(Settings(TAU)),
         "noise": PerImageNoise(4),
         "scales": [1.0, 50.0, 5000.0],
     }
@@ -76,12 +78,12 @@ def test_escalation_keeps_what_flipped_and_tries_the_rest_again():
 def test_every_scale_starts_from_the_same_noised_image():
     started = []
 
-    class Spy(DiME):
-        def __call__(self, denoiser, x, z_t, gradient, noise, observe=None):
+    class Spy(Sampler):
+        def __call__(self, denoiser, x, z_t, pull, noise, observe=None):
             started.append(z_t)
-            return super().__call__(denoiser, x, z_t, gradient, noise, observe)
+            return super().__call__(denoiser, x, z_t, pull, noise, observe)
 
-    explainer(method=Spy(TAU), scales=[0.0, 0.0])(batch([0]))
+    explainer(method=Spy(TAU, input_image), scales=[0.0, 0.0])(batch([0]))
     assert len(started) == 2 and torch.equal(started[0], started[1])
 
 

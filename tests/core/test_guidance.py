@@ -25,16 +25,18 @@ def sliced(gradient: torch.Tensor) -> torch.Tensor:
 @reference_arithmetic
 @pytest.mark.parametrize("use_logits, name", [(True, "class_logits"), (False, "class_logsigmoid")])
 def test_binary_class_gradient_is_the_published_one(use_logits, name):
-    guidance = Guidance(classifier(), BinaryAttribute(SMILING, use_logits))
-    gradient = guidance.class_gradient(X, torch.tensor([1, 0, 1]), scale=8)
+    pull = Guidance(classifier(), BinaryAttribute(SMILING, use_logits)).towards(
+        X, None, torch.tensor([1, 0, 1]), scale=8
+    )
+    gradient = pull.class_gradient(X)
     assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
 
 
 @reference_arithmetic
 @pytest.mark.parametrize("use_logits, name", [(True, "multi_logits"), (False, "multi_logsoftmax")])
 def test_multi_class_gradient_is_the_published_one(use_logits, name):
-    guidance = Guidance(classifier(), MultiClass(use_logits))
-    gradient = guidance.class_gradient(X, torch.tensor([3, 31, 0]), scale=8)
+    pull = Guidance(classifier(), MultiClass(use_logits)).towards(X, None, torch.tensor([3, 31, 0]), scale=8)
+    gradient = pull.class_gradient(X)
     assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
 
 
@@ -49,10 +51,9 @@ def test_multi_class_gradient_is_the_published_one(use_logits, name):
     ],
 )
 def test_distance_gradients_are_the_published_ones(weights, name):
-    indifferent = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 40))
-    nn.init.zeros_(indifferent[1].weight)
-    guidance = Guidance(indifferent, BinaryAttribute(SMILING), vgg19_features(18), **weights)
-    gradient = guidance.towards(INPUT, guidance.input_features(INPUT), torch.ones(3), scale=8)(X, Z, 0.7)
+    guidance = Guidance(classifier(), BinaryAttribute(SMILING), vgg19_features(18), **weights)
+    pull = guidance.towards(INPUT, guidance.input_features(INPUT), torch.ones(3), scale=8)
+    gradient = pull.distance_gradient(Z) + pull.perceptual_gradient(X) / 0.7
     assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
 
 
@@ -73,55 +74,63 @@ Y5 = torch.tensor([0, 1, 1, 0, 1])
 
 def test_linear_classifier_has_its_weights_as_gradient():
     linear = Linear()
-    gradient = Guidance(linear, BinaryAttribute(1, use_logits=True)).class_gradient(X4, Y5, scale=3)
+    pull = Guidance(linear, BinaryAttribute(1, use_logits=True)).towards(X4, None, Y5, scale=3)
+    gradient = pull.class_gradient(X4)
     sign = torch.where(Y5 == 1, -1.0, 1.0)[:, None]
     torch.testing.assert_close(gradient.flatten(1), 3 * sign * linear.weight[1], atol=1e-6, rtol=0)
 
 
 def test_gradients_of_the_classifier_itself_stay_untouched():
     linear = Linear()
-    Guidance(linear, BinaryAttribute(0)).class_gradient(X4, Y5, scale=1)
+    Guidance(linear, BinaryAttribute(0)).towards(X4, None, Y5, scale=1).class_gradient(X4)
     assert linear.weight.grad is None
+
+
+def all_gradients(guidance: Guidance, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    pull = guidance.towards(x, guidance.input_features(x), y, scale=4)
+    return pull.class_gradient(z.tanh()) + pull.perceptual_gradient(z.tanh()) + pull.distance_gradient(z)
 
 
 def test_each_image_has_its_own_gradient():
     guidance = Guidance(Linear(), BinaryAttribute(0), nn.Flatten(), l1=0.1, l2=0.2, l_perc=2)
-    together = guidance.towards(X4, guidance.input_features(X4), Y5, 4)(Z4.tanh(), Z4, 0.5)
-    alone = [
-        guidance.towards(x, guidance.input_features(x), y, 4)(z.tanh(), z, 0.5)
-        for x, y, z in zip(X4.split(1), Y5.split(1), Z4.split(1), strict=True)
-    ]
+    together = all_gradients(guidance, X4, Y5, Z4)
+    alone = [all_gradients(guidance, x, y, z) for x, y, z in zip(X4.split(1), Y5.split(1), Z4.split(1), strict=True)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=1e-5)
 
 
+def test_class_gradient_through_what_the_estimate_was_computed_from():
+    linear, z = Linear(), Z4.clone().requires_grad_()
+    pull = Guidance(linear, BinaryAttribute(1, use_logits=True)).towards(X4, None, torch.ones(5), scale=1)
+    gradient = pull.class_gradient(z.square(), wrt=z)
+    torch.testing.assert_close(gradient.flatten(1), -2 * Z4.flatten(1) * linear.weight[1], atol=1e-6, rtol=1e-5)
+
+
 def test_perceptual_gradient_in_closed_form():
-    guidance = Guidance(Linear(), BinaryAttribute(0), nn.Flatten(), l_perc=2)
-    gradient = guidance.perceptual_gradient(X4, Z4.flatten(1))
-    torch.testing.assert_close(gradient, 2 * 2 * (X4 - Z4) / (3 * 4 * 4), atol=1e-6, rtol=1e-5)
+    pull = Guidance(Linear(), BinaryAttribute(0), nn.Flatten(), l_perc=2).towards(X4, Z4.flatten(1), Y5, scale=1)
+    torch.testing.assert_close(pull.perceptual_gradient(X4.clone()), 4 * (X4 - Z4) / (3 * 4 * 4), atol=1e-6, rtol=1e-5)
 
 
 def test_perceptual_gradient_at_the_input_is_not_computed():
     calls = []
     features = lambda u: calls.append(u) or u.flatten(1)  # noqa: E731
     guidance = Guidance(Linear(), BinaryAttribute(0), features, l_perc=2)
-    gradient = guidance.towards(X4, guidance.input_features(X4), Y5, 4)
+    pull = guidance.towards(X4, guidance.input_features(X4), Y5, scale=4)
+    assert pull.perceptual_gradient(X4) == 0
     assert len(calls) == 1
-    at_input = gradient(X4, Z4, 0.5)
-    assert len(calls) == 1
-    torch.testing.assert_close(at_input, gradient(X4.clone(), Z4, 0.5), atol=0, rtol=0)  # it is exactly zero there
+    assert pull.perceptual_gradient(X4.clone()).abs().max() == 0  # it is exactly zero there
 
 
 def test_distance_gradient_is_zero_where_nothing_changed():
-    guidance = Guidance(Linear(), BinaryAttribute(0), l1=0.3, l2=0.7)
-    assert guidance.distance_gradient(X4, X4).abs().max() == 0
+    pull = Guidance(Linear(), BinaryAttribute(0), l1=0.3, l2=0.7).towards(X4, None, Y5, scale=1)
+    assert pull.distance_gradient(X4).abs().max() == 0
 
 
 def test_distance_gradient_equals_autograd():
-    guidance = Guidance(Linear(), BinaryAttribute(0), l1=0.3, l2=0.7)
+    pull = Guidance(Linear(), BinaryAttribute(0), l1=0.3, l2=0.7).towards(X4, None, Y5, scale=1)
     z = Z4.clone().requires_grad_()
     pixel_norm = functools.partial(torch.linalg.vector_norm, z - X4, dim=1)
     (0.3 * pixel_norm(ord=1).sum() + 0.7 * pixel_norm(ord=2).sum()).backward()
-    torch.testing.assert_close(guidance.distance_gradient(Z4, X4), z.grad, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(pull.distance_gradient(Z4), z.grad, atol=1e-6, rtol=1e-6)
 
 
 def test_decisions():

@@ -6,20 +6,21 @@ import pytest
 import torch
 
 from core.guidance import BinaryAttribute, Guidance
+from core.methods import Settings, dime
 from core.noise import PerImageNoise, StreamNoise
-from core.sampler import Denoiser, DiME
+from core.sampler import Denoiser, Sampler
 from tests.helpers import golden, reference_arithmetic, relative_error, rnd
 from tests.networks import base_unet, classifier, vgg19_features
-from tests.toys import CountingModel, plain_loop, toy_diffusion
+from tests.toys import CountingModel, ToyPull, plain_loop, toy_diffusion
 
 X = rnd(30, 3, 3, 64, 64).clamp(-1, 1)
 Y = torch.tensor([1, 0, 1])
 IDS = [0, 1, 2]
 TAU = 5
 GOLDEN = {
-    "stochastic": (DiME(TAU), {"use_logits": True}, {"l1": 0.05, "l_perc": 9e4}),
-    "mean_xt": (DiME(TAU, stochastic=False), {"use_logits": False}, {"l_perc": 9e4}),
-    "early_stop": (DiME(TAU, guided_iterations=2), {"use_logits": True}, {"l1": 0.05}),
+    "stochastic": (dime(Settings(TAU)), {"use_logits": True}, {"l1": 0.05, "l_perc": 9e4}),
+    "mean_xt": (dime(Settings(TAU, use_sampling_on_x_t=False)), {"use_logits": False}, {"l_perc": 9e4}),
+    "early_stop": (dime(Settings(TAU, guided_iterations=2)), {"use_logits": True}, {"l1": 0.05}),
 }
 
 
@@ -37,32 +38,28 @@ def test_the_published_chains(name):
         steps["x_t"].append(x_t)
         steps["z_t"].append(z_t)
 
-    gradient = guidance.towards(X, guidance.input_features(X), Y, scale=8)
-    cf = method(denoiser, X, noisy, gradient, lambda i: noise.step(IDS, 0, i), observe)
+    pull = guidance.towards(X, guidance.input_features(X), Y, scale=8)
+    cf = method(denoiser, X, noisy, pull, lambda i: noise.step(IDS, 0, i), observe)
     got = {"noisy": noisy, "cf": cf, **{kind: torch.stack(images) for kind, images in steps.items()}}
     for kind, images in got.items():
         # 2e-5: float32 in another order, carried through 15 evaluations and 5 guided steps
         assert relative_error(images[..., ::4, ::4], golden("sampler")[f"{name}_{kind}"]) < 2e-5, kind
 
 
-def toy_gradient(x_t: torch.Tensor, z_t: torch.Tensor, sqrt_alpha_bar: float) -> torch.Tensor:
-    return (x_t - 0.3) / sqrt_alpha_bar + 0.1 * z_t.sign()
-
-
-def run_toy(method: DiME, tau: int, seed: int = 0) -> tuple[torch.Tensor, CountingModel]:
+def run_toy(method: Sampler, tau: int, seed: int = 0) -> tuple[torch.Tensor, CountingModel]:
     model, diffusion = CountingModel(), toy_diffusion(100)
     denoiser, noise = Denoiser(model, diffusion), StreamNoise(seed)
     x = rnd(1, 2, 3, 4, 4)
     z = denoiser.noised(x, tau, noise.noising([0, 1])(x.shape))
-    return method(denoiser, x, z, toy_gradient, lambda i: noise.step([0, 1], 0, i)), model
+    return method(denoiser, x, z, ToyPull(), lambda i: noise.step([0, 1], 0, i)), model
 
 
 @pytest.mark.parametrize("tau, distinct, plain", [(60, 1771, 1830), (1, 1, 1), (2, 2, 3)])
 def test_only_the_distinct_evaluations_are_made(tau, distinct, plain):
-    _, model = run_toy(DiME(tau), tau)
+    _, model = run_toy(dime(Settings(tau)), tau)
     assert model.evaluations == distinct
     reference = CountingModel()
-    plain_loop(reference, toy_diffusion(100), rnd(1, 2, 3, 4, 4), tau, toy_gradient, seed=0)
+    plain_loop(reference, toy_diffusion(100), rnd(1, 2, 3, 4, 4), tau, ToyPull(), seed=0)
     assert reference.evaluations == plain
 
 
@@ -71,14 +68,16 @@ def test_only_the_distinct_evaluations_are_made(tau, distinct, plain):
 @pytest.mark.parametrize("guided_iterations", [0, 3, 99])
 def test_sharing_evaluations_changes_no_bit(stochastic, clip, guided_iterations):
     tau = 8
-    method = DiME(tau, clip_denoised=clip, stochastic=stochastic, guided_iterations=guided_iterations)
+    method = dime(
+        Settings(tau, clip_denoised=clip, use_sampling_on_x_t=stochastic, guided_iterations=guided_iterations)
+    )
     cf, _ = run_toy(method, tau)
     expected = plain_loop(
         CountingModel(),
         toy_diffusion(100),
         rnd(1, 2, 3, 4, 4),
         tau,
-        toy_gradient,
+        ToyPull(),
         seed=0,
         clip=clip,
         stochastic=stochastic,
@@ -92,7 +91,7 @@ def test_no_guidance_is_ordinary_denoising():
     x, noise = rnd(1, 2, 3, 4, 4), StreamNoise(3)
     denoiser = Denoiser(model, diffusion)
     z = denoiser.noised(x, tau, noise.noising([0, 1])(x.shape))
-    cf = DiME(tau, guided_iterations=0)(denoiser, x, z, toy_gradient, lambda i: noise.step([0, 1], 0, i))
+    cf = dime(Settings(tau, guided_iterations=0))(denoiser, x, z, ToyPull(), lambda i: noise.step([0, 1], 0, i))
     torch.manual_seed(3)
     expected = diffusion.q_sample(x, torch.full((2,), tau), noise=torch.randn_like(x))
     for i in reversed(range(tau)):
@@ -102,10 +101,10 @@ def test_no_guidance_is_ordinary_denoising():
 
 def test_sampling_scale_silences_the_reverse_steps_but_not_the_noising():
     tau = 5
-    silent, _ = run_toy(DiME(tau, sampling_scale=0), tau)
-    means, _ = run_toy(DiME(tau, sampling_scale=0, stochastic=False), tau)
+    silent, _ = run_toy(dime(Settings(tau, sampling_scale=0)), tau)
+    means, _ = run_toy(dime(Settings(tau, sampling_scale=0, use_sampling_on_x_t=False)), tau)
     assert torch.equal(silent, means)
-    other_noising, _ = run_toy(DiME(tau, sampling_scale=0), tau, seed=1)
+    other_noising, _ = run_toy(dime(Settings(tau, sampling_scale=0)), tau, seed=1)
     assert not torch.equal(silent, other_noising)
 
 
@@ -115,7 +114,7 @@ def test_per_image_noise_makes_neighbours_irrelevant():
 
     def explain(ids: list[int]) -> torch.Tensor:
         z = denoiser.noised(x[ids], tau, noise.noising(ids)(x[ids].shape))
-        return DiME(tau)(denoiser, x[ids], z, toy_gradient, lambda i: noise.step(ids, 0, i))
+        return dime(Settings(tau))(denoiser, x[ids], z, ToyPull(), lambda i: noise.step(ids, 0, i))
 
     together = explain([0, 1, 2])
     assert torch.equal(explain([2, 0]), together[[2, 0]])

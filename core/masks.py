@@ -1,0 +1,103 @@
+"""Masks: which part of the image a step may change. Each takes a core.sampler.Step and its class gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from core.sampler import Region, Step
+
+
+def changed_region(x: torch.Tensor, other: torch.Tensor, dilation: int, threshold: float) -> torch.Tensor:
+    """Where two images [-1, 1] (N, 3, H, W) differ: booleans (N, 1, H, W) (FastDiME, section 3.3).
+
+    The difference is summed over channels, divided by its largest value in the image, and widened to squares of
+    `dilation` pixels; what then reaches the threshold has changed. Equal images have no such place.
+    """
+    difference = ((x + 1) / 2 - (other + 1) / 2).abs().sum(dim=1, keepdim=True)
+    largest = difference.amax(dim=(2, 3), keepdim=True)
+    relative = difference / largest.clamp_min(torch.finfo(x.dtype).tiny)
+    return _dilated(relative, dilation) >= threshold
+
+
+@dataclass(frozen=True)
+class SelfOptimisedMask:
+    """FastDiME: from outer step number `warmup_step` on, the region in which the prediction differs from the input."""
+
+    warmup_step: int = 30
+    dilation: int = 5
+    threshold: float = 0.15
+    own_noise = True
+    paste_input = True
+
+    def __call__(self, step: Step, g_class: torch.Tensor | None) -> Region | None:
+        """See core.sampler.Mask."""
+        if step.number < self.warmup_step:
+            return None
+        changed = changed_region(step.x, step.p.pred_xstart.detach(), self.dilation, self.threshold)
+        return Region(changed, changed)
+
+
+@dataclass(frozen=True)
+class FixedMask:
+    """One region for every step, booleans (N, 1, H, W)."""
+
+    changed: torch.Tensor
+    own_noise = True
+    paste_input = True
+
+    def __call__(self, step: Step, g_class: torch.Tensor | None) -> Region | None:
+        """See core.sampler.Mask."""
+        return Region(self.changed, self.changed)
+
+
+@dataclass(frozen=True)
+class GradientMask:
+    """MaskDiME: the pixels with the largest class gradients, widened to squares; for the estimate, fewer of them.
+
+    Args:
+        topk_ratio: share of the pixels of z_t that may change. x_t_rate: share of those for x_t.
+        width: side of the squares. per_channel: each channel has a mask of its own.
+    """
+
+    topk_ratio: float = 0.4
+    x_t_rate: float = 0.05
+    width: int = 7
+    per_channel: bool = True
+    own_noise = False
+    paste_input = False
+
+    def __call__(self, step: Step, g_class: torch.Tensor | None) -> Region | None:
+        """See core.sampler.Mask; an image without any gradient may change everywhere."""
+        if g_class is None:
+            return None
+        magnitude = g_class.abs() if self.per_channel else g_class.abs().mean(dim=1, keepdim=True)
+        pixels = magnitude.shape[2] * magnitude.shape[3]
+        k = max(1, int(self.topk_ratio * pixels))
+        ranked = magnitude.flatten(2).topk(k).indices  # (N, C, k), the largest first
+        everywhere = (magnitude == 0).all(dim=(1, 2, 3), keepdim=True)
+        regions = []
+        for count in (k, max(1, int(self.x_t_rate * k))):
+            chosen = torch.zeros_like(magnitude).flatten(2).scatter_(2, ranked[..., :count], 1.0).view_as(magnitude)
+            regions.append((_dilated(chosen, self.width) > 0) | everywhere)
+        return Region(*regions)
+
+
+@dataclass(frozen=True)
+class SpreadLimit:
+    """Clamp a gradient to mean ± sigma · std (MaskDiME), of each image or, as published, of the whole tensor."""
+
+    sigma: float = 3.0
+    per_image: bool = True
+
+    def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> the same shape."""
+        dims = (1, 2, 3) if self.per_image else (0, 1, 2, 3)
+        std, mean = torch.std_mean(gradient, dim=dims, keepdim=True)
+        return gradient.clamp(mean - self.sigma * std, mean + self.sigma * std)
+
+
+def _dilated(image: torch.Tensor, width: int) -> torch.Tensor:
+    return F.max_pool2d(image, width, stride=1, padding=width // 2)

@@ -1,0 +1,152 @@
+"""DiME and the methods that grew out of it: which estimate, which mask, which scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from core import estimates
+from core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
+from core.noise import Draw
+from core.sampler import Denoiser, Observer, Pull, Sampler
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The flags of all methods, under their published names; each method reads its own (main.py --help)."""
+
+    start_step: int
+    clip_denoised: bool = True
+    guided_iterations: int = 9_999_999
+    sampling_scale: float = 1.0
+    use_sampling_on_x_t: bool = True
+    # FastDiME and GMD
+    scale_grads: bool = False
+    warmup_step: int = 30
+    dilation: int = 5
+    masking_threshold: float = 0.15
+    # MaskDiME
+    grad_scale: float = 1.5
+    topk_ratio: float = 0.4
+    x_t_rate: float = 0.05
+    blur_kernel: int = 7
+    per_channel: bool = True
+    grads_clip: bool = True
+    clip_sigma: float = 3.0
+    clip_per_image: bool = True
+
+    @classmethod
+    def of(cls, flags: dict[str, Any]) -> Settings:
+        """The settings among a program's flags."""
+        return cls(**{field.name: flags[field.name] for field in fields(cls) if field.name in flags})
+
+    def sampler(self, estimate: Callable, **parts: Any) -> Sampler:
+        """A sampler with what all methods share."""
+        return Sampler(
+            tau=self.start_step,
+            estimate=estimate,
+            clip_denoised=self.clip_denoised,
+            guided_iterations=self.guided_iterations,
+            sampling_scale=self.sampling_scale,
+            **parts,
+        )
+
+
+@dataclass(frozen=True)
+class TwoPasses:
+    """FastDiME-2: a first pass finds the region that changes, a second one starts again and changes only that."""
+
+    first: Sampler
+    dilation: int
+    threshold: float
+
+    @property
+    def tau(self) -> int:
+        """The noise level of both passes."""
+        return self.first.tau
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x: torch.Tensor,
+        z_t: torch.Tensor,
+        pull: Pull,
+        noise: Callable[[int], Draw],
+        observe: Observer | None = None,
+    ) -> torch.Tensor:
+        """As Sampler.__call__; only the second pass is observed, and its random numbers are its own."""
+        found = self.first(denoiser, x, z_t, pull, noise)
+        mask = FixedMask(changed_region(x, found, self.dilation, self.threshold))
+        second = replace(self.first, mask=mask)
+        return second(denoiser, x, z_t, pull, lambda i: noise(self.tau + i), observe)
+
+
+Method = Sampler | TwoPasses
+
+
+def dime(s: Settings) -> Method:
+    """Jeanneret et al. 2022."""
+    return s.sampler(estimates.InnerChain(s.use_sampling_on_x_t, s.sampling_scale))
+
+
+def direct(s: Settings) -> Method:
+    """Ablation of DiME: gradients at the noisy image."""
+    return s.sampler(estimates.noisy_image)
+
+
+def naive(s: Settings) -> Method:
+    """Ablation of DiME: gradients at the input."""
+    return s.sampler(estimates.input_image)
+
+
+def fastdime(s: Settings) -> Method:
+    """Weng et al. 2024: gradients at the last step's prediction, and a self-optimised mask."""
+    return replace(fastdimenomask(s), mask=SelfOptimisedMask(s.warmup_step, s.dilation, s.masking_threshold))
+
+
+def fastdimenomask(s: Settings) -> Sampler:
+    """FastDiME without its mask."""
+    return s.sampler(estimates.last_prediction, divide=s.scale_grads, class_unending=True)
+
+
+def fastdime2(s: Settings) -> Method:
+    """FastDiME-2: the first pass has no mask."""
+    return TwoPasses(fastdimenomask(s), s.dilation, s.masking_threshold)
+
+
+def fastdime2_plus(s: Settings) -> Method:
+    """FastDiME-2+: the first pass has the self-optimised mask."""
+    return TwoPasses(fastdime(s), s.dilation, s.masking_threshold)
+
+
+def gmd(s: Settings) -> Method:
+    """Guided diffusion whose class gradient passes through the network, in FastDiME's frame."""
+    mask = SelfOptimisedMask(s.warmup_step, s.dilation, s.masking_threshold)
+    return s.sampler(estimates.this_prediction, mask=mask, divide=False, through_network=True)
+
+
+def maskdime(s: Settings) -> Method:
+    """MaskDiME: only the pixels with the largest class gradients change."""
+    return s.sampler(
+        estimates.masked_prediction,
+        mask=GradientMask(s.topk_ratio, s.x_t_rate, s.blur_kernel, s.per_channel),
+        limit=SpreadLimit(s.clip_sigma, s.clip_per_image) if s.grads_clip else None,
+        grad_scale=s.grad_scale,
+    )
+
+
+METHODS: dict[str, Callable[[Settings], Method]] = {
+    "dime": dime,
+    "direct": direct,
+    "naive": naive,
+    "fastdime": fastdime,
+    "fastdimenomask": fastdimenomask,
+    "fastdime2": fastdime2,
+    "fastdime2+": fastdime2_plus,
+    "gmd": gmd,
+    "maskdime": maskdime,
+}
+"""The choices of --method."""
