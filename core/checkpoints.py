@@ -225,9 +225,7 @@ def _require_same_flags(path: str | Path, flags: Mapping[str, Any], config: Mapp
 
 
 def _require_fitting_flags(path: str | Path, network: UNetModel, state: State, image_size: int) -> None:
-    """Raise InputError, naming the flags that would fit, when the flags' network and the file's are not the
-    same.
-    """
+    """Raise InputError, naming the flags that would fit, when the flags' network and the file's are not the same."""
     try:
         needed = infer_flags({name: tuple(value.shape) for name, value in state.items()}, image_size)
     except ValueError as error:

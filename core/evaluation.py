@@ -166,9 +166,7 @@ def decision_change(pairs: Sequence[Pair], logits: Features, query: int) -> Meas
 def class_transition(
     pairs: Sequence[Pair], classifier: nn.Module, query: int, machine: Machine
 ) -> tuple[Measurement, np.ndarray]:
-    """COUT, and the transition curves (N, K+1) behind it; the original prediction is made anew from the saved
-    input.
-    """
+    """COUT, and the transition curves (N, K+1) behind it; the original prediction is made anew from the saved input."""
     curves = []
     for images in batches(pairs, _read_pair, machine):
         x, x_cf = torch.stack(images, dim=1).to(machine.device)
@@ -268,8 +266,7 @@ def oracle_logits(oracle_path: str | Path, machine: Machine) -> ImageFeatures:
 def frechet_features(network: str, weights: str | Path | None, machine: Machine) -> tuple[ImageFeatures, Path]:
     """Features for `realism`, and the file of weights behind them.
 
-    network: one of FEATURE_NETWORKS. weights: their file; None looks for Inception's where pretrained weights
-    lie.
+    network: one of FEATURE_NETWORKS. weights: their file; None looks for Inception's where pretrained weights lie.
     """
     if network == "oracle":
         oracle = load_oracle(weights, machine.device)

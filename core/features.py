@@ -108,9 +108,7 @@ class StoredFeatures:
 
 
 def batches(items: Sequence[Item], read: Callable[[Item], Value], machine: Machine) -> Iterator[list[Value]]:
-    """What `read` gives for the items, in order, batch_size at a time, one batch ahead in num_workers
-    threads.
-    """
+    """What `read` gives for the items, in order, batch_size at a time, one batch ahead in num_workers threads."""
     ahead: deque = deque()
     with (
         ThreadPoolExecutor(max(machine.num_workers, 1)) as pool,

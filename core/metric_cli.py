@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from core.cli import Parser, integer, select_device
 from core.datasets import ATTRIBUTES
 from core.errors import InputError
@@ -91,6 +93,7 @@ def attribute(text: str) -> int:
 
 def machine(args: argparse.Namespace) -> Machine:
     """Where the networks run. Raises InputError for a device that is not there."""
+    torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would let decisions depend on the batch size
     return Machine(select_device(args.gpu), args.batch_size, args.num_workers)
 
 

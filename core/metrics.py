@@ -20,16 +20,12 @@ TRANSITION_STEPS = 50
 
 
 def face_similarity(features: torch.Tensor, cf_features: torch.Tensor) -> np.ndarray:
-    """Cosine (N,) between face features (N, D) of inputs and counterfactuals; its mean is the FS of later
-    papers.
-    """
+    """Cosine (N,) between face features (N, D) of inputs and counterfactuals; its mean is the FS of later papers."""
     return F.cosine_similarity(features.double(), cf_features.double()).numpy()
 
 
 def same_face(similarity: np.ndarray) -> np.ndarray:
-    """Which counterfactuals (N,) show the person of the input, 0 or 1; the mean is the FVA (DiME, section
-    4.3).
-    """
+    """Which counterfactuals (N,) show the person of the input, 0 or 1; the mean is the FVA (Rodríguez et al. 2021, DiVE)."""
     return (similarity > SAME_FACE).astype(float)
 
 
@@ -39,7 +35,7 @@ def decide(logits: torch.Tensor) -> np.ndarray:
 
 
 def attributes_changed(decisions: np.ndarray, cf_decisions: np.ndarray) -> np.ndarray:
-    """How many attributes (N,) differ between decisions (N, C); the mean is the MNAC (DiME, section 4.3)."""
+    """How many attributes (N,) differ between decisions (N, C); the mean is the MNAC (Rodríguez et al. 2021, DiVE)."""
     return (decisions != cf_decisions).sum(axis=1).astype(float)
 
 
@@ -47,8 +43,7 @@ def attributes_changed(decisions: np.ndarray, cf_decisions: np.ndarray) -> np.nd
 class CorrelationDifference:
     """The CD metric and what it is made of; all correlations are with the query attribute.
 
-    dataset, explanations: (C,), 0 where undefined. undefined: how many attributes the counterfactuals never
-    change.
+    dataset, explanations: (C,), 0 where undefined. undefined: how many attributes the counterfactuals never change.
     """
 
     dataset: np.ndarray
@@ -57,7 +52,7 @@ class CorrelationDifference:
 
     @property
     def value(self) -> float:
-        """CD = sum over attributes of |d_a - c_a| (DiME, section 4.4)."""
+        """CD = sum over attributes of |d_a - c_a| (Jeanneret et al. 2022, DiME)."""
         return float(np.abs(self.explanations - self.dataset).sum())
 
 
@@ -75,9 +70,7 @@ def correlation_difference(labels: np.ndarray, changes: np.ndarray, query: int) 
 
 
 def correlations(values: np.ndarray, query: int) -> np.ndarray:
-    """Pearson correlation (C,) of every column of values (N, C) with one of them; NaN where a column is
-    constant.
-    """
+    """Pearson correlation (C,) of every column of values (N, C) with one of them; NaN where a column is constant."""
     constant = values.max(axis=0) == values.min(axis=0)
     centred = values - values.mean(axis=0)
     norm = np.sqrt((centred**2).sum(axis=0))
@@ -115,9 +108,7 @@ def transition(
 
 
 def cout(curves: np.ndarray, pixels: int) -> np.ndarray:
-    """COUT (N,) of transition curves (N, K+1): area under p(other class) minus area under p(own class), in
-    [-1, 1].
-    """
+    """COUT (N,) of transition curves (N, K+1): area under p(other class) minus area under p(own class), in [-1, 1]."""
     step = max(1, pixels // TRANSITION_STEPS)
     return (_area(1 - curves) - _area(curves)) * step / pixels
 
@@ -130,9 +121,7 @@ def _area(curves: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], float], n: int, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of a statistic of n images, given as a function of the indices (n,) of a
-    resample.
-    """
+    """95 % percentile interval of a statistic of n images, given as a function of the indices (n,) of a resample."""
     random = np.random.default_rng(seed)
     values = [statistic(random.integers(n, size=n)) for _ in range(resamples)]
     low, high = np.percentile(values, [2.5, 97.5])

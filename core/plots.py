@@ -12,8 +12,7 @@ from core.metrics import CorrelationDifference
 
 
 def correlation_plot(result: CorrelationDifference, query: int) -> bytes:
-    """Bars: every attribute's correlation with the query attribute in the data set and under the
-    counterfactuals.
+    """Bars: every attribute's correlation with the query attribute in the data set and under the counterfactuals.
 
     Attributes are sorted by the data set's correlation.
     """

@@ -42,8 +42,7 @@ class Request:
     """What to evaluate and with what; networks are loaded when the first metric needs them.
 
     trees: the experiments. seeds: those of them that are one method under several seeds (for sigma_L), or
-    none. query: the attribute explained. partition: cor, inc or all (COUT takes cor in place of all, as
-    defined).
+    none. query: the attribute explained. partition: cor, inc or all (COUT takes cor in place of all, as defined).
     """
 
     trees: Sequence[ResultTree]

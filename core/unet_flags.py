@@ -27,8 +27,7 @@ def infer_flags(shapes: Shapes, image_size: int) -> dict[str, int | str | bool |
 
     Args:
         shapes: parameter name -> shape.
-        image_size: attention is named by resolution, which the weights do not tell; this one is taken as
-        given.
+        image_size: attention is named by resolution, which the weights do not tell; this one is taken as given.
 
     Returns:
         The keys num_channels, channel_mult, num_res_blocks, attention_resolutions, learn_sigma, class_cond,

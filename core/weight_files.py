@@ -26,8 +26,7 @@ INCEPTION_URL = (
 def read_checkpoint(path: str | Path) -> Any:
     """What a checkpoint holds, on the CPU: a .safetensors file or one that torch.save wrote.
 
-    Only tensors, containers and plain values are read. Raises InputError for a missing, empty, damaged or
-    unsafe file.
+    Only tensors, containers and plain values are read. Raises InputError for a missing, empty, damaged or unsafe file.
     """
     return _read(path, checkpoint_util.load)
 
@@ -139,9 +138,7 @@ class _ForbiddenError(Exception):
 
 
 def _array_builders() -> dict[tuple[str, str], Any]:
-    """What a pickle of arrays may name: numpy moved these functions from numpy.core to numpy._core in version
-    2.
-    """
+    """What a pickle of arrays may name: numpy moved these functions from numpy.core to numpy._core in version 2."""
     sample = np.empty(1)
     builders = {
         ("multiarray", "_reconstruct"): sample.__reduce__()[0],

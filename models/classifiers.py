@@ -12,9 +12,7 @@ DENSENET_FEATURES = 1024
 
 
 class DenseNetTrunk(nn.Module):
-    """DenseNet-121 without its last layer; its parameters lie under `feat_extract.`, as in published
-    checkpoints.
-    """
+    """DenseNet-121 without its last layer; its parameters lie under `feat_extract.`, as in published checkpoints."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,8 +25,7 @@ class DenseNetTrunk(nn.Module):
 
 
 class DenseNetClassifier(nn.Module):
-    """Attribute classifier of the DiME paper (section 4.1): `feat_extract` (the trunk) and `classifier`
-    (linear).
+    """Attribute classifier of the DiME paper: `feat_extract` (the trunk) and `classifier` (linear).
 
     num_outputs: how many logits there are; 40 for CelebA's attributes, one binary decision each.
     """

@@ -13,9 +13,7 @@ TENSORFLOW_CLASSES = 1008
 
 
 class InceptionFeatures(nn.Module):
-    """Pooled features (2048) of pytorch-fid's Inception-V3; `network` carries the names of its published
-    weights.
-    """
+    """Pooled features (2048) of pytorch-fid's Inception-V3; `network` carries the names of its published weights."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,8 +42,7 @@ class LPIPSDistance(nn.Module):
 def lpips_parameter_name(torchvision: str) -> str:
     """The name in `LPIPSDistance` of a convolution of torchvision's VGG16.
 
-    `features.12.weight` -> `network.net.slice3.12.weight`: the package cuts the network before each pooling
-    layer.
+    `features.12.weight` -> `network.net.slice3.12.weight`: the package cuts the network before each pooling layer.
     """
     _, layer, entry = torchvision.split(".")
     cut = sum(int(layer) >= pool for pool in (4, 9, 16, 23))

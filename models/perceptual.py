@@ -16,8 +16,7 @@ class PerceptualFeatures(nn.Module):
     """The first layers of torchvision's VGG19, with the ImageNet preprocessing in front of them.
 
     layer: how many layers are kept, `features[:layer]`, 1 to 37. The parameters keep torchvision's names
-    (`features.0.weight` …) and hold nothing until weights are loaded. Raises ValueError for another number of
-    layers.
+    (`features.0.weight` …) and hold nothing until weights are loaded. Raises ValueError for another number of layers.
     """
 
     def __init__(self, layer: int) -> None:

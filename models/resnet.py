@@ -24,8 +24,7 @@ ORACLE_FEATURES = 128
 
 
 def caffe_resnet50() -> nn.Module:
-    """ResNet-50 of the Caffe lineage (see above) with torchvision's parameter names and without its last
-    layer.
+    """ResNet-50 of the Caffe lineage (see above) with torchvision's parameter names and without its last layer.
 
     Input (N, 3, 224, 224) -> pooled features (N, 2048).
     """
