@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from core.cli import integer, number, say
+from core.datasets import ATTRIBUTES
 from core.errors import InputError
 from guided_diffusion import dist_util, logger
 from guided_diffusion.heartbeat import PeerLostError
@@ -31,6 +32,16 @@ def add_training_flags(group: argparse._ArgumentGroup) -> None:
     add("--num_workers", type=integer(0), default=_default_workers(), help="processes that read images, per process")
 
 
+def attribute_list(text: str) -> tuple[int, ...]:
+    """Flag type: attributes of CelebA by name, separated by commas, each once."""
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in ATTRIBUTES]
+    if unknown or len(set(names)) != len(names):
+        problem = f"no attribute of CelebA is called {unknown[0]!r}" if unknown else "an attribute is named twice"
+        raise argparse.ArgumentTypeError(f"{problem}; the names are {', '.join(ATTRIBUTES)}")
+    return tuple(ATTRIBUTES.index(name) for name in names)
+
+
 def _default_workers() -> int:
     return min(4, (os.cpu_count() or 1) // 2)
 
@@ -41,7 +52,8 @@ def library_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError, PeerLostError) as error:
-        raise InputError(str(error)) from error
+        named = isinstance(error, OSError) and error.filename
+        raise InputError(f"{error.filename}: {error.strerror}" if named else str(error)) from error
 
 
 def open_log(output_path: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +38,7 @@ class EndlessBatches:
         self.batches_per_pass = len(dataset) // batch_size
         self._taken = 0
         self._iterator: Iterator[Any] | None = None
+        atexit.register(_close, weakref.ref(self))
 
     def __iter__(self) -> EndlessBatches:
         return self
@@ -47,6 +50,10 @@ class EndlessBatches:
         self._taken += 1
         return batch
 
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._iterator = None
+
     def state_dict(self) -> dict[str, int]:
         """The position: what has been taken, not what workers have read ahead."""
         return {"batches_taken": self._taken, "seed": self.seed}
@@ -54,7 +61,7 @@ class EndlessBatches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to a position; no image is read to get there."""
         self._taken, self.seed = state["batches_taken"], state["seed"]
-        self._iterator = None
+        self.close()
 
     def _loader(self) -> DataLoader:
         return DataLoader(
@@ -100,6 +107,12 @@ class _Seeded(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self._dataset[item]
+
+
+def _close(batches: weakref.ref[EndlessBatches]) -> None:
+    """At exit, before multiprocessing would wait for workers that do not heed its SIGTERM."""
+    if (alive := batches()) is not None:
+        alive.close()
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,6 +113,17 @@ def partial_path(path: str | Path) -> Path:
     """Where `path` lies while it is being written: beside it, as `.NAME.partial`. A killed process may leave it."""
     path = Path(path)
     return path.with_name(f".{path.name}.partial")
+
+
+def plain(value: Any) -> Any:
+    """The same value on the CPU, made so that equal values pickle to equal bytes: pickle marks repeated *objects*."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {sys.intern(key) if isinstance(key, str) else key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain(item) for item in value)
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 def load(path: str | Path, map_location: str | torch.device = "cpu", mmap: bool = False) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from guided_diffusion import checkpoint_util, dist_util, logger
+from guided_diffusion import checkpoint_util, logger
 from guided_diffusion.checkpoint_set import MODEL, OPTIMIZER, CheckpointFolder, SetPaths, ema_name
-from guided_diffusion.random_state import get_random_state, set_random_state
+from guided_diffusion.process_state import ProcessState
 from guided_diffusion.resample import LossAwareSampler, ScheduleSampler
 
 NOTES = "training"
@@ -58,23 +57,15 @@ class TrainState:
         self.opt = opt
         self.scaler = scaler
         self.sampler = sampler
-        self.data = data
-        self._ranks: list[dict[str, Any]] = []
+        self.processes = ProcessState(data)
 
     @property
     def file_names(self) -> list[str]:
         """The first parts of the names of a set's files, in the order of `contents`."""
         return [MODEL, *(ema_name(rate) for rate in self.ema), OPTIMIZER]
 
-    def here(self) -> dict[str, Any]:
-        """What differs between the processes: random generators and data position."""
-        here = {"random": get_random_state(dist_util.dev())}
-        if hasattr(self.data, "state_dict"):
-            here["data"] = self.data.state_dict()
-        return here
-
     def contents(self, notes: dict[str, Any], ranks: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
-        """The files of a set, (name, content) one after another; `ranks`: `here()` of every process."""
+        """The files of a set, (name, content) one after another; `ranks`: what `processes.gather()` gave."""
         config = getattr(self.model, "config", None)
         weights = self.model.state_dict()
         yield MODEL, checkpoint_util.portable(weights, config)
@@ -86,7 +77,7 @@ class TrainState:
         notes = {**notes, "scaler": self.scaler.state_dict(), "ranks": ranks}
         if isinstance(self.sampler, LossAwareSampler):
             notes["sampler"] = self.sampler.state_dict()
-        yield OPTIMIZER, _plain({**self.opt.state_dict(), NOTES: notes})
+        yield OPTIMIZER, checkpoint_util.plain({**self.opt.state_dict(), NOTES: notes})
 
     def load(self, start: Start, check: Callable[[str, dict | None], None]) -> dict[str, Any]:
         """Take up a network and what lies beside it; returns the notes, empty in files of other programs.
@@ -111,11 +102,6 @@ class TrainState:
             logger.log(f"{paths[OPTIMIZER]}: another optimizer's state, so the optimizer starts anew")
             return {}
         return self._load_notes(saved.get(NOTES, {}))
-
-    def restore_random_generators(self) -> None:
-        """Put them where the loaded set left them."""
-        if self._ranks:
-            set_random_state(self._ranks[dist_util.rank()]["random"], dist_util.dev())
 
     @torch.no_grad()
     def update_ema(self) -> None:
@@ -157,14 +143,8 @@ class TrainState:
             self.scaler.load_state_dict(notes["scaler"])
         if isinstance(self.sampler, LossAwareSampler) and "sampler" in notes:
             self.sampler.load_state_dict(notes["sampler"])
-        ranks = notes.get("ranks", [])
-        if ranks and len(ranks) != dist_util.world_size():
-            logger.log(f"saved by {len(ranks)} processes: data order and random numbers start anew")
-        elif ranks:
-            self._ranks = ranks
-            here = ranks[dist_util.rank()]
-            if "data" in here and hasattr(self.data, "load_state_dict"):
-                self.data.load_state_dict(here["data"])
+        if "ranks" in notes:
+            self.processes.load(notes["ranks"])
         return notes
 
 
@@ -192,14 +172,3 @@ def _read_notes(paths: SetPaths) -> dict[str, Any]:
     """The notes of a set on this machine, without reading its tensors; empty in files of other programs."""
     saved = checkpoint_util.load(paths[OPTIMIZER], mmap=True)
     return saved.get(NOTES, {}) if isinstance(saved, dict) else {}
-
-
-def _plain(value: Any) -> Any:
-    """The same value on the CPU, made so that equal values pickle to equal bytes: pickle marks repeated *objects*."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {sys.intern(key) if isinstance(key, str) else key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item) for item in value)
-    return sys.intern(value) if isinstance(value, str) else value

@@ -135,7 +135,7 @@ class TrainLoop:
         self._saved_updates = 0  # updates in the newest set
         self._resume(continue_folder=bool(output_path))
         dist_util.sync_params([*model.parameters(), *(p for params in self.state.ema.values() for p in params)])
-        self.ddp_model = _parallel(model, self.device)
+        self.ddp_model = parallel(model, self.device)
 
     @property
     def updates(self) -> int:
@@ -154,7 +154,7 @@ class TrainLoop:
         set is whole then. Raises PeerLostError when another process dies.
         """
         one_save_only = bool(os.environ.get("DIFFUSION_TRAINING_TEST"))
-        self.state.restore_random_generators()
+        self.state.processes.restore_random_generators()
         with dist_util.watched(), StopSignal() as stop:
             while self.last_update is None or self.updates < self.last_update:
                 self.run_step(*next(self.data))
@@ -234,7 +234,7 @@ class TrainLoop:
         if not norm(self.state.params).isfinite():
             raise FloatingPointError(f"step {self.updates}: the weights are not finite numbers")
         notes = {"updates": updates, "resume_step": self.resume_step, "resume_checkpoint": self.resume_checkpoint}
-        ranks = dist_util.gather(self.state.here())
+        ranks = self.state.processes.gather()
         if dist_util.rank() == 0:
             self.folder.write(self.updates, self.state.contents(notes, ranks))
             self.observer.on_save(self, self.updates)
@@ -275,7 +275,7 @@ class TrainLoop:
                 group["lr"] = self.lr * (1 - self.updates / self.lr_anneal_steps)
 
 
-def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The network as one of several copies whose gradients are averaged; itself where there is one process."""
     if dist_util.world_size() == 1:
         return model

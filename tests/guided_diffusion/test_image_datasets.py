@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from PIL import Image
 from guided_diffusion import image_datasets
 from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, random_crop_arr
+from tests.training.small import run
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +125,16 @@ def test_reading_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     take(EndlessBatches(Numbers(), 2, seed=5), 4)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_program_with_workers_ends(tmp_path):
+    """Workers ignore the SIGTERM by which multiprocessing ends them; they are stopped before."""
+    script = (
+        "from guided_diffusion.batches import EndlessBatches\n"
+        "data = EndlessBatches(list(range(8)), 2, num_workers=2)\n"
+        "print(next(data).shape)\n"
+    )
+    run([sys.executable, "-c", script], timeout=60)
 
 
 def test_bad_input(folder, tmp_path):
