@@ -1,0 +1,77 @@
+"""Draw images from a diffusion model: an .npz of all and a .png of the first, by DDPM or DDIM.
+
+Started like the training: by python, mpiexec or torchrun.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from core.checkpoints import load_unet
+from core.cli import Parser, boolean, integer, number, run, say
+from core.diffusion_sampling import Sampler, draw_samples, label_rows, write_samples
+from core.errors import InputError
+from core.training_data import seed_everything
+from core.training_script import attribute_list, library_errors
+from guided_diffusion import dist_util
+from guided_diffusion.script_util import (
+    add_dict_to_argparser,
+    args_to_dict,
+    create_model_and_diffusion,
+    model_and_diffusion_defaults,
+)
+
+
+def main() -> None:
+    """Draw, gather and write."""
+    args = parse_args()
+    with library_errors():
+        dist_util.setup_dist(args.gpus)
+        seed_everything(args.seed)
+        labels = None
+        if args.class_cond:
+            labels = label_rows(args.num_samples, args.attributes, args.data_dir, args.seed)
+        images = draw_samples(build_sampler(args), labels, args.num_samples, args.batch_size)
+        if dist_util.rank() == 0:
+            say(f"{len(images)} images: {write_samples(Path(args.output_path), images, labels)}")
+        dist_util.close()
+
+
+def parse_args() -> argparse.Namespace:
+    """The flags of the command line."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument_group("images").add_argument
+    add("--model_path", required=True, help="checkpoint of the diffusion model, such as ema_0.9999_100000.pt")
+    add("--output_path", default=".", help="folder of the files written")
+    add("--num_samples", type=integer(1), default=10000, help="how many images")
+    add("--batch_size", type=integer(1), default=16, help="images drawn at once, in each process")
+    add("--use_ddim", type=boolean, default=False, help="DDIM in place of DDPM")
+    add("--eta", type=number(0), default=0.0, help="noise of DDIM; 0: none")
+    add("--clip_denoised", type=boolean, default=True, help="clip each estimate of the clean image to [-1, 1]")
+    add("--attributes", type=attribute_list, default=None, metavar="NAMES", help="what images show, with --class_cond")
+    add("--data_dir", default="", help="with --class_cond and no --attributes: CelebA, whose labels are drawn from")
+    add("--gpus", default="", help="GPU indices separated by commas, one for each process; '' means all in order")
+    add("--seed", type=integer(0), default=0, help="other numbers give other images")
+    add_dict_to_argparser(parser.add_argument_group("diffusion model"), model_and_diffusion_defaults())
+    args = parser.parse_args()
+    if args.class_cond and args.attributes is None and not args.data_dir:
+        raise InputError("--class_cond True: say what to draw, by --attributes Smiling,Young or by --data_dir")
+    return args
+
+
+def build_sampler(args: argparse.Namespace) -> Sampler:
+    """The network of the file and the process of the flags."""
+    flags = args_to_dict(args, model_and_diffusion_defaults())
+    network = load_unet(args.model_path, flags, dist_util.dev())
+    if args.use_fp16 and dist_util.dev().type == "cuda":
+        network.convert_to(torch.float16)
+    with torch.device("meta"):
+        _, diffusion = create_model_and_diffusion(**flags)
+    return Sampler(network, diffusion, args.image_size, args.use_ddim, args.eta, args.clip_denoised)
+
+
+if __name__ == "__main__":
+    run(main)
