@@ -25,7 +25,7 @@ def face_similarity(features: torch.Tensor, cf_features: torch.Tensor) -> np.nda
 
 
 def same_face(similarity: np.ndarray) -> np.ndarray:
-    """Which counterfactuals (N,) show the person of the input, 0 or 1; the mean is the FVA (Rodríguez et al. 2021, DiVE)."""
+    """Which counterfactuals (N,) show the input's person, 0 or 1; the mean is the FVA (Rodríguez et al. 2021, DiVE)."""
     return (similarity > SAME_FACE).astype(float)
 
 
@@ -108,7 +108,7 @@ def transition(
 
 
 def cout(curves: np.ndarray, pixels: int) -> np.ndarray:
-    """COUT (N,) of transition curves (N, K+1): area under p(other class) minus area under p(own class), in [-1, 1]."""
+    """COUT (N,) of transition curves (N, K+1): area under p(other class) minus area under p(own class), about ±1."""
     step = max(1, pixels // TRANSITION_STEPS)
     return (_area(1 - curves) - _area(curves)) * step / pixels
 
