@@ -54,7 +54,7 @@ def whole(world, tmp_path_factory) -> Path:
     return out
 
 
-MIXED = {"query_label": 1, "classifier_scales": "8,20", "image_format": "png"}
+MIXED = {"query_label": 1, "classifier_scales": "8,30", "image_format": "png"}
 """Scales under which some images flip at once, some later and some never."""
 
 
@@ -65,7 +65,7 @@ def test_the_run_that_others_are_compared_with_has_every_outcome(whole):
     assert 0 < figures["cf acc"] < 1 and 0 < figures["clean acc"] < 100
     assert {text.splitlines()[1] for text in texts.values()} == {"pred: 0", "pred: 1"}
     outcomes = {(path.parents[1].name, text.rpartition("scale: ")[2]) for path, text in texts.items()}
-    assert outcomes == {("CCF", "8.0"), ("CCF", "20.0"), ("ICF", "20.0")}
+    assert outcomes == {("CCF", "8.0"), ("CCF", "30.0"), ("ICF", "30.0")}
 
 
 def test_seven_chunks_merged_are_one(world, whole, tmp_path):
