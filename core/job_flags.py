@@ -1,0 +1,201 @@
+"""The flags of main.py: the published names and defaults, help for each, and the ranges they are checked against."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import PurePath
+
+import torch
+
+from core.cli import Parser, boolean, integer, number, number_list
+from core.datasets import ATTRIBUTES, DATASETS
+from core.errors import InputError
+from core.methods import METHODS
+from core.noise import NOISE_SOURCES
+from core.results import IMAGE_FORMATS
+from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def parse_flags(description: str) -> argparse.Namespace:
+    """The flags of the command line, each one checked as far as it can be alone."""
+    parser = Parser(description=description)
+    _data_flags(parser.add_argument_group("data"))
+    _output_flags(parser.add_argument_group("output"))
+    _network_flags(parser.add_argument_group("networks and machine"))
+    _method_flags(parser.add_argument_group("method"))
+    _family_flags(parser.add_argument_group("methods that grew out of DiME"))
+    diffusion_group = parser.add_argument_group("diffusion model (as it was trained)")
+    add_dict_to_argparser(diffusion_group, model_and_diffusion_defaults())
+    args = parser.parse_args()
+    if args.chunk >= args.num_chunks:
+        raise InputError(
+            f"--chunk {args.chunk}: with --num_chunks {args.num_chunks} the last chunk is {args.num_chunks - 1}"
+        )
+    if PurePath(args.exp_name).is_absolute() or ".." in PurePath(args.exp_name).parts:
+        raise InputError(f"--exp_name {args.exp_name}: must be a name below OUTPUT_PATH/Results, such as exp/name")
+    return args
+
+
+def _data_flags(group: argparse._ArgumentGroup) -> None:
+    """What is explained."""
+    add = group.add_argument
+    add(
+        "--data_dir",
+        default="",
+        help="folder in CelebA's layout, local or gs://, az://; '' is the current one",
+    )
+    add(
+        "--dataset",
+        default="CelebA",
+        choices=DATASETS,
+        help="CelebA's val partition, or the mini-val set of 1000",
+    )
+    add("--use_train", type=boolean, default=False, help="the train partition instead of val (CelebA only)")
+    add(
+        "--query_label",
+        type=_attribute,
+        default=-1,
+        help="attribute to explain, 0..39 or its name (31 is Smiling)",
+    )
+    add(
+        "--target_label",
+        type=integer(-1, 1),
+        default=-1,
+        help="keep only images that are to become this label (0 or 1); -1 keeps all",
+    )
+    add("--batch_size", type=integer(1), default=16, help="images explained together")
+    add("--num_batches", type=integer(1), default=50, help="explain at most num_batches * batch_size images")
+    add("--num_chunks", type=integer(1), default=1, help="split the images over this many jobs")
+    add("--chunk", type=integer(0), default=0, help="which of the num_chunks parts this job does, from 0")
+
+
+def _output_flags(group: argparse._ArgumentGroup) -> None:
+    """Where results go."""
+    add = group.add_argument
+    add("--output_path", default="", help="folder of the result tree; several experiments share its originals")
+    add("--exp_name", default="", help="name of the experiment, may contain slashes")
+    add("--save_images", type=boolean, default=True, help="write the result tree; else only the statistics")
+    add("--save_x_t", type=boolean, default=False, help="write the clean estimate of every outer step")
+    add("--save_z_t", type=boolean, default=False, help="write the noisy image of every outer step")
+    add("--image_format", default="jpg", choices=IMAGE_FORMATS, help="jpg as published, png without loss")
+    add(
+        "--merge_and_eval",
+        type=boolean,
+        default=False,
+        help="explain nothing: join the summaries of all num_chunks chunks into summary.yaml",
+    )
+
+
+def _network_flags(group: argparse._ArgumentGroup) -> None:
+    """The networks, the device and its arithmetic."""
+    add = group.add_argument
+    add("--model_path", default="models/ddpm-celeba.pt", help="weights of the diffusion model")
+    add("--classifier_path", default="models/classifier.pth", help="the classifier to explain")
+    add("--oracle_path", default="models/oracle.pth", help="accepted as published; no effect on this job")
+    add("--gpu", default="0", help="index of the CUDA GPU, or cpu")
+    add(
+        "--precision",
+        choices=tuple(PRECISIONS),
+        default=None,
+        help="arithmetic of the U-Net's convolutions; unset: fp16 with --use_fp16, else fp32",
+    )
+    add(
+        "--pad_batches",
+        type=boolean,
+        default=False,
+        help="run every chain on batch_size images: an image's bytes then do not depend on its company",
+    )
+
+
+def _method_flags(group: argparse._ArgumentGroup) -> None:
+    """The algorithm and its weights."""
+    add = group.add_argument
+    add("--seed", type=integer(0), default=4, help="seed of all noise")
+    add(
+        "--noise",
+        choices=tuple(NOISE_SOURCES),
+        default="per_image",
+        help="per_image: depends on (seed, id, scale, step) alone; stream: one generator, as published",
+    )
+    add("--start_step", type=integer(), default=60, help="noise level tau, in respaced timesteps")
+    add(
+        "--classifier_scales",
+        type=number_list(0),
+        default="8,10,15",
+        help="weights of the classifier, tried in this order until the decision flips",
+    )
+    add("--use_logits", type=boolean, default=False, help="pull on the logit instead of the log-probability")
+    add("--l1_loss", type=number(0), default=0.0, help="weight of the L1 distance of noisy image and input")
+    add("--l2_loss", type=number(0), default=0.0, help="weight of the L2 distance of noisy image and input")
+    add("--l_perc", type=number(0), default=0.0, help="weight of the perceptual (VGG19) distance to the input")
+    add(
+        "--l_perc_layer",
+        type=integer(1),
+        default=1,
+        help="the perceptual distance uses VGG19's features[:layer]",
+    )
+    add(
+        "--use_sampling_on_x_t",
+        type=boolean,
+        default=True,
+        help="sample the chains behind x_t; else their means",
+    )
+    add("--sampling_scale", type=number(0), default=1.0, help="multiplies the noise of the reverse steps")
+    add(
+        "--guided_iterations",
+        type=integer(0),
+        default=9999999,
+        help="steps with gradients, counted from the first",
+    )
+    add("--clip_denoised", type=boolean, default=True, help="clip the predicted clean images to [-1, 1]")
+    add("--use_ddim", type=boolean, default=False, help="accepted as published; has no effect")
+
+
+def _family_flags(group: argparse._ArgumentGroup) -> None:
+    """What the relatives of DiME have of their own, under the names and defaults of their published code."""
+    add = group.add_argument
+    add("--method", choices=tuple(METHODS), default="dime", help="how the counterfactual is made")
+    for flag in ("--self_optimized_masking", "--mask"):
+        add(flag, type=boolean, default=True, help="accepted as published; no effect: --method decides")
+    for_fast = "fastdime and gmd: "
+    add(
+        "--scale_grads", type=boolean, default=False, help="fastdime: divide gradients by sqrt(alpha_bar), as dime does"
+    )
+    add("--warmup_step", type=integer(0), default=30, help=for_fast + "outer step from which the mask is used")
+    add("--dilation", type=_odd, default=5, help=for_fast + "side of the squares that widen the mask, odd")
+    add(
+        "--masking_threshold", type=number(0, 1), default=0.15, help=for_fast + "relative change that counts as changed"
+    )
+    add("--grad_scale", type=number(0), default=1.5, help="maskdime: factor on all gradients")
+    add("--topk_ratio", type=number(0, 1), default=0.4, help="maskdime: share of the pixels that may change")
+    add("--x_t_rate", type=number(0, 1), default=0.05, help="maskdime: share of those in the clean estimate")
+    add("--blur_kernel", type=_odd, default=7, help="maskdime: side of the squares that widen the masks, odd")
+    add("--blur_sigma", type=number(0), default=3.0, help="maskdime: accepted as published; has no effect")
+    add("--per_channel", type=boolean, default=True, help="maskdime: each colour channel has its own mask")
+    add("--grads_clip", type=boolean, default=True, help="maskdime: clamp the class gradient to its usual range")
+    add(
+        "--clip_sigma", type=number(0), default=3.0, help="maskdime: that range, in standard deviations around the mean"
+    )
+
+
+def _odd(text: str) -> int:
+    """Flag type: an odd whole number from 1 on."""
+    value = integer(1)(text)
+    if value % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not an odd number")
+    return value
+
+
+def _attribute(text: str) -> int:
+    """Flag type: one of CelebA's attributes, by index or by name."""
+    if text in ATTRIBUTES:
+        return ATTRIBUTES.index(text)
+    try:
+        index = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an attribute of CelebA (such as Smiling or 31)") from None
+    if not -1 <= index < len(ATTRIBUTES):
+        raise argparse.ArgumentTypeError(f"{text} is not an attribute: CelebA has 0 to {len(ATTRIBUTES) - 1}")
+    return index
