@@ -39,8 +39,8 @@ def too_few_images(distance: Measurement) -> str | None:
     if distance.n >= FID_IMAGES:
         return None
     return (
-        f"{distance.name}: {distance.n} images are fewer than {FID_IMAGES}; the papers' figures are of about 20,000, "
-        "and a Fréchet distance grows as images get fewer"
+        f"Frechet distances of fewer than {FID_IMAGES} images grow as images get fewer: they do not compare with the "
+        "papers', which are of about 20,000"
     )
 
 
