@@ -8,6 +8,7 @@ True to join the summaries of chunks.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,14 +17,16 @@ from core.checkpoints import load_classifier, load_perceptual, load_unet
 from core.cli import run, say, select_device
 from core.datasets import open_dataset, select_ids
 from core.errors import InputError
+from core.evaluation import face_features, oracle_logits, summary_figures
 from core.explain import Explainer
+from core.features import Machine
 from core.guidance import BinaryAttribute, Guidance
 from core.job import Job
 from core.job_flags import PRECISIONS, parse_flags
 from core.methods import METHODS, Settings
 from core.noise import NOISE_SOURCES
 from core.results import FRAME_KINDS, ResultTree
-from core.summary import Summary, merge_chunks
+from core.summary import Summary, merge_chunks, write_summary
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.script_util import (
     args_to_dict,
@@ -39,18 +42,28 @@ def main() -> int:
     """Run one chunk, or merge the summaries of all of them."""
     args = parse_flags(__doc__.splitlines()[0])
     tree = ResultTree(Path(args.output_path), args.exp_name, args.image_format)
-    if args.merge_and_eval:
-        report(merge_chunks(tree, args.num_chunks), tree)
-        return 0
+    summary = merge(args, tree) if args.merge_and_eval else explain(args, tree)
+    report(summary, tree)
+    return EXIT_SOME_FAILED if summary.get("failed") else 0
+
+
+def explain(args: argparse.Namespace, tree: ResultTree) -> Summary:
+    """Explain the images of one chunk; everything that can be checked is checked before anything is written."""
     device = select_device(args.gpu)
     args.precision = usable_precision(args, device)
     diffusion = build_diffusion(args)
     job = build_job(args, tree)
     explainer = build_explainer(args, diffusion, device)
+    figures = build_figures(args, device) if args.oracle_figures and args.num_chunks == 1 else None
     job.check()
     summary = job.run(explainer, device)
-    report(summary, tree)
-    return EXIT_SOME_FAILED if summary["failed"] else 0
+    return with_figures(summary, figures, tree)
+
+
+def merge(args: argparse.Namespace, tree: ResultTree) -> Summary:
+    """Join the summaries of all chunks."""
+    figures = build_figures(args, select_device(args.gpu)) if args.oracle_figures else None
+    return with_figures(merge_chunks(tree, args.num_chunks), figures, tree)
 
 
 def build_diffusion(args: argparse.Namespace) -> GaussianDiffusion:
@@ -117,6 +130,26 @@ def build_explainer(args: argparse.Namespace, diffusion: GaussianDiffusion, devi
         keep_frames=frozenset(kind for kind in FRAME_KINDS if keep[kind] and args.save_images),
         pad_to=args.batch_size if args.pad_batches else None,
     )
+
+
+Figures = Callable[[ResultTree], dict[str, float]]
+"""Measures the FVA and MNAC of a whole tree."""
+
+
+def build_figures(args: argparse.Namespace, device: torch.device) -> Figures:
+    """The oracle figures of a summary, their networks loaded onto the device."""
+    machine = Machine(device, args.batch_size)
+    faces, attributes = face_features(args.face_path, machine), oracle_logits(args.oracle_path, machine)
+    return lambda tree: summary_figures(tree, faces, attributes)
+
+
+def with_figures(summary: Summary, figures: Figures | None, tree: ResultTree) -> Summary:
+    """The summary with the figures that were asked for, here and on disk."""
+    if figures is None:
+        return summary
+    summary = {**summary, **figures(tree)}
+    write_summary(tree.report("summary.yaml"), summary)
+    return summary
 
 
 def usable_precision(args: argparse.Namespace, device: torch.device) -> str:

@@ -280,12 +280,13 @@ def remembered(features: ImageFeatures, tree: ResultTree, network: str, weights:
     return StoredFeatures(features, tree.original_features(network), weights)
 
 
-def fva_and_mnac(
-    tree: ResultTree, weights_path: str | Path, oracle_path: str | Path, machine: Machine
-) -> tuple[float, float]:
-    """The two oracle figures of a summary (0 and 0 when no counterfactual reached its target)."""
+def summary_figures(tree: ResultTree, faces: Features, attributes: Features) -> dict[str, float]:
+    """The FVA and MNAC of a summary, 0 where no counterfactual reached its target.
+
+    faces: VGGFace2 features. attributes: the oracle's logits.
+    """
     if not any(pair.flipped for pair in tree.pairs()):
-        return 0.0, 0.0
+        return {"FVA": 0, "MNAC": 0}
     pairs = select_pairs(tree)
-    fva, _ = face_verification(pairs, face_features(weights_path, machine))
-    return fva.value, changed_attributes(pairs, oracle_logits(oracle_path, machine)).value
+    fva, _ = face_verification(pairs, faces)
+    return {"FVA": fva.value, "MNAC": changed_attributes(pairs, attributes).value}

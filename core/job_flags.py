@@ -93,7 +93,14 @@ def _network_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--model_path", default="models/ddpm-celeba.pt", help="weights of the diffusion model")
     add("--classifier_path", default="models/classifier.pth", help="the classifier to explain")
-    add("--oracle_path", default="models/oracle.pth", help="accepted as published; no effect on this job")
+    add("--oracle_path", default="models/oracle.pth", help="the attribute oracle; used with --oracle_figures only")
+    add("--face_path", default="models/resnet50_vggface2_model.pkl", help="VGGFace2's network; used likewise")
+    add(
+        "--oracle_figures",
+        type=boolean,
+        default=False,
+        help="FVA and MNAC in summary.yaml, when chunks are merged or there is one chunk; else they are 0",
+    )
     add("--gpu", default="0", help="index of the CUDA GPU, or cpu")
     add(
         "--precision",

@@ -23,12 +23,12 @@ from core.evaluation import (
     face_verification,
     flip_rate,
     frechet_features,
-    fva_and_mnac,
     oracle_logits,
     realism,
     remembered,
     select_pairs,
     spurious_correlations,
+    summary_figures,
     train_labels,
 )
 from core.features import ImageFeatures, Machine
@@ -307,7 +307,8 @@ def test_oracle_of_other_attributes(small):
 
 
 def test_summary_figures(metric_world, small):
-    fva, mnac = fva_and_mnac(ResultTree(small, "expA"), metric_world.faces, metric_world.oracle, HERE)
-    assert fva == 1 and 0 < mnac < 40
+    faces, attributes = face_features(metric_world.faces, HERE), oracle_logits(metric_world.oracle, HERE)
+    figures = summary_figures(ResultTree(small, "expA"), faces, attributes)
+    assert figures["FVA"] == 1 and 0 < figures["MNAC"] < 40
     unflip(small)
-    assert fva_and_mnac(ResultTree(small, "expA"), "no-file", "no-file", HERE) == (0, 0)
+    assert summary_figures(ResultTree(small, "expA"), faces, attributes) == {"FVA": 0, "MNAC": 0}
