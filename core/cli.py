@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import torch
 
+from core.datasets import ATTRIBUTES
 from core.errors import InputError
 from guided_diffusion.script_util import str2bool
 
@@ -78,6 +79,16 @@ def number_list(low: float | None = None) -> Callable[[str], list[float]]:
     """Flag type: numbers separated by commas, at least one of them."""
     parse_one = number(low)
     return lambda text: [parse_one(part) for part in text.split(",")]
+
+
+def attribute(text: str) -> int:
+    """Flag type: one of CelebA's attributes, by index or by name."""
+    if text in ATTRIBUTES:
+        return ATTRIBUTES.index(text)
+    if not text.isdecimal() or int(text) >= len(ATTRIBUTES):
+        last = len(ATTRIBUTES) - 1
+        raise argparse.ArgumentTypeError(f"{text!r} is no attribute of CelebA: give 0 to {last} or a name like Smiling")
+    return int(text)
 
 
 def select_device(gpu: str) -> torch.device:

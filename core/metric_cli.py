@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from core.cli import Parser, integer, select_device
-from core.datasets import ATTRIBUTES
+from core.cli import Parser, attribute, integer, select_device
 from core.errors import InputError
 from core.evaluation import PARTITIONS, Measurement
 from core.features import Machine
@@ -79,16 +78,6 @@ def seed_trees(args: argparse.Namespace) -> list[ResultTree]:
         found = " ".join(values) or "none"
         raise InputError(f"--exp-values: expected at least two different values for the * of {pattern}, found {found}")
     return [tree(args, pattern.replace("*", value)) for value in values]
-
-
-def attribute(text: str) -> int:
-    """Flag type: one of CelebA's attributes, by index or by name."""
-    if text in ATTRIBUTES:
-        return ATTRIBUTES.index(text)
-    if not text.isdecimal() or int(text) >= len(ATTRIBUTES):
-        last = len(ATTRIBUTES) - 1
-        raise argparse.ArgumentTypeError(f"{text!r} is no attribute of CelebA: give 0 to {last} or a name like Smiling")
-    return int(text)
 
 
 def machine(args: argparse.Namespace) -> Machine:
