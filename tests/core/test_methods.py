@@ -1,0 +1,167 @@
+"""What the methods do that no golden tree shows: evaluations, edges, settings, masks in closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.estimates import last_prediction, masked_prediction
+from core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
+from core.methods import METHODS, Settings
+from core.noise import PerImageNoise
+from core.sampler import Denoiser, Gaussian, Region, Step
+from tests.helpers import rnd
+from tests.toys import CountingModel, ToyPull, toy_diffusion
+
+TAU = 8
+X = rnd(1, 3, 3, 8, 8).clamp(-1, 1)
+EVALUATIONS = {
+    "dime": 1 + TAU * (TAU - 1) // 2,
+    "direct": TAU,
+    "naive": TAU,
+    "fastdime": TAU,
+    "fastdimenomask": TAU,
+    "fastdime2": 2 * TAU,
+    "fastdime2+": 2 * TAU,
+    "gmd": TAU,
+    "maskdime": TAU,
+}
+
+
+class TowardsGrey(ToyPull):
+    """A classifier whose loss is half the squared distance to a grey of 0.3."""
+
+    def class_gradient(self, x_t, wrt=None):
+        if wrt is None:
+            return x_t - 0.3
+        with torch.enable_grad():
+            return torch.autograd.grad((x_t - 0.3).square().sum() / 2, wrt)[0]
+
+
+def run(method: str, ids: list[int] | None = None, observe=None, **settings) -> tuple[torch.Tensor, int]:
+    ids = [0, 1, 2] if ids is None else ids
+    model, noise = CountingModel(), PerImageNoise(4)
+    denoiser, x = Denoiser(model, toy_diffusion(50)), X[ids]
+    z = denoiser.noised(x, TAU, noise.noising(ids)(x.shape))
+    sampler = METHODS[method](Settings(start_step=TAU, **settings))
+    cf = sampler(denoiser, x, z, TowardsGrey(), lambda i: noise.step(ids, 0, i), observe)
+    return cf, model.evaluations
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluations(method):
+    assert run(method)[1] == EVALUATIONS[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_neighbours_do_not_matter(method):
+    together = run(method, warmup_step=3)[0]
+    assert torch.equal(run(method, [2, 0], warmup_step=3)[0], together[[2, 0]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_results_are_finite_and_observed_once_per_step(method):
+    seen = []
+    cf, _ = run(method, observe=lambda step, x_t, z_t: seen.append((step, x_t.requires_grad, z_t.requires_grad)))
+    assert cf.isfinite().all() and not cf.requires_grad
+    assert [step for step, *_ in seen] == list(range(TAU))
+
+
+def test_methods_differ():
+    results = [run(method, warmup_step=3, dilation=1, masking_threshold=0.9)[0] for method in METHODS]
+    for k, one in enumerate(results):
+        assert not any(torch.equal(one, other) for other in results[k + 1 :])
+
+
+def test_scale_grads_divides():
+    assert not torch.equal(run("fastdimenomask")[0], run("fastdimenomask", scale_grads=True)[0])
+    assert torch.equal(run("gmd")[0], run("gmd", scale_grads=True)[0])  # it has no effect there
+
+
+def test_guided_iterations():
+    stopped = {method: run(method, guided_iterations=0, warmup_step=99)[0] for method in ("dime", "naive", "gmd")}
+    assert torch.equal(stopped["naive"], stopped["gmd"])  # nothing but ordinary denoising is left
+    assert not torch.equal(stopped["naive"], run("fastdime", guided_iterations=0, warmup_step=99)[0])  # goes on
+    assert run("maskdime", guided_iterations=2)[0].isfinite().all()
+
+
+def test_the_input_is_pasted_back_outside_the_mask():
+    cf, _ = run("fastdime", warmup_step=2, dilation=1, masking_threshold=0.9)
+    kept = (cf == X).all(dim=1)
+    assert kept.any() and not kept.all()
+
+
+def test_no_change_no_mask_division():
+    assert not changed_region(X, X, 5, 0.15).any()
+
+
+def test_changed_region_in_closed_form():
+    other = X.clone()
+    other[:, :, 2, 5] += 0.5  # the largest change
+    other[:, :, 6, 1] += 0.05  # a tenth of it
+    region = changed_region(X, other, dilation=3, threshold=0.15)
+    expected = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    expected[:, :, 1:4, 4:7] = True
+    assert torch.equal(region, expected)
+    assert changed_region(X, other, dilation=1, threshold=0.09).sum() == 2 * 3
+
+
+def step_with(region: Region | None, number: int = 3) -> Step:
+    p = Gaussian(*(torch.full_like(X, value) for value in (0.1, 0.2, 0.3, 0.4)))
+    last = torch.full_like(X, 0.9)
+    return Step(number, 5, X, X, Denoiser(CountingModel(), toy_diffusion(50)), X, p, lambda shape: X, last, region)
+
+
+def test_estimates_keep_the_input_outside_the_last_region():
+    left = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    left[..., :4] = True
+    step = step_with(Region(~left, left))  # the estimate has a region of its own
+    for estimate, value in ((last_prediction, 0.9), (masked_prediction, 0.4)):
+        x_t = estimate(step)
+        assert (x_t[..., :4] == value).all() and torch.equal(x_t[..., 4:], X[..., 4:])
+        assert (estimate(step_with(None)) == value).all()
+        assert estimate(step_with(None, number=0)) is X
+
+
+def test_gradient_mask_takes_the_largest():
+    g_class = torch.zeros_like(X)
+    g_class[:, 1, 0, 0] = -9.0
+    g_class[:, 0, 4, 4] = 3.0
+    mask = GradientMask(topk_ratio=2 / 64, x_t_rate=0.5, width=1, per_channel=False)
+    region = mask(step_with(None), g_class)
+    assert region.z_t.nonzero()[:2, 2:].tolist() == [[0, 0], [4, 4]] and region.z_t.sum() == 2 * 3
+    assert region.x_t.nonzero()[:1, 2:].tolist() == [[0, 0]] and region.x_t.sum() == 3
+    wide = GradientMask(topk_ratio=0.0, x_t_rate=1.0, width=3, per_channel=False)(step_with(None), g_class)
+    assert wide.z_t.sum() == 4 * 3  # one pixel in the corner, widened
+    channels = GradientMask(topk_ratio=0.0, width=1, per_channel=True)(step_with(None), g_class)
+    assert channels.z_t.shape == X.shape
+
+
+def test_no_gradient_no_mask():
+    mask = GradientMask()
+    assert mask(step_with(None), None) is None
+    region = mask(step_with(None), torch.zeros_like(X))
+    assert region.z_t.all() and region.x_t.all()
+
+
+def test_self_optimised_mask_waits():
+    mask = SelfOptimisedMask(warmup_step=4)
+    assert mask(step_with(None, number=3), None) is None
+    assert mask(step_with(None, number=4), None) is not None
+
+
+def test_fixed_mask_is_fixed():
+    changed = torch.ones(3, 1, 8, 8, dtype=torch.bool)
+    assert FixedMask(changed)(step_with(None), None) == Region(changed, changed)
+
+
+def test_spread_limit():
+    gradient = rnd(3, 2, 3, 4, 4)
+    gradient[0] *= 100
+    alone = SpreadLimit(sigma=1.0)(gradient)
+    for limited, image in zip(alone, gradient, strict=True):
+        torch.testing.assert_close(limited, image.clamp(image.mean() - image.std(), image.mean() + image.std()))
+    whole = SpreadLimit(sigma=1.0, per_image=False)(gradient)
+    torch.testing.assert_close(
+        whole, gradient.clamp(gradient.mean() - gradient.std(), gradient.mean() + gradient.std())
+    )
