@@ -196,6 +196,7 @@ class ClassifierTraining:
         checkpoint_util.require_same_names(self.network, state["network"], path)
         self.network.load_state_dict(state["network"])
         self.opt.load_state_dict(state["optimizer"])
+        self.opt.param_groups[0].update(lr=self.settings.lr, weight_decay=self.settings.weight_decay)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.updates = self._saved_at = state["updates"]

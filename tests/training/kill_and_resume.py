@@ -84,16 +84,15 @@ def trial(data: Path, out: Path, updates: int, delay: float, expected: dict[str,
     wait_for_first_set(out)
     time.sleep(delay)
     process.kill()
-    killed = process.wait() != 0
+    if process.wait() == 0:  # it was quicker than the one left alone
+        return trial(data, out.with_name(f"{out.name}-again"), updates, delay / 2, expected)
     if last_set(out) is None:
         return "no complete set after the kill"
     if training(data, out, updates).wait() != 0:
         return "the second run failed"
     got = last_set(out)
     different = [name for name in NAMES if got[name] != expected[name]]
-    if different:
-        return f"other bytes in {', '.join(different)}"
-    return "same" if killed else "same (it had finished before the kill)"
+    return f"other bytes in {', '.join(different)}" if different else "same"
 
 
 def run_trials(trials: int, seed: int, updates: int) -> list[str]:
@@ -120,7 +119,7 @@ def main() -> int:
     outcomes = run_trials(args.trials, args.seed, args.updates)
     for number, outcome in enumerate(outcomes):
         print(f"trial {number}: {outcome}")
-    same = sum(outcome.startswith("same") for outcome in outcomes)
+    same = sum(outcome == "same" for outcome in outcomes)
     print(f"{same} of {len(outcomes)} killed trainings ended in the same bytes")
     return int(same != len(outcomes))
 

@@ -7,4 +7,4 @@ from tests.training.kill_and_resume import run_trials
 
 def test_killed_trainings_end_in_the_same_bytes():
     outcomes = run_trials(trials=2, seed=1, updates=12)
-    assert all(outcome.startswith("same") for outcome in outcomes), outcomes
+    assert outcomes == ["same", "same"]

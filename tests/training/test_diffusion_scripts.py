@@ -1,0 +1,169 @@
+"""celeba-train-diffusion.py, sample-diffusion.py and image-nll.py, from their flags to their files."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.diffusion_likelihood import Likelihood
+from guided_diffusion import checkpoint_util
+from tests.training.scripts import SMALL_UNET, run_script, unpack_celeba
+
+TRAIN, SAMPLE, NLL = "celeba-train-diffusion.py", "sample-diffusion.py", "image-nll.py"
+ATTRIBUTES = 40
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return unpack_celeba(tmp_path_factory.mktemp("celeba"))
+
+
+def train(data, out, **flags) -> int:
+    common = {"data_dir": data, "output_path": out, "batch_size": 4, "num_workers": 0, "samples": 4, "sample_steps": 3}
+    return run_script(TRAIN, **{**SMALL_UNET, **common, "max_steps": 2, **flags})
+
+
+def error_line(capsys) -> str:
+    """The one line that a script says when it cannot go on."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_what_a_training_leaves(data, tmp_path, capsys):
+    assert train(data, tmp_path / "out", max_steps=3, save_interval=10, log_interval=1) == 0
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"model000003.pt", "ema_0.9999_000003.pt", "opt000003.pt", "progress.csv", "log.txt"} <= files
+    assert {"samples/000000.png", "samples/000003.png"} <= files
+    output = capsys.readouterr().out
+    assert re.search(r"update 3: loss \d.*images/s.*left", output)
+    assert "3 updates done; finished" in output
+
+
+def test_the_grid_grows_from_fixed_noise_and_disturbs_nothing(data, tmp_path):
+    for name, samples in (("a", 4), ("b", 4), ("c", 0)):
+        assert train(data, tmp_path / name, samples=samples) == 0
+    grids = [np.array(Image.open(tmp_path / name / "samples" / "000000.png")) for name in "ab"]
+    assert (grids[0] == grids[1]).all()
+    with_grid, without = (checkpoint_util.load_state_dict(tmp_path / name / "model000002.pt") for name in "ac")
+    assert all(torch.equal(with_grid[key], without[key]) for key in without)
+
+
+def test_the_same_command_goes_on(data, tmp_path, capsys):
+    train(data, tmp_path / "out", max_steps=2)
+    assert train(data, tmp_path / "out", max_steps=4) == 0
+    assert "2 updates done, checkpoints in" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model000004.pt").exists()
+    assert not (tmp_path / "out" / "model000002.pt").exists()
+
+
+def test_a_conditional_model_is_trained_sampled_and_measured(data, tmp_path):
+    out = tmp_path / "out"
+    assert train(data, out, class_cond=True) == 0
+    model = {**SMALL_UNET, "class_cond": True, "model_path": out / "ema_0.9999_000002.pt", "timestep_respacing": "4"}
+    sampling = {"num_samples": 3, "batch_size": 2, "output_path": tmp_path}
+    assert run_script(SAMPLE, **model, **sampling, attributes="Smiling,Young") == 0
+    with np.load(tmp_path / "samples_3x16x16x3.npz") as arrays:
+        assert arrays["arr_0"].shape == (3, 16, 16, 3)
+        assert arrays["arr_0"].dtype == np.uint8
+        assert np.flatnonzero(arrays["arr_1"][0]).tolist() == [31, 39]
+        assert arrays["arr_1"].shape == (3, ATTRIBUTES)
+    assert run_script(SAMPLE, **model, **sampling, data_dir=data, use_ddim=True) == 0
+    assert run_script(NLL, **model, data_dir=data, num_samples=4, batch_size=2, output_path=tmp_path) == 0
+    assert run_script(SAMPLE, **model, **sampling) == 2  # what should it draw?
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    assert train(data, out) == 0
+    return out / "ema_0.9999_000002.pt"
+
+
+def test_samples_follow_the_seed_and_ddim_differs(trained, tmp_path):
+    images = {}
+    for name, flags in {
+        "first": {"seed": 1},
+        "again": {"seed": 1},
+        "other": {"seed": 2},
+        "ddim": {"seed": 1, "use_ddim": True},
+    }.items():
+        flags |= {"num_samples": 3, "batch_size": 3, "timestep_respacing": "4", "output_path": tmp_path / name}
+        assert run_script(SAMPLE, **SMALL_UNET, model_path=trained, **flags) == 0
+        with np.load(tmp_path / name / "samples_3x16x16x3.npz") as arrays:
+            images[name] = arrays["arr_0"]
+        assert Image.open(tmp_path / name / "samples_3x16x16x3.png").mode == "RGB"
+    assert (images["first"] == images["again"]).all()
+    assert (images["first"] != images["other"]).any()
+    assert (images["first"] != images["ddim"]).any()
+
+
+def test_likelihood_of_celeba_and_of_any_folder(trained, data, tmp_path, capsys):
+    for folder in (data, data / "img_align_celeba"):
+        flags = {"data_dir": folder, "num_samples": 6, "batch_size": 3, "timestep_respacing": "5"}
+        assert run_script(NLL, **SMALL_UNET, model_path=trained, output_path=tmp_path, **flags) == 0
+        last = capsys.readouterr().out.strip().splitlines()[-1]
+        found = re.fullmatch(r"(.+) bits per dimension = L_T (.+) \+ L_t (.+) \+ L_0 (.+) \(6 images\)", last)
+        total, *parts = map(float, found.groups())
+        assert total == pytest.approx(sum(parts), rel=2e-3)  # the parts are printed to four digits
+        with np.load(tmp_path / "vb_terms.npz") as arrays:
+            assert arrays["arr_0"].shape == (5,)
+
+
+def test_likelihood_is_a_mean_over_all_images():
+    likelihood = Likelihood()
+    likelihood.add(2, 1.0, {"vb": np.array([2.0, 4.0])})
+    likelihood.add(6, 5.0, {"vb": np.array([6.0, 0.0])})
+    assert likelihood.prior == 4.0
+    assert likelihood.terms["vb"].tolist() == [5.0, 1.0]
+    assert likelihood.total == 10.0
+    assert str(likelihood) == "10.0000 bits per dimension = L_T 4 + L_t 5 + L_0 1 (8 images)"
+
+
+# --- bad input: one line, exit status 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"batch_size": 31}, "batch_size 31: the data set has only 30 image"),
+        ({"data_dir": "/nowhere"}, "/nowhere: no such folder"),
+        ({"gpus": "0,x"}, "gpus '0,x': expected GPU indices"),
+        ({"resume_checkpoint": "/nowhere/model000123.pt"}, "/nowhere/model000123.pt: no such checkpoint"),
+        ({"ema_rate": "0.9,high"}, "ema_rate '0.9,high': expected numbers from 0 to 1"),
+        ({"num_channels": 33}, "33"),
+    ],
+)
+def test_bad_flags(data, tmp_path, capsys, flags, message):
+    assert train(data, tmp_path / "out", **flags) == 2
+    assert message in error_line(capsys)
+
+
+def test_a_folder_that_cannot_be_written(data, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train(data, tmp_path / "file" / "out") == 2
+    assert f"{tmp_path}/file" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_heads": 2}, "trained with --num_heads 4, not 2"),  # the same shapes, another network
+        ({"noise_schedule": "cosine"}, "trained with --noise_schedule linear, not cosine"),
+        ({"num_channels": 64}, "trained with --num_channels 32, not 64"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration(data, trained, tmp_path, capsys, flags, message):
+    assert train(data, trained.parent, **flags) == 2
+    assert message in error_line(capsys)
+
+
+def test_a_checkpoint_without_configuration_of_another_architecture(data, trained, tmp_path, capsys):
+    plain = tmp_path / "model000007.pt"
+    torch.save(dict(torch.load(trained, weights_only=True)), plain)
+    assert train(data, tmp_path / "out", resume_checkpoint=plain, num_channels=64) == 2
+    assert "another network than the flags describe" in error_line(capsys)
