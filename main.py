@@ -8,25 +8,33 @@ True to join the summaries of chunks.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from core.checkpoints import load_classifier, load_perceptual, load_unet
 from core.cli import run, say, select_device
-from core.datasets import open_dataset, select_ids
+from core.datasets import CelebA, open_dataset, select_ids
 from core.errors import InputError
 from core.evaluation import face_features, oracle_logits, summary_figures
 from core.explain import Explainer
 from core.features import Machine
 from core.guidance import BinaryAttribute, Guidance
-from core.job import Job
+from core.job import Check, Job, require_images
 from core.job_flags import PRECISIONS, parse_flags
+from core.merging import merge_chunks
 from core.methods import METHODS, Settings
-from core.noise import NOISE_SOURCES
+from core.noise import NOISE_SOURCES, PerImageNoise
+from core.preemption import EXIT_INTERRUPTED, Interrupted, Preemption, farewell
+from core.progress_log import ProgressLog
+from core.recovery import RecoveringExplainer
 from core.results import FRAME_KINDS, ResultTree
-from core.summary import Summary, merge_chunks, write_summary
+from core.run_identity import identity_of
+from core.summary import Summary, write_summary
+from core.weight_files import VGG19_URL, pretrained_weights
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.script_util import (
     args_to_dict,
@@ -34,6 +42,7 @@ from guided_diffusion.script_util import (
     diffusion_defaults,
     model_and_diffusion_defaults,
 )
+from guided_diffusion.unet import UNetModel
 
 EXIT_SOME_FAILED = 3
 
@@ -42,28 +51,37 @@ def main() -> int:
     """Run one chunk, or merge the summaries of all of them."""
     args = parse_flags(__doc__.splitlines()[0])
     tree = ResultTree(Path(args.output_path), args.exp_name, args.image_format)
-    summary = merge(args, tree) if args.merge_and_eval else explain(args, tree)
+    try:
+        with Preemption() as preemption:
+            summary = merge(args, tree) if args.merge_and_eval else explain(args, tree, preemption.check)
+    except Interrupted as interrupted:
+        print(farewell(str(interrupted)), file=sys.stderr)
+        return EXIT_INTERRUPTED
     report(summary, tree)
     return EXIT_SOME_FAILED if summary.get("failed") else 0
 
 
-def explain(args: argparse.Namespace, tree: ResultTree) -> Summary:
-    """Explain the images of one chunk; everything that can be checked is checked before anything is written."""
+def explain(args: argparse.Namespace, tree: ResultTree, check: Check) -> Summary:
+    """Explain the images of one chunk, from where an earlier run of the same command has left it.
+
+    Everything that can be checked is checked before anything is written.
+    """
     device = select_device(args.gpu)
     args.precision = usable_precision(args, device)
     diffusion = build_diffusion(args)
-    job = build_job(args, tree)
-    explainer = build_explainer(args, diffusion, device)
+    dataset, selection = select_images(args)
+    explainer = build_explainer(args, diffusion, device, check)
+    job = build_job(args, tree, dataset, selection, device)
+    check()
     figures = build_figures(args, device) if args.oracle_figures and args.num_chunks == 1 else None
-    job.check()
-    summary = job.run(explainer, device)
+    summary = job.run(explainer, device, check)
     return with_figures(summary, figures, tree)
 
 
 def merge(args: argparse.Namespace, tree: ResultTree) -> Summary:
     """Join the summaries of all chunks."""
     figures = build_figures(args, select_device(args.gpu)) if args.oracle_figures else None
-    return with_figures(merge_chunks(tree, args.num_chunks), figures, tree)
+    return with_figures(merge_chunks(tree, args.num_chunks, args.allow_partial), figures, tree)
 
 
 def build_diffusion(args: argparse.Namespace) -> GaussianDiffusion:
@@ -82,38 +100,65 @@ def build_diffusion(args: argparse.Namespace) -> GaussianDiffusion:
     return diffusion
 
 
-def build_job(args: argparse.Namespace, tree: ResultTree) -> Job:
-    """The images of this chunk."""
+def select_images(args: argparse.Namespace) -> tuple[CelebA, list[int]]:
+    """The data set, and the ids that all chunks together explain."""
     if args.query_label == -1:
         raise InputError("--query_label is missing: which attribute is explained, for example 31 or Smiling")
     dataset = open_dataset(args.dataset, args.data_dir, args.image_size, args.use_train)
     limit = args.batch_size * args.num_batches
-    ids = select_ids(dataset, args.query_label, args.target_label, limit, args.num_chunks, args.chunk)
-    return Job(
-        dataset=dataset,
-        ids=ids,
-        query_label=args.query_label,
-        batch_size=args.batch_size,
-        tree=tree,
-        config=vars(args),
+    selection = select_ids(dataset, args.query_label, args.target_label, limit)
+    require_images(dataset, selection[args.chunk :: args.num_chunks])
+    return dataset, selection
+
+
+def build_job(
+    args: argparse.Namespace, tree: ResultTree, dataset: CelebA, selection: list[int], device: torch.device
+) -> Job:
+    """The images of this chunk, and what makes this run the one that it is."""
+    weights = {name: getattr(args, name) for name in ("model_path", "classifier_path")}
+    if args.l_perc:
+        weights["l_perc"] = pretrained_weights(VGG19_URL)
+    log = ProgressLog(
+        tree,
+        ids=selection[args.chunk :: args.num_chunks],
         num_chunks=args.num_chunks,
         chunk=args.chunk,
         save_images=args.save_images,
+        frames=kept_frames(args),
+        steps=args.start_step,
+    )
+    return Job(
+        dataset=dataset,
+        log=log,
+        total=len(selection),
+        query_label=args.query_label,
+        batch_size=args.batch_size,
+        config=vars(args),
+        identity=identity_of(vars(args), dataset, selection, weights, device),
         conditional=args.class_cond,
+        abort_on_bad_image=args.on_bad_image == "abort",
+        overwrite=args.overwrite,
     )
 
 
-def build_explainer(args: argparse.Namespace, diffusion: GaussianDiffusion, device: torch.device) -> Explainer:
-    """The networks, loaded onto the device, and the method."""
+def kept_frames(args: argparse.Namespace) -> frozenset[str]:
+    """Which kinds of frames are written."""
+    keep = {"x_t": args.save_x_t, "z_t": args.save_z_t}
+    return frozenset(kind for kind in FRAME_KINDS if keep[kind] and args.save_images)
+
+
+def build_explainer(
+    args: argparse.Namespace, diffusion: GaussianDiffusion, device: torch.device, check: Check
+) -> RecoveringExplainer:
+    """The networks, loaded onto the device, and the method; the check stands before every evaluation."""
     classifier = load_classifier(args.classifier_path, device)
     if args.query_label >= classifier.num_outputs:
         raise InputError(
             f"--query_label {args.query_label}: {args.classifier_path} has {classifier.num_outputs} outputs, from 0"
         )
-    model = load_unet(args.model_path, args_to_dict(args, model_and_diffusion_defaults().keys()), device)
+    model = load_model(args, device, check)
     model.convert_to(PRECISIONS[args.precision])
-    keep = {"x_t": args.save_x_t, "z_t": args.save_z_t}
-    return Explainer(
+    explainer = Explainer(
         model=model,
         diffusion=diffusion,
         guidance=Guidance(
@@ -127,9 +172,22 @@ def build_explainer(args: argparse.Namespace, diffusion: GaussianDiffusion, devi
         method=METHODS[args.method](Settings.of({**vars(args), "clip_per_image": args.noise == "per_image"})),
         noise=NOISE_SOURCES[args.noise](args.seed, device),
         scales=args.classifier_scales,
-        keep_frames=frozenset(kind for kind in FRAME_KINDS if keep[kind] and args.save_images),
+        keep_frames=kept_frames(args),
         pad_to=args.batch_size if args.pad_batches else None,
     )
+
+    def in_float32() -> Explainer:
+        """Its noise is each image's own: a second attempt must not move the stream that the others draw from."""
+        return replace(explainer, model=load_model(args, device, check), noise=PerImageNoise(args.seed, device))
+
+    return RecoveringExplainer(explainer, in_float32 if args.precision != "fp32" else None)
+
+
+def load_model(args: argparse.Namespace, device: torch.device, check: Check) -> UNetModel:
+    """The diffusion model's network, in float32, which may end the job wherever it is evaluated."""
+    model = load_unet(args.model_path, args_to_dict(args, model_and_diffusion_defaults().keys()), device)
+    model.register_forward_pre_hook(lambda *_: check())
+    return model
 
 
 Figures = Callable[[ResultTree], dict[str, float]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,86 +11,182 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from core.datasets import CelebA
+from core.datasets import CelebA, Sample
 from core.errors import InputError
-from core.explain import Batch, Explainer
+from core.explain import Batch
 from core.files import write_atomically
-from core.results import ResultTree
+from core.photos import BadImageError, load_photo, require_some, stand_in
+from core.progress_log import CONFIG, LOCK, NOISE, STATS, SUMMARY, ProgressLog
+from core.recovery import RecoveringExplainer
+from core.run_identity import Identity, require_same_run, short_hash
+from core.run_lock import exclusive
 from core.summary import ImageRecord, Summary, summarise, write_stats, write_summary
 from core.writer import check_original, write_explanations
 
+NOT_FINITE = "the counterfactual is not finite"
 REDRAW_SECONDS = {True: 0.2, False: 60.0}
 """How often the progress bar is drawn: on a terminal, and into a file."""
+
+Check = Callable[[], None]
+"""Called where the job may end early: raises what is to end it."""
 
 
 @dataclass(frozen=True)
 class Job:
     """What to explain and where to put it.
 
-    ids: the images of this chunk, positions in the data set. query_label: the attribute whose decision is explained.
-    config: the run's flags, kept beside its results. conditional: the diffusion model is told the image's labels.
+    log: the images of this chunk, positions in the data set, and where their files lie. total: how many images all
+    chunks have. query_label: the attribute whose decision is explained. config: the run's flags, kept beside its
+    results with `identity`, which another run into the same folder must share. conditional: the diffusion model is
+    told the image's labels. abort_on_bad_image: raise instead of recording it. overwrite: forget earlier results.
     """
 
     dataset: CelebA
-    ids: Sequence[int]
+    log: ProgressLog
+    total: int
     query_label: int
     batch_size: int
-    tree: ResultTree
     config: dict[str, Any]
-    num_chunks: int = 1
-    chunk: int = 0
-    save_images: bool = True
+    identity: Identity
     conditional: bool = False
+    abort_on_bad_image: bool = False
+    overwrite: bool = False
 
-    def check(self) -> None:
-        """Raise InputError for what would stop the job half-way: no image, missing images, a tree of other data."""
-        if not self.ids:
-            raise InputError(
-                f"no image is left to explain (of {len(self.dataset)}): see --target_label, --num_chunks and --chunk"
-            )
-        self.dataset.require_images(self.ids)
-        if self.save_images:
-            for id in self.ids:
-                if self.tree.stored_originals(id):
-                    check_original(self.tree, id, self.dataset[id].image)
+    def run(self, explain: RecoveringExplainer, device: torch.device, check: Check = lambda: None) -> Summary:
+        """Explain what is not finished yet, image by image onto the disk; returns the summary that stands there.
 
-    def run(self, explainer: Explainer, device: torch.device) -> Summary:
-        """Explain every image, writing results batch by batch; returns the summary that stands on disk."""
-        self.tree.create()
-        write_atomically(self._report("config.yaml"), yaml.safe_dump(self.config, sort_keys=True))
-        records: list[ImageRecord] = []
-        failed: list[int] = []
-        with _Progress(len(self.ids)) as progress:
-            for batch in self._batches(device):
-                result = explainer(batch, progress.step)
-                finished = write_explanations(result, self.tree if self.save_images else None)
-                records += finished
-                failed += sorted(set(batch.ids) - {record.id for record in finished})
-                write_stats(self._report("stats.pth"), records)
-                progress.done(len(batch), sum(record.flipped for record in records), len(records))
+        Raises InputError if the folder belongs to another run or to a living process, holds other inputs under these
+        ids, or cannot be written.
+        """
+        log = self.log
+        log.tree.create()
+        with exclusive(log.report(LOCK)):
+            records = self._begin(check)
+            failed: dict[int, str] = {}
+            with _Progress(len(log.ids)) as progress:
+                progress.done(records)
+                for number in self._pending(explain, records):
+                    batch, bad = self._load(self._batches[number], device)
+                    failed |= bad
+                    for part in explain(batch, progress.step):
+                        for record in write_explanations(part, log.tree if log.save_images else None, {*records, *bad}):
+                            records[record.id] = record
+                            check()
+                    failed |= {id: NOT_FINITE for id in batch.ids if id not in records and id not in bad}
+                    self._batch_done(number, explain, records, failed)
+                    progress.done(records, failed)
+            log.write_failed(failed)
+            return self._end(records, failed, explain.limit)
+
+    def _begin(self, check: Check) -> dict[int, ImageRecord]:
+        """Make sure that the folder is this run's, tidy it up, and see what is finished."""
+        if self.overwrite:
+            self.log.start_afresh()
+        else:
+            require_same_run(self.log.tree, self.identity)
+        records = self.log.finished()
+        if self.log.save_images:
+            for id in self.log.ids:
+                check()
+                if id not in records:
+                    self._check_original(id)
+        self.log.clean(records)
+        config = {**self.config, "identity": self.identity}
+        write_atomically(self.log.report(CONFIG), yaml.safe_dump(config, sort_keys=True))
+        return records
+
+    def _check_original(self, id: int) -> None:
+        if self.log.tree.stored_originals(id):
+            try:
+                sample = load_photo(self.dataset, id)
+            except BadImageError:
+                return  # its turn comes
+            check_original(self.log.tree, id, sample.image)
+
+    @property
+    def _batches(self) -> list[Sequence[int]]:
+        """Their composition never changes, so that what is computed again has the shapes, and the bytes, of before."""
+        ids, size = self.log.ids, self.batch_size
+        return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+    def _pending(self, explain: RecoveringExplainer, records: dict[int, ImageRecord]) -> Sequence[int]:
+        """The batches to compute: those with an unfinished image.
+
+        A stream of random numbers is taken up after the last batch that was complete, or from its beginning.
+        """
+        unfinished = [number for number, ids in enumerate(self._batches) if any(id not in records for id in ids)]
+        if not unfinished or explain.stream is None:
+            return unfinished
+        complete, state = self.log.saved_noise()
+        if state is None or complete > unfinished[0]:
+            return range(len(self._batches))
+        try:
+            explain.stream.state = state
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"{self.log.report(NOISE)}: not a random state of this device ({error})") from None
+        return range(complete, len(self._batches))
+
+    def _load(self, ids: Sequence[int], device: torch.device) -> tuple[Batch, dict[int, str]]:
+        """A batch, and the bad images in it (id -> why), in whose place others stand."""
+        samples: list[Sample] = []
+        bad: dict[int, str] = {}
+        for id in ids:
+            try:
+                samples.append(load_photo(self.dataset, id))
+            except BadImageError as error:
+                if self.abort_on_bad_image:
+                    raise
+                bad[id] = str(error)
+                samples.append(stand_in(self.dataset, id))
+        labels = torch.stack([sample.labels for sample in samples]).to(device)
+        batch = Batch(
+            ids=list(ids),
+            x=torch.stack([sample.image for sample in samples]).to(device),
+            label=labels[:, self.query_label].long(),
+            conditions=labels if self.conditional else None,
+        )
+        return batch, bad
+
+    def _batch_done(
+        self, number: int, explain: RecoveringExplainer, records: dict[int, ImageRecord], failed: dict[int, str]
+    ) -> None:
+        """Keep what a continuation needs, and what a person may want to look at meanwhile."""
+        write_stats(self.log.report(STATS), self._in_order(records))
         if failed:
-            self._report_failed(failed)
-        summary = summarise(records, failed=len(failed))
-        write_summary(self._report("summary.yaml"), summary)
+            self.log.write_failed(failed)
+        if explain.stream:
+            self.log.save_noise(number + 1, explain.stream.state)
+
+    def _end(self, records: dict[int, ImageRecord], failed: dict[int, str], limit: int | None) -> Summary:
+        """The files of a finished chunk."""
+        log, ordered = self.log, self._in_order(records)
+        write_stats(log.report(STATS), ordered)
+        summary = summarise(ordered, failed=len(failed))
+        if limit is not None:
+            summary["batch size"] = limit
+        if log.num_chunks != 1:  # what merging needs to prove that nothing is missing
+            summary["run"] = {
+                "chunk": log.chunk,
+                "num_chunks": log.num_chunks,
+                "images": len(log.ids),
+                "total": self.total,
+                "identity": short_hash(self.identity),
+            }
+        write_summary(log.report(SUMMARY), summary)
+        log.report(NOISE).unlink(missing_ok=True)
         return summary
 
-    def _batches(self, device: torch.device) -> Iterator[Batch]:
-        for start in range(0, len(self.ids), self.batch_size):
-            samples = [self.dataset[id] for id in self.ids[start : start + self.batch_size]]
-            labels = torch.stack([sample.labels for sample in samples]).to(device)
-            yield Batch(
-                ids=[sample.id for sample in samples],
-                x=torch.stack([sample.image for sample in samples]).to(device),
-                label=labels[:, self.query_label].long(),
-                conditions=labels if self.conditional else None,
-            )
+    def _in_order(self, records: dict[int, ImageRecord]) -> list[ImageRecord]:
+        return [records[id] for id in self.log.ids if id in records]
 
-    def _report_failed(self, failed: list[int]) -> None:
-        reasons = dict.fromkeys(failed, "the counterfactual is not finite")
-        write_atomically(self._report("failed.yaml"), yaml.safe_dump(reasons))
 
-    def _report(self, name: str):
-        return self.tree.report(name, self.num_chunks, self.chunk)
+def require_images(dataset: CelebA, ids: Sequence[int]) -> None:
+    """Raise InputError if there is nothing to explain: no image is chosen, or none of them is there."""
+    if not ids:
+        raise InputError(
+            f"no image is left to explain (of {len(dataset)}): see --target_label, --num_chunks and --chunk"
+        )
+    require_some(dataset, ids)
 
 
 class _Progress:
@@ -115,8 +211,9 @@ class _Progress:
         if self.live:
             self.bar.set_postfix_str(", ".join([*self.flip_rate, f"scale {scale:g}, step {step}"]))
 
-    def done(self, images: int, flipped: int, finished: int) -> None:
-        """A batch is written."""
-        self.flip_rate = [f"{100 * flipped / max(finished, 1):.1f} % flipped"]
+    def done(self, records: dict[int, ImageRecord], failed: Sized = ()) -> None:
+        """So much is finished."""
+        flipped = sum(record.flipped for record in records.values())
+        self.flip_rate = [f"{100 * flipped / max(len(records), 1):.1f} % flipped"]
         self.bar.set_postfix_str(self.flip_rate[0], refresh=False)
-        self.bar.update(images)
+        self.bar.update(len(records) + len(failed) - self.bar.n)

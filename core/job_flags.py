@@ -7,8 +7,8 @@ from pathlib import PurePath
 
 import torch
 
-from core.cli import Parser, boolean, integer, number, number_list
-from core.datasets import ATTRIBUTES, DATASETS
+from core.cli import Parser, attribute, boolean, integer, number, number_list
+from core.datasets import DATASETS
 from core.errors import InputError
 from core.methods import METHODS
 from core.noise import NOISE_SOURCES
@@ -55,7 +55,7 @@ def _data_flags(group: argparse._ArgumentGroup) -> None:
     add("--use_train", type=boolean, default=False, help="the train partition instead of val (CelebA only)")
     add(
         "--query_label",
-        type=_attribute,
+        type=attribute,
         default=-1,
         help="attribute to explain, 0..39 or its name (31 is Smiling)",
     )
@@ -85,6 +85,24 @@ def _output_flags(group: argparse._ArgumentGroup) -> None:
         type=boolean,
         default=False,
         help="explain nothing: join the summaries of all num_chunks chunks into summary.yaml",
+    )
+    add(
+        "--allow_partial",
+        type=boolean,
+        default=False,
+        help="merge although chunks are missing or unfinished; the summary says what is missing",
+    )
+    add(
+        "--overwrite",
+        type=boolean,
+        default=False,
+        help="start afresh: remove what an earlier run of this experiment (this chunk) has written; else continue it",
+    )
+    add(
+        "--on_bad_image",
+        default="record",
+        choices=("record", "abort"),
+        help="an image that cannot be read: record it in failed.yaml and exit with 3 in the end, or end at once",
     )
 
 
@@ -193,16 +211,3 @@ def _odd(text: str) -> int:
     if value % 2 == 0:
         raise argparse.ArgumentTypeError(f"{text} is not an odd number")
     return value
-
-
-def _attribute(text: str) -> int:
-    """Flag type: one of CelebA's attributes, by index or by name."""
-    if text in ATTRIBUTES:
-        return ATTRIBUTES.index(text)
-    try:
-        index = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an attribute of CelebA (such as Smiling or 31)") from None
-    if not -1 <= index < len(ATTRIBUTES):
-        raise argparse.ArgumentTypeError(f"{text} is not an attribute: CelebA has 0 to {len(ATTRIBUTES) - 1}")
-    return index

@@ -75,6 +75,15 @@ class StreamNoise:
         """See NoiseSource."""
         return self._draw
 
+    @property
+    def state(self) -> torch.Tensor:
+        """Where the stream is: assign it to continue from there."""
+        return self.generator.get_state()
+
+    @state.setter
+    def state(self, state: torch.Tensor) -> None:
+        self.generator.set_state(state)
+
     def _draw(self, shape: torch.Size) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device)
 

@@ -85,19 +85,35 @@ class ResultTree:
 
     def frame(self, kind: str, id: int, step: int) -> Path:
         """Where the x_t or z_t at the start of outer step `step` (from 0) lies."""
-        return self.output_path / kind / self.exp_name / f"{id:06d}" / f"{step:04d}.{self.image_format}"
+        return self.frame_folder(kind, id) / f"{step:04d}.{self.image_format}"
 
     def report(self, name: str, num_chunks: int = 1, chunk: int = 0) -> Path:
         """Where a file about a whole run (summary.yaml, stats.pth, config.yaml) lies."""
         prefix = f"chunk-{chunk}_num-chunks-{num_chunks}_" if num_chunks != 1 else ""
         return self.results / (prefix + name)
 
+    def reports(self, name: str) -> list[Path]:
+        """The files of this name about the whole and about chunks, of any number of them, that are there."""
+        chunks = self.results.glob(f"chunk-*_num-chunks-*_{name}")
+        return sorted(path for path in (self.results / name, *chunks) if path.is_file())
+
+    def holds_images(self) -> bool:
+        """Whether any counterfactual lies there."""
+        return any(image_files(self.results / cell / "CF") for cell in CELLS)
+
+    def frame_folder(self, kind: str, id: int) -> Path:
+        """Where the frames of an image lie."""
+        return self.output_path / kind / self.exp_name / f"{id:06d}"
+
+    def folders(self) -> list[Path]:
+        """Every folder that all images share."""
+        folders = [self._originals(correct) for correct in (True, False)]
+        return [*folders, *(self.results / cell / kind for cell in CELLS for kind in CELL_FOLDERS)]
+
     def create(self) -> None:
         """Make every folder of the tree. Raises InputError where that is impossible."""
-        folders = [self._originals(correct) for correct in (True, False)]
-        folders += [self.results / cell / kind for cell in CELLS for kind in CELL_FOLDERS]
         try:
-            for folder in folders:
+            for folder in self.folders():
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{error.filename}: cannot make this folder ({error.strerror})") from None

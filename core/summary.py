@@ -1,21 +1,20 @@
-"""From the records of images to the published summary, and from the summaries of chunks to the whole one's."""
+"""From the records of images to the published summary and statistics, and from their files back to the records."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
 
 from core.errors import InputError
 from core.files import write_atomically
-from core.results import ResultTree
+from guided_diffusion import checkpoint_util
 
 Summary = dict[str, Any]
 
@@ -25,7 +24,8 @@ class ImageRecord:
     """All figures about one image; the columns of the table behind the summary.
 
     bkl: 1 - p(target | counterfactual). l_1: mean |input - counterfactual| of the 8-bit images, in [0, 1].
-    p_target, cf_p_target: the target's probability before and after. scale: the last classifier scale tried.
+    orig_conf, cf_conf: the explained attribute's probability before and after, whatever the target.
+    scale: the last classifier scale tried. The floats are values of float32, so that every file holds them exactly.
     """
 
     id: int
@@ -35,8 +35,8 @@ class ImageRecord:
     cf_pred: int
     bkl: float
     l_1: float
-    p_target: float
-    cf_p_target: float
+    orig_conf: float
+    cf_conf: float
     scale: float
 
     @property
@@ -49,28 +49,49 @@ class ImageRecord:
         """Whether the counterfactual reached its target."""
         return self.cf_pred == self.target
 
+    @property
+    def mad(self) -> float:
+        """How far the probability moved."""
+        return abs(self.orig_conf - self.cf_conf)
+
     def text(self) -> str:
         """The image's Info file: the six published lines, then ours."""
-        before, after = (p if self.target == 1 else 1 - p for p in (self.p_target, self.cf_p_target))
-        lines = {
-            "label": self.label,
-            "pred": self.pred,
-            "target": self.target,
-            "cf pred": self.cf_pred,
-            "BKL": self.bkl,
-            "l_1": self.l_1,
-            "MAD": abs(self.p_target - self.cf_p_target),
-            "orig_conf": before,  # the attribute's probability, whatever the target
-            "cf_conf": after,
-            "scale": self.scale,
-        }
-        return "\n".join(f"{key}: {value!r}" for key, value in lines.items())
+        values = {line: getattr(self, name) for name, line in INFO_LINES.items()}
+        return "\n".join(f"{line}: {value!r}" for line, value in values.items())
+
+    @classmethod
+    def from_text(cls, id: int, text: str) -> ImageRecord:
+        """The record whose `text` this is. Raises ValueError for any other text."""
+        values = dict(line.split(": ") for line in text.split("\n"))
+        kinds = {field.name: {"int": int, "float": float}[field.type] for field in fields(cls)}
+        try:
+            record = cls(id, **{name: kinds[name](values[line]) for name, line in INFO_LINES.items() if name in kinds})
+        except KeyError as error:
+            raise ValueError(f"no line {error}") from None
+        if record.text() != text:
+            raise ValueError("not the text of a record")
+        return record
+
+
+INFO_LINES = {
+    "label": "label",
+    "pred": "pred",
+    "target": "target",
+    "cf_pred": "cf pred",
+    "bkl": "BKL",
+    "l_1": "l_1",
+    "mad": "MAD",
+    "orig_conf": "orig_conf",
+    "cf_conf": "cf_conf",
+    "scale": "scale",
+}
+"""What a line of an Info file holds -> its name there, in their order."""
 
 
 def summarise(records: Sequence[ImageRecord], failed: int = 0) -> Summary:
     """The published tables over n images; failed images are counted apart and enter no other figure."""
     table = pd.DataFrame([asdict(record) for record in records], columns=list(ImageRecord.__annotations__))
-    table["mad"] = (table["p_target"] - table["cf_p_target"]).abs()
+    table["mad"] = (table["orig_conf"] - table["cf_conf"]).abs()
     correct, flipped = table["pred"] == table["label"], table["cf_pred"] == table["target"]
     summary: Summary = {
         **_figures(table),
@@ -99,27 +120,24 @@ def _mean(column: pd.Series) -> float:
     return float(column.mean()) if len(column) else 0
 
 
-def merge(summaries: Sequence[Summary]) -> Summary:
-    """The summary of the whole from those of its chunks: every figure weighted by its own table's n.
-
-    A figure that a chunk lacks counts as 0 there, as for the published FVA and MNAC.
-    """
-    counts = [summary.get("n", 0) for summary in summaries]
-    merged: Summary = {}
-    for key in sorted({key for summary in summaries for key in summary}):
-        values = [summary.get(key, 0) for summary in summaries]
-        if any(isinstance(value, dict) for value in values):
-            merged[key] = merge([value or {} for value in values])
-        elif key in ("n", "failed"):
-            merged[key] = sum(values)
-        else:
-            merged[key] = float(np.average(values, weights=counts)) if sum(counts) else 0
-    return merged
-
-
 def write_summary(path: Path, summary: Summary) -> None:
     """summary.yaml: block style, sorted keys, plain numbers."""
     write_atomically(path, yaml.safe_dump(summary, default_flow_style=False, sort_keys=True))
+
+
+STATS_COLUMNS = {
+    "bkl": "bkl",
+    "l_1": "l_1",
+    "pred": "pred",
+    "cf_pred": "cf pred",
+    "target": "target",
+    "label": "label",
+    "id": "id",
+    "orig_conf": "orig_conf",
+    "cf_conf": "cf_conf",
+    "scale": "scale",
+}
+"""Field of a record -> its array in stats.pth; the first six are the published ones."""
 
 
 def write_stats(path: Path, records: Sequence[ImageRecord]) -> None:
@@ -127,55 +145,24 @@ def write_stats(path: Path, records: Sequence[ImageRecord]) -> None:
 
     The columns are tensors: numpy arrays would not load with weights_only.
     """
-
-    def column(name: str, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([getattr(record, name) for record in records], dtype=dtype)
-
-    stats = {
+    kinds = {field.name: {"int": torch.int64, "float": torch.float32}[field.type] for field in fields(ImageRecord)}
+    stats: dict[str, Any] = {
         "n": len(records),
         "flipped": sum(record.flipped for record in records),
         "acc": 100 * _mean(pd.Series([record.correct for record in records], dtype=float)),
-        "bkl": column("bkl", torch.float32),
-        "l_1": column("l_1", torch.float32),
-        "pred": column("pred", torch.int64),
-        "cf pred": column("cf_pred", torch.int64),
-        "target": column("target", torch.int64),
-        "label": column("label", torch.int64),
-        "id": column("id", torch.int64),
     }
+    for name, column in STATS_COLUMNS.items():
+        stats[column] = torch.tensor([getattr(record, name) for record in records], dtype=kinds[name])
     buffer = io.BytesIO()
     torch.save(stats, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def merge_chunks(tree: ResultTree, num_chunks: int) -> Summary:
-    """Read every chunk's summary and write the whole one's. Raises InputError naming what is missing or damaged."""
-    paths = [tree.report("summary.yaml", num_chunks, chunk) for chunk in range(num_chunks)]
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
-        raise InputError(
-            f"{tree.results}: {len(missing)} of {num_chunks} chunk summaries are missing: {', '.join(missing)}; "
-            "run those chunks first"
-        )
-    merged = merge([_read_summary(path) for path in paths])
-    write_summary(tree.report("summary.yaml"), merged)
-    return merged
-
-
-def _read_summary(path: Path) -> Summary:
+def read_stats(path: Path) -> list[ImageRecord]:
+    """The records that `write_stats` wrote. Raises InputError for a file that holds anything else."""
     try:
-        summary = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable summary ({error})") from None
-    if not isinstance(summary, dict) or not isinstance(summary.get("n"), int):
-        raise InputError(f"{path}: not a summary of a run (no count n); remove it and run that chunk again")
-    if not _holds_numbers(summary):
-        raise InputError(f"{path}: a figure is no number; remove it and run that chunk again")
-    return summary
-
-
-def _holds_numbers(summary: Summary) -> bool:
-    return all(
-        _holds_numbers(value) if isinstance(value, dict) else isinstance(value, (int, float))
-        for value in summary.values()
-    )
+        stats = checkpoint_util.load(path)
+        columns = {name: stats[column].tolist() for name, column in STATS_COLUMNS.items()}
+        return [ImageRecord(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not the statistics of a run ({error}); remove it and run again") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,45 +22,45 @@ SAME_IMAGE_TOLERANCE = 5.0
 truncation of the published code and other JPEG libraries make about one; two different images are tens apart."""
 
 
-def write_explanations(result: Explanations, tree: ResultTree | None) -> list[ImageRecord]:
-    """Write every finished image of a batch into the tree (None: write nothing) and return their records.
+def write_explanations(
+    result: Explanations, tree: ResultTree | None, skip: Container[int] = ()
+) -> Iterator[ImageRecord]:
+    """Write the images of a batch into the tree (None: write nothing), one by one; each one's record, when it is whole.
 
-    Images that failed (not finite) are left out of both.
+    Images that failed (not finite) are left out of both, and so are the ids in `skip`.
     """
     inputs, counterfactuals = to_hwc(input_to_uint8(result.batch.x)), to_hwc(to_uint8(result.cf))
     noisy = to_hwc(to_uint8(result.noisy))
     frames = {kind: to_hwc(images) for kind, images in result.frames.items()}
     l_1 = [mean_difference(x, cf) for x, cf in zip(inputs, counterfactuals, strict=True)]
-    records = []
+    finite = result.finite.tolist()
     for row, record in enumerate(_records(result, l_1)):
-        if record is None:
+        if not finite[row] or record.id in skip:
             continue
-        records.append(record)
         if tree is not None:
             for kind, images in frames.items():
                 _write_frames(tree, kind, record.id, images[row])
             _write_image_files(tree, record, inputs[row], counterfactuals[row], noisy[row])
-    return records
+        yield record
 
 
-def _records(result: Explanations, l_1: list[np.float32]) -> list[ImageRecord | None]:
-    """One record per image, None for those that failed; tolist() keeps a float32's exact value."""
+def _records(result: Explanations, l_1: list[np.float32]) -> list[ImageRecord]:
+    """One record per image; tolist() keeps a float32's exact value."""
+    before, after = (torch.where(result.target == 1, p, 1 - p) for p in (result.p_target, result.cf_p_target))
     columns = {
         "label": result.batch.label,
         "pred": result.pred,
         "target": result.target,
         "cf_pred": result.cf_pred,
         "bkl": 1 - result.cf_p_target,
-        "p_target": result.p_target,
-        "cf_p_target": result.cf_p_target,
+        "orig_conf": before,
+        "cf_conf": after,
         "scale": result.scale,
     }
     columns = {name: values.tolist() for name, values in columns.items()}
     return [
         ImageRecord(id=id, l_1=float(l_1[row]), **{name: values[row] for name, values in columns.items()})
-        if finite
-        else None
-        for row, (id, finite) in enumerate(zip(result.batch.ids, result.finite.tolist(), strict=True))
+        for row, id in enumerate(result.batch.ids)
     ]
 
 
@@ -77,7 +78,11 @@ def _write_image_files(tree: ResultTree, record: ImageRecord, x: np.ndarray, cf:
 
 
 def _write_frames(tree: ResultTree, kind: str, id: int, images: np.ndarray) -> None:
-    tree.frame(kind, id, 0).parent.mkdir(parents=True, exist_ok=True)
+    folder = tree.frame_folder(kind, id)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot make this folder ({error.strerror})") from None
     for step, image in enumerate(images):
         write_image(tree.frame(kind, id, step), image)
 

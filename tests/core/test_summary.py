@@ -12,8 +12,9 @@ import torch
 import yaml
 
 from core.errors import InputError
+from core.merging import merge, merge_chunks
 from core.results import ResultTree
-from core.summary import ImageRecord, merge, merge_chunks, summarise, write_stats, write_summary
+from core.summary import ImageRecord, read_stats, summarise, write_stats, write_summary
 
 FLOAT32 = 0.27158546447753906
 """A float32 whose repr as a Python float has 17 digits."""
@@ -24,9 +25,8 @@ def record(
 ) -> ImageRecord:
     target = 1 - pred
     cf_pred = target if flipped else pred
-    return ImageRecord(
-        id, label, pred, target, cf_pred, bkl=bkl, l_1=l_1, p_target=p_target, cf_p_target=1 - bkl, scale=8.0
-    )
+    before, after = (p if target == 1 else 1 - p for p in (p_target, 1 - bkl))
+    return ImageRecord(id, label, pred, target, cf_pred, bkl=bkl, l_1=l_1, orig_conf=before, cf_conf=after, scale=8.0)
 
 
 FOUR = [
@@ -49,6 +49,24 @@ def test_info_text_begins_with_the_six_published_lines():
     assert lines[:6] == published
     assert lines[-1]
     assert all(line.count(": ") == 1 for line in lines)
+
+
+def test_a_record_is_rebuilt_from_its_text():
+    for each in (*FOUR, replace(FOUR[0], bkl=FLOAT32, orig_conf=FLOAT32, scale=float(np.float32(0.1)))):
+        assert ImageRecord.from_text(each.id, each.text()) == each
+
+
+@pytest.mark.parametrize("cut", range(1, 120, 7))
+def test_a_part_of_a_text_is_no_record(cut):
+    text = FOUR[0].text()
+    for damaged in (text[:-cut], text[cut:]):
+        with pytest.raises(ValueError):
+            ImageRecord.from_text(0, damaged)
+
+
+def test_the_published_text_is_no_record():
+    with pytest.raises(ValueError):
+        ImageRecord.from_text(0, "\n".join(FOUR[0].text().split("\n")[:6]))
 
 
 def test_info_confidences_are_the_attributes_own():
@@ -143,6 +161,24 @@ def test_stats_file(tmp_path):
     assert arrays["target"].tolist() == [0, 1, 0, 0]
     assert arrays["cf pred"].tolist() == [0, 1, 1, 0]
     assert arrays["label"].tolist() == [1, 0, 1, 0]
+
+
+def test_records_are_rebuilt_from_the_stats_file(tmp_path):
+    records = [
+        replace(
+            each, **{name: float(np.float32(value)) for name, value in vars(each).items() if isinstance(value, float)}
+        )
+        for each in FOUR
+    ]
+    write_stats(tmp_path / "stats.pth", records)
+    assert read_stats(tmp_path / "stats.pth") == records
+
+
+@pytest.mark.parametrize("content", [{"n": 3}, [1, 2], {"bkl": 1.0}])
+def test_other_stats_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "stats.pth")
+    with pytest.raises(InputError, match=r"stats\.pth"):
+        read_stats(tmp_path / "stats.pth")
 
 
 def test_stats_of_nothing(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -88,7 +90,7 @@ CELLS = {"0000007": ("Correct", "CC/CCF"), "0000100": ("Correct", "CC/ICF"), "00
 
 
 def test_every_image_lies_in_its_cell(tree):
-    records = write_explanations(explanations(), tree)
+    records = list(write_explanations(explanations(), tree))
     expected = set()
     for name, (original, cell) in CELLS.items():
         expected |= {f"Original/{original}/{name}.png", f"Results/exp/{cell}/Info/{name}.txt"}
@@ -102,7 +104,7 @@ def test_every_image_lies_in_its_cell(tree):
 
 def test_images_are_those_of_the_batch(tree):
     result = explanations()
-    (record, *_) = write_explanations(result, tree)
+    record, *_ = write_explanations(result, tree)
     read = {kind: np.asarray(Image.open(tree.image(kind, 7, True, True)), int) for kind in ("CF", "Noise", "SM")}
     x = np.asarray(Image.open(tree.original(7, True)), int)
 
@@ -123,38 +125,49 @@ def test_images_are_those_of_the_batch(tree):
 def test_failed_images_leave_no_file_and_no_record(tree):
     result = explanations(finite=(True, False, True))
     result.cf[1] = float("nan")
-    records = write_explanations(result, tree)
+    records = list(write_explanations(result, tree))
     assert [record.id for record in records] == [7, 12345]
     assert not [name for name in files(tree) if "100" in name]
+
+
+def test_skipped_ids_are_left_alone(tree):
+    assert [record.id for record in write_explanations(explanations(), tree, skip={7, 12345})] == [100]
+    assert {Path(name).stem for name in files(tree) if "z_t" not in name} == {"0000100"}
+
+
+def test_images_are_written_one_after_the_other(tree):
+    """Whoever stops between two leaves the first whole and nothing of the second."""
+    next(write_explanations(explanations(), tree))
+    assert {Path(name).stem for name in files(tree) if "z_t" not in name} == {"0000007"}
 
 
 def test_without_a_tree_only_the_records(tmp_path):
     tree = ResultTree(tmp_path / "a", "exp")
     tree.create()
-    written = write_explanations(explanations(), tree)
+    written = list(write_explanations(explanations(), tree))
     before = files(tree)
-    assert write_explanations(explanations(), None) == written
+    assert list(write_explanations(explanations(), None)) == written
     assert files(tree) == before and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_stored_originals_stay_as_they_are(tree):
-    write_explanations(explanations(), tree)
+    list(write_explanations(explanations(), tree))
     before = tree.original(7, True).read_bytes()
     other = ResultTree(tree.output_path, "other", "jpg")
     other.create()
-    write_explanations(explanations(), other)
+    list(write_explanations(explanations(), other))
     assert tree.original(7, True).read_bytes() == before
     assert not other.original(7, True).exists()
 
 
 def test_an_input_judged_otherwise_lies_in_both_folders(tree):
     """Two experiments about two decisions: each finds the input where its own puts it."""
-    write_explanations(explanations(), tree)
+    list(write_explanations(explanations(), tree))
     result = explanations()
     result.batch.label.copy_(1 - result.batch.label)
     other = ResultTree(tree.output_path, "other", "png")
     other.create()
-    write_explanations(result, other)
+    list(write_explanations(result, other))
     for id in (7, 100, 12345):
         assert other.original(id, True).read_bytes() == other.original(id, False).read_bytes()
 

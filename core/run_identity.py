@@ -1,0 +1,111 @@
+"""What makes two runs the same: every flag, file of weights and annotation that can change a result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from core.datasets import CelebA
+from core.errors import InputError
+from core.results import ResultTree
+from guided_diffusion.files import open_file
+
+Identity = dict[str, Any]
+"""Name of a flag (or of what it stands for) -> its value, plain numbers and strings."""
+
+HARMLESS = {
+    *("output_path", "exp_name", "gpu", "chunk", "merge_and_eval"),
+    *("overwrite", "allow_partial", "on_bad_image", "oracle_figures"),
+    # paths of data and weights: their content counts; num_batches: the images chosen count
+    *("data_dir", "model_path", "classifier_path", "oracle_path", "face_path", "num_batches"),
+    # use_fp16 stands in precision; the others have no effect here
+    *("use_fp16", "use_checkpoint", "use_ddim", "self_optimized_masking", "mask", "blur_sigma"),
+}
+"""Flags that may differ between a run and its continuation; any other is part of the identity."""
+
+IMAGES = "images"
+SAID = {
+    IMAGES: "the chosen images and labels (--data_dir, --num_batches, --target_label)",
+    "device": "the kind of device (its random numbers are its own)",
+}
+
+
+def identity_of(
+    flags: Mapping[str, Any],
+    dataset: CelebA,
+    selection: Sequence[int],
+    weights: Mapping[str, str | Path],
+    device: torch.device,
+) -> Identity:
+    """The identity shared by all chunks of a run. selection: the ids of all of them. weights: flag -> file."""
+    rows = dataset.table.iloc[list(selection)].to_csv()
+    return {
+        **{name: value for name, value in flags.items() if name not in HARMLESS},
+        **{name: f"sha256 {sha256_of(path)}" for name, path in weights.items()},
+        IMAGES: f"{len(selection)}, sha256 {hashlib.sha256(rows.encode()).hexdigest()}",
+        "device": device.type,
+    }
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a local or remote file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open_file(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def short_hash(identity: Identity) -> int:
+    """48 bits of an identity: a plain number, as everything in a summary."""
+    text = json.dumps(identity, sort_keys=True)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+
+
+def require_same_run(tree: ResultTree, identity: Identity) -> None:
+    """Raise InputError, naming what differs, if the experiment's folder holds results of another run."""
+    configs = tree.reports("config.yaml")
+    if not configs and tree.holds_images():
+        raise InputError(
+            f"{tree.results}: holds results of an unknown run (no config.yaml); choose another --exp_name, or start "
+            "afresh with --overwrite True"
+        )
+    for path in configs:
+        difference = difference_between(identity, read_identity(path))
+        if difference:
+            raise InputError(
+                f"{path}: made by another run: {difference}; repeat its command to continue it, choose another "
+                "--exp_name, or start afresh with --overwrite True"
+            )
+
+
+def read_identity(config: Path) -> Identity:
+    """The identity that stands in a config.yaml, empty if it has none. Raises InputError for a damaged file."""
+    try:
+        content = yaml.safe_load(config.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{config}: not a readable configuration ({error})") from None
+    identity = content.get("identity") if isinstance(content, dict) else None
+    return identity if isinstance(identity, dict) else {}
+
+
+def difference_between(ours: Identity, theirs: Identity) -> str:
+    """The first thing in which two identities differ, with both values, in words; '' when they are the same."""
+    if not theirs:
+        return "an earlier version, which did not say with what"
+    for name in sorted(ours.keys() | theirs.keys()):
+        mine, other = ours.get(name, "absent"), theirs.get(name, "absent")
+        if mine != other:
+            return f"{SAID.get(name, f'--{name}')} is {_short(mine)} here, and was {_short(other)} there"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:76]}…"
