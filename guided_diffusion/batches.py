@@ -7,6 +7,8 @@ import itertools
 import signal
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -66,34 +68,40 @@ class EndlessBatches:
     def _loader(self) -> DataLoader:
         return DataLoader(
             _Seeded(self.dataset),
-            batch_sampler=_Endless(self._keys_from, self._taken),
+            batch_sampler=_Order(len(self.dataset), self.batch_size, self.shuffle, self.seed, self._taken),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_survive_the_first_signal,
             generator=torch.Generator(),  # else it draws from the global one whenever it starts
         )
 
-    def _keys_from(self, batch: int) -> Iterator[list[tuple[int, int]]]:
-        """(item, seed of its augmentation) for each item of batch number `batch` and of all that follow."""
-        first_pass, skip = divmod(batch, self.batches_per_pass)
-        for number in itertools.count(first_pass):
-            seeds = np.random.SeedSequence([self.seed, number]).generate_state(len(self.dataset) + 1, np.uint64)
-            order = range(len(self.dataset))
-            if self.shuffle:
-                order = np.random.Generator(np.random.PCG64(int(seeds[-1]))).permutation(len(self.dataset))
-            for start in range(skip * self.batch_size, self.batches_per_pass * self.batch_size, self.batch_size):
-                yield [(int(item), int(seeds[item])) for item in order[start : start + self.batch_size]]
-            skip = 0
 
+@dataclass(frozen=True)
+class _Order:
+    """Lists of (item, seed of its augmentation): batch number `first` and all that follow.
 
-class _Endless:
-    """A batch sampler for DataLoader."""
+    Apart from EndlessBatches, which must be in no cycle of references: PyTorch's workers end when their iterator is
+    deleted, but not when the garbage collector finds it.
+    """
 
-    def __init__(self, keys_from, batch: int) -> None:
-        self._keys_from, self._batch = keys_from, batch
+    items: int
+    batch_size: int
+    shuffle: bool
+    seed: int
+    first: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self._keys_from(self._batch)
+        whole_batches = self.items // self.batch_size
+        first_pass, skip = divmod(self.first, whole_batches)
+        for number in itertools.count(first_pass):
+            seeds = np.random.SeedSequence([self.seed, number]).generate_state(self.items + 1, np.uint64)
+            order = np.arange(self.items)
+            if self.shuffle:
+                order = np.random.Generator(np.random.PCG64(int(seeds[-1]))).permutation(self.items)
+            for batch in range(skip, whole_batches):
+                chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                yield [(int(item), int(seeds[item])) for item in chosen]
+            skip = 0
 
 
 class _Seeded(Dataset):
@@ -115,8 +123,16 @@ def _close(batches: weakref.ref[EndlessBatches]) -> None:
         alive.close()
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A cluster signals every process; a worker that died of it would take the last save away."""
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+def _survive_the_first_signal(worker: int) -> None:
+    """A cluster signals every process, and a worker that died of it would take the last save away.
+
+    A second SIGTERM does end a worker: multiprocessing sends it at exit, and waits.
+    """
+
+    def let_the_next_one_through(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, let_the_next_one_through)
+    for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

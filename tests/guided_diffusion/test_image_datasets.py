@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 
 import numpy as np
@@ -125,6 +126,15 @@ def test_reading_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     take(EndlessBatches(Numbers(), 2, seed=5), 4)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_end_with_their_batches():
+    before = set(multiprocessing.active_children())
+    data = EndlessBatches(Numbers(), 2, num_workers=2)
+    next(data)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    del data  # at once: there is no cycle for the garbage collector to find
+    assert not set(multiprocessing.active_children()) - before
 
 
 def test_a_program_with_workers_ends(tmp_path):
