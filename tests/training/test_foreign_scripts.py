@@ -1,0 +1,131 @@
+"""Scripts in the manner of guided-diffusion's own, written against its names alone, run with this library."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.scripts import SMALL_UNET
+from tests.training.small import run
+
+HEAD = """
+import argparse, os, sys
+import numpy as np, torch as th, torch.distributed as dist
+from guided_diffusion import dist_util, logger
+from guided_diffusion.image_datasets import load_data
+from guided_diffusion.resample import create_named_schedule_sampler
+from guided_diffusion.script_util import (
+    NUM_CLASSES, add_dict_to_argparser, args_to_dict, create_model_and_diffusion, model_and_diffusion_defaults)
+from guided_diffusion.train_util import TrainLoop
+
+def parse(**defaults):
+    defaults = {**defaults, **model_and_diffusion_defaults()}
+    parser = argparse.ArgumentParser()
+    add_dict_to_argparser(parser, defaults)
+    return parser.parse_args()
+"""
+
+TRAIN = """
+args = parse(data_dir="", schedule_sampler="uniform", lr=1e-4, weight_decay=0.0, lr_anneal_steps=0, batch_size=1,
+             microbatch=-1, ema_rate="0.9999", log_interval=10, save_interval=10000, resume_checkpoint="",
+             fp16_scale_growth=1e-3)
+dist_util.setup_dist()
+logger.configure()
+logger.log("creating model and diffusion...")
+model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_and_diffusion_defaults().keys()))
+model.to(dist_util.dev())
+schedule_sampler = create_named_schedule_sampler(args.schedule_sampler, diffusion)
+data = load_data(data_dir=args.data_dir, batch_size=args.batch_size, image_size=args.image_size,
+                 class_cond=args.class_cond)
+TrainLoop(model=model, diffusion=diffusion, data=data, batch_size=args.batch_size, microbatch=args.microbatch,
+          lr=args.lr, ema_rate=args.ema_rate, log_interval=args.log_interval, save_interval=args.save_interval,
+          resume_checkpoint=args.resume_checkpoint, use_fp16=args.use_fp16, fp16_scale_growth=args.fp16_scale_growth,
+          schedule_sampler=schedule_sampler, weight_decay=args.weight_decay,
+          lr_anneal_steps=args.lr_anneal_steps).run_loop()
+"""
+
+SAMPLE = """
+args = parse(clip_denoised=True, num_samples=4, batch_size=2, use_ddim=False, model_path="")
+dist_util.setup_dist()
+logger.configure()
+model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_and_diffusion_defaults().keys()))
+model.load_state_dict(dist_util.load_state_dict(args.model_path, map_location="cpu"))
+model.to(dist_util.dev())
+if args.use_fp16:
+    model.convert_to_fp16()
+model.eval()
+images = []
+while len(images) * args.batch_size < args.num_samples:
+    model_kwargs = {}
+    if args.class_cond:
+        model_kwargs["y"] = th.randint(low=0, high=NUM_CLASSES, size=(args.batch_size,), device=dist_util.dev())
+    sample_fn = diffusion.ddim_sample_loop if args.use_ddim else diffusion.p_sample_loop
+    sample = sample_fn(model, (args.batch_size, 3, args.image_size, args.image_size),
+                       clip_denoised=args.clip_denoised, model_kwargs=model_kwargs)
+    sample = ((sample + 1) * 127.5).clamp(0, 255).to(th.uint8).permute(0, 2, 3, 1).contiguous()
+    gathered = [th.zeros_like(sample) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, sample)
+    images.extend([sample.cpu().numpy() for sample in gathered])
+if dist.get_rank() == 0:
+    np.savez(os.path.join(logger.get_dir(), "samples.npz"), np.concatenate(images, axis=0)[: args.num_samples])
+dist.barrier()
+"""
+
+NLL = """
+args = parse(clip_denoised=True, num_samples=2, batch_size=2, model_path="", data_dir="")
+dist_util.setup_dist()
+logger.configure()
+model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_and_diffusion_defaults().keys()))
+model.load_state_dict(dist_util.load_state_dict(args.model_path, map_location="cpu"))
+model.to(dist_util.dev())
+model.eval()
+data = load_data(data_dir=args.data_dir, batch_size=args.batch_size, image_size=args.image_size,
+                 class_cond=args.class_cond, deterministic=True)
+batch, model_kwargs = next(data)
+batch = batch.to(dist_util.dev())
+model_kwargs = {k: v.to(dist_util.dev()) for k, v in model_kwargs.items()}
+terms = diffusion.calc_bpd_loop(model, batch, clip_denoised=args.clip_denoised, model_kwargs=model_kwargs)
+for name in ("vb", "mse", "xstart_mse"):
+    mean = terms[name].mean(dim=0) / dist.get_world_size()
+    dist.all_reduce(mean)
+    np.savez(os.path.join(logger.get_dir(), name + "_terms.npz"), mean.detach().cpu().numpy())
+total = terms["total_bpd"].mean() / dist.get_world_size()
+dist.all_reduce(total)
+logger.log(f"bpd={total.item()}")
+dist.barrier()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{'ab'[number % 2]}_{number}.png")
+    return tmp_path
+
+
+def test_train_sample_and_measure(folder):
+    settings = {**SMALL_UNET, "class_cond": True}
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    environment = {"OPENAI_LOGDIR": str(folder / "logs")}
+
+    def script(body: str, *more: str) -> str:
+        path = folder / "script.py"
+        path.write_text(HEAD + body)
+        return run([sys.executable, str(path), *flags, *more], **environment)
+
+    output = script(TRAIN, "--data_dir", f"{folder}/images", "--batch_size", "2", "--lr_anneal_steps", "2")
+    assert "creating model and diffusion..." in output
+    assert "| step " in output
+    model = ("--model_path", f"{folder}/logs/ema_0.9999_000002.pt", "--timestep_respacing", "4")
+    script(SAMPLE, *model)
+    with np.load(folder / "logs" / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (4, 16, 16, 3)
+    assert "bpd=" in script(NLL, *model, "--data_dir", f"{folder}/images")
+    with np.load(folder / "logs" / "vb_terms.npz") as arrays:
+        assert arrays["arr_0"].shape == (4,)
