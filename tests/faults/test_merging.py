@@ -1,0 +1,109 @@
+"""Merging proves that it has all chunks of one run, or says which it has not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.worlds import SMALL_FLAGS, World, refused, run_main, tree_of
+
+FLAGS = {"num_chunks": 3, "save_images": False, "num_batches": 2}
+
+
+@pytest.fixture(scope="module")
+def chunks(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three finished chunks of 3, 3 and 2 images."""
+    out = tmp_path_factory.mktemp("chunks") / "out"
+    for chunk in range(3):
+        world.explain(out, **FLAGS, chunk=chunk)
+    return out
+
+
+@pytest.fixture
+def out(chunks: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(chunks, tmp_path / "out"))
+
+
+def file(out: Path, chunk: int, name: str = "summary.yaml", num_chunks: int = 3) -> Path:
+    return out / f"Results/exp/chunk-{chunk}_num-chunks-{num_chunks}_{name}"
+
+
+def merge(world: World, out: Path, **flags: object) -> str:
+    return refused(world, out, merge_and_eval=True, num_chunks=3, **flags)
+
+
+def partial(world: World, out: Path) -> dict:
+    flags = SMALL_FLAGS | {"merge_and_eval": True, "num_chunks": 3, "allow_partial": True}
+    result = run_main(*world.command(out, flags))
+    assert result.code == 0, result.err
+    return yaml.safe_load((out / "Results/exp/summary.yaml").read_text())
+
+
+def test_all_chunks_give_the_summary_of_one_run(world, out, tmp_path):
+    merged = run_main(*world.command(out, SMALL_FLAGS | {"merge_and_eval": True, "num_chunks": 3}))
+    assert merged.code == 0, merged.err
+    world.explain(tmp_path / "alone", save_images=False, num_batches=2)
+    ours, whole = (
+        yaml.safe_load((folder / "Results/exp/summary.yaml").read_text()) for folder in (out, tmp_path / "alone")
+    )
+    assert ours.keys() == whole.keys()
+    assert ours["n"] == 8 and ours["bkl"] == pytest.approx(whole["bkl"], abs=1e-4)  # other batches, other kernels
+
+
+def test_missing_chunks(world, out):
+    file(out, 1).unlink()
+    assert "chunk-1_num-chunks-3_summary.yaml is missing" in merge(world, out)
+    summary = partial(world, out)
+    assert summary["missing"] == {"chunks": [1], "images": 3} and summary["n"] == 5
+
+
+def test_truncated_chunk(world, out):
+    path = file(out, 2)
+    path.write_bytes(path.read_bytes()[:40])
+    assert path.name in merge(world, out)
+    assert partial(world, out)["missing"] == {"chunks": [2], "images": 2}
+
+
+def test_chunk_that_lacks_images(world, out):
+    path = file(out, 0)
+    path.write_text(path.read_text().replace("images: 3", "images: 300"))
+    line = merge(world, out)
+    assert path.name in line and "3 images instead of 300" in line
+
+
+def test_chunk_under_anothers_name(world, out):
+    file(out, 2).write_bytes(file(out, 1).read_bytes())
+    line = merge(world, out)
+    assert file(out, 2).name in line and "chunk 1 of 3" in line
+    assert "chunk 1 of 3" in merge(world, out, allow_partial=True)
+
+
+def test_chunk_of_another_run(world, out, tmp_path):
+    world.explain(tmp_path / "other", **FLAGS, chunk=2, seed=5)
+    for name in ("summary.yaml", "config.yaml", "stats.pth"):
+        shutil.copy(file(tmp_path / "other", 2, name), file(out, 2, name))
+    for flags in ({}, {"allow_partial": True}):
+        line = merge(world, out, **flags)
+        assert file(out, 2).name in line and "--seed" in line and "5" in line and "4" in line
+
+
+def test_chunk_of_another_split(world, out):
+    file(out, 0, num_chunks=4).write_bytes(file(out, 0).read_bytes())
+    assert "chunk-0_num-chunks-4_summary.yaml" in merge(world, out)
+
+
+def test_nothing_to_merge_is_never_partial(world, out):
+    for chunk in range(3):
+        file(out, chunk).unlink()
+    assert "3 of 3" in merge(world, out, allow_partial=True)
+
+
+def test_merging_leaves_the_chunks_as_they_are(world, out):
+    before = tree_of(out)
+    run_main(*world.command(out, SMALL_FLAGS | {"merge_and_eval": True, "num_chunks": 3}))
+    after = tree_of(out)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {"Results/exp/summary.yaml"}

@@ -1,0 +1,326 @@
+"""The same command again continues: the same bytes as an undisturbed run, or a refusal that names what differs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import core.files
+import main as main_script
+from tests.worlds import SMALL_FLAGS, World, refused, run_main, tree_of
+
+TWO_SCALES = {"query_label": 1, "classifier_scales": "8,30", "save_z_t": True}
+"""Flags under which some images need the second scale."""
+
+
+NO_PROCESS = 4194999
+"""Beyond the largest process id of Linux, 2 ** 22."""
+
+
+class PulledPlugError(BaseException):
+    """What no code catches, like SIGKILL, but inside this process."""
+
+
+@contextlib.contextmanager
+def dying_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The process "dies" before the file number `writes` takes its name; its temporary file stays behind."""
+    replace, unlink, count = Path.replace, Path.unlink, itertools.count()
+
+    def dying_replace(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp" and next(count) == writes:
+            patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # the dead tidy nothing up
+            raise PulledPlugError
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying_replace)
+        with contextlib.suppress(PulledPlugError):
+            yield
+    assert Path.replace is replace and Path.unlink is unlink
+
+
+def interrupted_and_resumed(world: World, out: Path, writes: int, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> int:
+    """Number of U-Net evaluations of the second run."""
+    command = world.command(out, SMALL_FLAGS | flags)
+    with dying_after(writes, monkeypatch):
+        run_main(*command)
+    for path in out.rglob(".*.tmp"):  # as if written by a process that is no more
+        path.rename(path.with_name(path.name.replace(f".{os.getpid()}-", f".{NO_PROCESS}-")))
+    evaluations = []
+    load = main_script.load_unet
+
+    def counting(*args):
+        unet = load(*args)
+        unet.register_forward_hook(lambda *_: evaluations.append(1))
+        return unet
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main_script, "load_unet", counting)
+        result = run_main(*command)
+    assert result.code == 0, result.err
+    return len(evaluations)
+
+
+def whole_run(world: World, out: Path, **flags: Any) -> dict[str, bytes]:
+    """The tree of a run left alone; configurations name the output folder, so they are compared without it."""
+    world.explain(out, **flags)
+    return comparable(out)
+
+
+def comparable(out: Path) -> dict[str, bytes]:
+    return {
+        name: content.replace(str(out).encode(), b"OUT") if name.endswith("config.yaml") else content
+        for name, content in tree_of(out).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return whole_run(world, tmp_path_factory.mktemp("whole") / "out", **TWO_SCALES)
+
+
+@pytest.mark.parametrize("writes", [0, 6, 32, 33, 60, 126, 127])
+def test_resumed_run_is_byte_identical(world, expected, tmp_path, monkeypatch, writes):
+    """Cut off while writing the configuration, frames, an Info file, statistics, the last batch and the summary."""
+    interrupted_and_resumed(world, tmp_path / "out", writes, monkeypatch, **TWO_SCALES)
+    assert comparable(tmp_path / "out") == expected
+
+
+def test_finished_batches_are_not_computed_again(world, tmp_path, monkeypatch):
+    """15 images in four batches: the plug is pulled in the third."""
+    rest = interrupted_and_resumed(world, tmp_path, 70, monkeypatch, **TWO_SCALES)
+    assert 0 < rest <= 2 * 2 * 4  # two batches, two scales, four evaluations at tau = 3
+    assert interrupted_and_resumed(world, tmp_path, 0, monkeypatch, **TWO_SCALES) == 0
+
+
+@pytest.fixture(scope="module")
+def streamed(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return whole_run(world, tmp_path_factory.mktemp("streamed") / "out", **STREAM)
+
+
+STREAM = {**TWO_SCALES, "noise": "stream"}
+
+
+@pytest.mark.parametrize(("writes", "complete"), [(5, False), (37, True), (105, True)])
+def test_stream_noise_is_taken_up_where_it_was(world, streamed, tmp_path, monkeypatch, writes, complete):
+    evaluations = interrupted_and_resumed(world, tmp_path / "out", writes, monkeypatch, **STREAM)
+    assert comparable(tmp_path / "out") == streamed
+    assert not [name for name in streamed if "noise.pth" in name]
+    assert (evaluations < 4 * 2 * 4) == complete  # four batches, two scales, four evaluations at tau = 3
+
+
+def test_stream_noise_starts_anew_when_an_early_image_is_lost(world, streamed, tmp_path):
+    world.explain(tmp_path / "out", **STREAM)
+    for path in (tmp_path / "out").rglob("0000005.*"):
+        path.unlink()
+    world.explain(tmp_path / "out", **STREAM)
+    assert comparable(tmp_path / "out") == streamed
+
+
+def test_a_run_without_images_resumes_from_its_statistics(world, tmp_path, monkeypatch):
+    flags = {"save_images": False}
+    expected = whole_run(world, tmp_path / "whole", **flags)
+    rest = interrupted_and_resumed(world, tmp_path / "b", 3, monkeypatch, **flags)
+    assert rest == 2 * 4  # two of four batches stood in stats.pth; four evaluations each
+    assert comparable(tmp_path / "b") == expected
+
+
+@pytest.mark.parametrize("kind", ["CF", "Noise", "SM", "Info", "Original", "z_t"])
+def test_an_image_counts_as_done_only_with_all_its_files(world, expected, tmp_path, kind):
+    out = tmp_path / "out"
+    world.explain(out, **TWO_SCALES)
+    found = [
+        path
+        for path in out.rglob("*")
+        if path.is_file() and kind in path.parts and "07" in str(path.stem + path.parent.name)
+    ]
+    found[0].unlink()
+    world.explain(out, **TWO_SCALES)
+    assert comparable(out) == expected
+
+
+def test_a_truncated_info_file_is_written_again(world, expected, tmp_path):
+    out = tmp_path / "out"
+    world.explain(out, **TWO_SCALES)
+    path = next(out.rglob("Info/0000009.txt"))
+    path.write_bytes(path.read_bytes()[:50])
+    world.explain(out, **TWO_SCALES)
+    assert comparable(out) == expected
+
+
+# Another run's folder
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("seed", 5, ("--seed", "is 5", "was 4")),
+        ("classifier_scales", "8,10", ("--classifier_scales", "[8.0, 10.0]", "[8.0]")),
+        ("batch_size", 3, ("--batch_size", "is 3", "was 4")),
+        ("num_batches", 2, ("--num_batches", "is 8", "was 4")),
+        ("noise", "stream", ("--noise", "stream", "per_image")),
+        ("num_chunks", 2, ("--num_chunks", "is 2", "was 1")),
+        ("image_format", "png", ("--image_format", "png", "jpg")),
+    ],
+)
+def test_another_configuration_is_refused(world, shared_run, flag, value, said):
+    line = refused(world, shared_run, **{flag: value})
+    assert all(words in line for words in said), line
+    assert "config.yaml" in line and "--overwrite True" in line
+
+
+@pytest.fixture(scope="module")
+def shared_run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One batch; refused commands leave it as it is."""
+    out = tmp_path_factory.mktemp("shared") / "out"
+    world.explain(out, num_batches=1)
+    return out
+
+
+@pytest.mark.parametrize("flag", ["model_path", "classifier_path"])
+def test_other_weights_are_refused_by_their_content(world, shared_run, tmp_path, flag):
+    path = world.unet() if flag == "model_path" else world.classifier
+    content = torch.load(path, weights_only=True)
+    part = content if flag == "model_path" else content["classifier"]
+    name = "out.2.bias" if flag == "model_path" else "bias"
+    part[name] = part[name] + 1e-6
+    torch.save(content, tmp_path / "other.pt")
+    line = refused(world, shared_run, **{flag: tmp_path / "other.pt"})
+    assert f"--{flag} is sha256" in line
+
+
+def test_other_labels_are_refused(world, shared_run, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "img_align_celeba").symlink_to(world.data / "img_align_celeba")
+    (data / "list_eval_partition.csv").write_bytes((world.data / "list_eval_partition.csv").read_bytes())
+    rows = (world.data / "list_attr_celeba.csv").read_text()
+    first = next(row for row in rows.splitlines() if row.startswith("000031"))
+    other = first[:-2] + ("1" if first.endswith("-1") else "-1") if first.endswith("-1") else first[:-1] + "-1"
+    (data / "list_attr_celeba.csv").write_text(rows.replace(first, other))
+    assert "--data_dir" in refused(world, shared_run, data_dir=data)
+
+
+def test_flags_without_effect_may_differ(world, shared_run, tmp_path):
+    weights = tmp_path / "elsewhere.pt"
+    weights.write_bytes(world.unet().read_bytes())
+    before = {name: content for name, content in tree_of(shared_run).items() if not name.endswith("config.yaml")}
+    world.explain(shared_run, num_batches=1, model_path=weights, use_fp16=True, use_ddim=True, gpu="cpu")
+    after = {name: content for name, content in tree_of(shared_run).items() if not name.endswith("config.yaml")}
+    assert after == before
+
+
+@pytest.mark.parametrize("content", ["n: [", "seed: 4\n", "- 1\n", "!!python/object/apply:os.mkdir [executed]\n"])
+def test_a_configuration_that_says_nothing_is_refused(world, tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "out/Results/exp"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(content)
+    assert str(folder / "config.yaml") in refused(world, tmp_path / "out")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_results_without_a_configuration_are_refused(world, tmp_path):
+    path = tmp_path / "Results/exp/CC/CCF/CF/0000001.jpg"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"theirs")
+    assert str(tmp_path / "Results/exp") in refused(world, tmp_path)
+
+
+def test_overwrite_starts_afresh_and_touches_nothing_of_others(world, tmp_path):
+    world.explain(tmp_path, exp_name="other", num_batches=1)
+    before = tree_of(tmp_path)
+    world.explain(tmp_path, seed=5, save_x_t=True)
+    world.explain(tmp_path, seed=6, num_batches=1, overwrite=True)
+    after = tree_of(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert len(list((tmp_path / "Results/exp").rglob("CF/*.jpg"))) == 4
+    assert not list((tmp_path / "x_t/exp").rglob("*.jpg"))
+    assert yaml.safe_load((tmp_path / "Results/exp/config.yaml").read_text())["seed"] == 6
+    alone = whole_run(world, tmp_path / "alone", seed=6, num_batches=1)
+    assert {k: v for k, v in alone.items() if "/CF/" in k} == {
+        k: v for k, v in after.items() if "exp/" in k and "/CF/" in k
+    }
+
+
+def test_overwriting_a_chunk_leaves_the_others(world, tmp_path):
+    for chunk in (0, 1):
+        world.explain(tmp_path, num_chunks=2, chunk=chunk)
+    before = tree_of(tmp_path)
+    victim = next((tmp_path / "Results/exp").rglob("CF/0000003.jpg"))
+    victim.write_bytes(b"no longer an image")
+    world.explain(tmp_path, num_chunks=2, chunk=1, overwrite=True)
+    after = tree_of(tmp_path)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"Results/exp/chunk-1_num-chunks-2_config.yaml"}  # it says --overwrite
+
+
+def test_one_chunk_does_not_overwrite_a_folder_of_another_split(world, shared_run):
+    assert "--num_chunks" in refused(world, shared_run, num_chunks=2, overwrite=True)
+
+
+# Orphans
+
+
+def test_orphans_go_and_a_living_siblings_files_stay(world, tmp_path):
+
+    world.explain(tmp_path, num_batches=1)
+    folder = next((tmp_path / "Results/exp").glob("CC/CCF/CF"))
+    sibling = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    names = {
+        "living": f".0000001.jpg.{sibling.pid}-{host}-0123abcd.tmp",
+        "dead": f".0000001.jpg.{dead.pid}-{host}-0123abcd.tmp",
+        "elsewhere": ".0000001.jpg.17-another-node-0123abcd.tmp",
+        "elsewhere, old": ".0000002.jpg.17-another-node-0123abcd.tmp",
+        "not ours": ".notes.tmp",
+    }
+    for name in names.values():
+        (folder / name).write_bytes(b"half")
+    yesterday = (folder / names["elsewhere, old"]).stat().st_mtime - 25 * 3600
+    os.utime(folder / names["elsewhere, old"], (yesterday, yesterday))
+    world.explain(tmp_path, num_batches=1)
+    left = {key for key, name in names.items() if (folder / name).exists()}
+    sibling.communicate(b"\n")
+    assert left == {"living", "elsewhere", "not ours"}
+
+
+# Writing fails
+
+
+@pytest.mark.parametrize("writes", [0, 1, 3, 5, 17])
+@pytest.mark.parametrize("reason", ["ENOSPC", "EROFS", "EIO"])
+def test_a_disk_that_fails_is_said_in_one_line_and_nothing_is_lost(world, tmp_path, monkeypatch, reason, writes):
+
+    fsync, count = os.fsync, itertools.count()
+
+    def failing(descriptor: int) -> None:
+        if next(count) >= writes:
+            raise OSError(getattr(errno, reason), os.strerror(getattr(errno, reason)))
+        fsync(descriptor)
+
+    command = world.command(tmp_path / "out", SMALL_FLAGS | {"num_batches": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(core.files.os, "fsync", failing)
+        result = run_main(*command)
+    assert result.code == 2 and "Traceback" not in result.err
+    last = result.err.splitlines()[-1]
+    assert "could not be written" in last and os.strerror(getattr(errno, reason)) in last
+    assert not list((tmp_path / "out").rglob(".*"))
+    assert run_main(*command).code == 0
+    alone = whole_run(world, tmp_path / "alone", num_batches=1)
+    assert comparable(tmp_path / "out") == alone
