@@ -1,0 +1,216 @@
+"""make-report.py as a command, and its page in a real browser where one is installed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from core.report_data import read_experiment
+from core.results import ResultTree
+from tests.browser import page_after_scripts, require_browser, title, with_script
+from tests.metric_world import run_script
+from tests.report_world import make_experiment, record
+from tests.worlds import Run
+
+IDS = range(8)
+HOSTILE = "<img src=x onerror=document.title='owned'>"
+
+
+def make_report(*arguments: object) -> Run:
+    return run_script(importlib.import_module("make-report"), *arguments)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> ResultTree:
+    """One experiment with its report, to be read only."""
+    made = make_experiment(tmp_path_factory.mktemp("report"), "exp", IDS, with_frames=[1, 5])
+    assert make_report(made.output_path, "exp").code == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(tree: ResultTree) -> Path:
+    require_browser()
+    return tree.report("report.html")
+
+
+def shown(document: str) -> list[int]:
+    """The ids in the gallery, in order."""
+    return [int(id) for id in re.findall(r'<li class="card" data-id="(\d+)"', document)]
+
+
+# the command
+
+
+def test_it_leaves_three_files_and_says_so(tree, tmp_path):
+    result = make_report(tree.output_path, "exp", "--file", tmp_path / "new" / "page.html")
+    assert result.code == 0, result.err
+    written = {path.name for path in (tmp_path / "new").iterdir()}
+    assert written == {"page.html", "contact-sheet.png", "denoising.gif"}
+    assert all(name in result.out for name in written)
+    assert (tmp_path / "new" / "page.html").read_bytes() == tree.report("report.html").read_bytes()
+
+
+def test_the_contact_sheet_begins_with_the_flips(tree, tmp_path):
+    for count in (1, 6):
+        assert make_report(tree.output_path, "exp", "--file", tmp_path / "p.html", "--contact-sheet", count).code == 0
+        sheet = Image.open(tmp_path / "contact-sheet.png")
+        assert sheet.width > count * 128
+    (tmp_path / "contact-sheet.png").unlink()
+    assert make_report(tree.output_path, "exp", "--file", tmp_path / "p.html", "--contact-sheet", 0).code == 0
+    assert not (tmp_path / "contact-sheet.png").exists()
+    order = importlib.import_module("make-report").sheet_order
+    assert [image.pair.id for image in order(read_experiment(tree))] == [0, 1, 2, 4, 5, 6, 3, 7]
+
+
+def test_without_saved_steps_it_says_that_there_is_no_animation(tmp_path):
+    make_experiment(tmp_path, "plain", range(2))
+    result = make_report(tmp_path, "plain")
+    assert result.code == 0 and "No animation" in result.out
+    assert not (tmp_path / "Results" / "plain" / "denoising.gif").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["absent"], "no experiment lies there; experiments there: exp"),
+        (["exp", "absent"], "no experiment lies there"),
+        (["exp", "--gif", 2], "--gif 2: exp holds no saved steps of this image"),
+        (["exp", "--oracle-path", "no-oracle.pth"], "no-oracle.pth"),
+        (["exp", "--max-images", 0], "--max-images"),
+    ],
+)
+def test_bad_input_is_one_line(tree, tmp_path, arguments, words):
+    result = make_report(tree.output_path, *arguments, "--gpu", "cpu", "--file", tmp_path / "page.html")
+    assert result.code == 2 and words in result.err and result.err.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_damaged_files_are_one_line(tmp_path):
+    tree = make_experiment(tmp_path, "exp", range(2))
+    tree.report("summary.yaml").write_text("n: [")
+    result = make_report(tmp_path, "exp")
+    assert result.code == 2 and "summary.yaml: not readable" in result.err and result.err.count("\n") == 1
+    tree.report("summary.yaml").unlink()
+    damaged = next(tree.results.rglob("CF/0000001.jpg"))
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    result = make_report(tmp_path, "exp")
+    assert result.code == 2 and "0000001.jpg: not a readable image" in result.err and result.err.count("\n") == 1
+
+
+# the page in a browser
+
+
+def test_the_gallery_shows_every_image(page):
+    document = page_after_scripts(page)
+    assert shown(document) == list(IDS)
+    assert document.count('alt="counterfactual of ') == len(IDS)
+    assert f"{len(IDS)} of {len(IDS)} images" in document
+    assert "0.900 → 0.250" in document and "CCF ✓" in document
+    assert not re.search(r'<img(?![^>]*alt=")', document)
+
+
+FILTERS = {
+    "flipped=ICF": [3, 7],
+    "correct=IC": [4],
+    "target=1&flipped=CCF": [0, 2, 4, 6],
+    "find=0000005": [5],
+    "sort=l_1": sorted(IDS, key=lambda id: record(id).l_1),
+    "sort=bkl": sorted(IDS, key=lambda id: record(id).bkl),
+    "sort=change": sorted(IDS, key=lambda id: -record(id).mad),
+    "sort=change&flipped=ICF&correct=IC": [],
+    "sort=nonsense&exp=9": list(IDS),
+}
+"""What stands behind the # of the address -> the ids shown, in order."""
+
+
+def test_filters_and_sorting(page):
+    script = """
+      (async () => {
+        const seen = [];
+        for (const fragment of %s) {
+          const changed = new Promise((resolve) => window.addEventListener("hashchange", resolve, { once: true }));
+          location.hash = fragment;
+          await changed;
+          const ids = [...gallery.children].map((item) => Number(item.dataset.id));
+          seen.push([ids, document.getElementById("empty").hidden]);
+        }
+        document.title = JSON.stringify(seen);
+      })();
+    """
+    document = page_after_scripts(with_script(page, script % json.dumps(list(FILTERS))))
+    expected = [[ids, bool(ids)] for ids in FILTERS.values()]
+    assert json.loads(title(document)) == expected
+
+
+def test_keys_move_through_the_detail_view_and_close_it(page):
+    script = """
+      const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+      const seen = [];
+      const look = () => seen.push(detail.open ? document.getElementById("detail-title").textContent.slice(-1) : "-");
+      look();
+      for (const key of ["ArrowRight", "ArrowRight", "ArrowLeft", "ArrowLeft", "ArrowLeft"]) { press(key); look(); }
+      seen.push(detail.querySelectorAll(".film img").length);
+      press("ArrowRight"); press("ArrowRight");
+      seen.push(location.hash);
+      press("Escape"); look();
+      setTimeout(() => {
+        seen.push(location.hash, document.activeElement.getAttribute("aria-label"));
+        document.title = seen.join(" ");
+      }, 50);
+    """
+    document = page_after_scripts(with_script(page, script), "flipped=CCF&id=1")
+    assert title(document) == "1 2 4 2 1 0 0 #flipped=CCF&amp;id=2 - #flipped=CCF Image 2: details"
+
+
+def test_the_detail_view_shows_steps_and_figures(page):
+    document = page_after_scripts(page, "id=5")
+    detail = document[document.index("<dialog") :]
+    assert " open" in detail[: detail.index(">")]
+    assert "x_t, the clean estimate: all 5 steps" in detail and "z_t, the noisy image: all 5 steps" in detail
+    assert "not Smiling" in detail and "scale used" in detail and "0.900 → 0.250" in detail
+
+
+def test_several_experiments_and_absent_images(tmp_path):
+    require_browser()
+    for name, ids in (("a", [0, 1, 2]), ("b", [2, 3])):
+        make_experiment(tmp_path, name, ids)
+    assert make_report(tmp_path, "a", "b").code == 0
+    page = tmp_path / "Results" / "a" / "report.html"
+    assert shown(page_after_scripts(page)) == [0, 1, 2, 3]
+    assert shown(page_after_scripts(page, "exp=1&flipped=ICF")) == [3]
+    assert page_after_scripts(page).count('class="run absent"') == 3
+
+
+def test_thousands_of_images_are_made_when_they_come_into_view(tmp_path):
+    require_browser()
+    make_experiment(tmp_path, "many", range(400))
+    assert make_report(tmp_path, "many", "--contact-sheet", 0).code == 0
+    document = page_after_scripts(tmp_path / "Results" / "many" / "report.html")
+    assert len(shown(document)) == 400
+    assert 9 <= document.count("<img") / 3 < 60  # what is near a window of 1200x800, of 400
+
+
+def test_hostile_names_and_files_run_nothing(tmp_path):
+    require_browser()
+    tree = make_experiment(tmp_path, HOSTILE, range(3))
+    tree.report("summary.yaml").write_text(f"n: {HOSTILE!r}\nFVA: {HOSTILE!r}\n")
+    assert make_report(tmp_path, HOSTILE, "--contact-sheet", 0).code == 0
+    page = with_script(tree.report("report.html"), "")  # without the policy, which would hide a lack of escaping
+    for fragment in ("id=1", f"find={HOSTILE}&sort={HOSTILE}"):
+        document = page_after_scripts(page, fragment)
+        assert title(document) != "owned" and "&lt;img src=x" in document and "<img src=" + "x" not in document
+    control = page.with_name("control.html")
+    control.write_text(page.read_text().replace("</main>", f"{HOSTILE}</main>"))
+    assert title(page_after_scripts(control)) == "owned"
+
+
+def test_the_policy_stops_scripts_that_are_not_the_pages(page):
+    script = "document.title = 'owned'"
+    assert title(page_after_scripts(with_script(page, script, policy=True))) != "owned"
+    assert title(page_after_scripts(with_script(page, script))) == "owned"
