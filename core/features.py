@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from core.datasets import read_image
+from core.errors import InputError
 from core.files import write_atomically
 from core.images import from_image
 
@@ -103,7 +104,7 @@ class StoredFeatures:
         np.savez(buffer, network=self.network_digest, images=list(rows), features=torch.stack([*rows.values()]).numpy())
         try:
             write_atomically(self.file, buffer.getvalue())
-        except OSError:  # a tree that is read-only: the next run computes them again
+        except InputError:  # a tree that is read-only: the next run computes them again
             return
 
 

@@ -10,11 +10,17 @@ import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from core.errors import InputError
 
 FOREIGN_ORPHAN_AGE = 24 * 3600.0
 """Seconds after which a temporary file of another machine, whose processes cannot be asked after, is an orphan."""
+
+YAML_DEPTH = 20
+"""Summaries need 3."""
 
 _TEMPORARY = re.compile(r"\.(?P<pid>\d+)-(?P<host>.+)-[0-9a-f]{8}\.tmp$")
 
@@ -42,6 +48,35 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 "see to the disk, then run the same command again"
             ) from error
         raise
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain values in a YAML file. Raises FileNotFoundError, or ValueError for anything else that is wrong.
+
+    No tag runs code (safe_load). References and deep nesting, by which a few bytes can cost gigabytes or hours, are
+    refused as well: none of our files has them.
+    """
+    try:
+        text = path.read_text()
+        _require_shallow(text)
+        return yaml.safe_load(text)
+    except FileNotFoundError:
+        raise
+    except (yaml.YAMLError, OSError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _require_shallow(text: str) -> None:
+    depth = 0
+    for token in yaml.scan(text):
+        opens = isinstance(token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken))
+        opens = opens or isinstance(token, (yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken))
+        closes = isinstance(token, (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken))
+        depth += opens - closes
+        if depth > YAML_DEPTH:
+            raise ValueError(f"it is nested more than {YAML_DEPTH} deep")
+        if isinstance(token, yaml.AliasToken):
+            raise ValueError("it holds references (*)")
 
 
 def remove_orphans(folders: Iterable[Path]) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from core.errors import InputError
+from core.files import read_yaml
 from core.results import ResultTree
 from core.run_identity import difference_between, read_identity
 from core.summary import Summary, write_summary
@@ -72,10 +72,10 @@ def merge(summaries: Sequence[Summary]) -> Summary:
 def _read_summary(path: Path) -> Summary:
     """A finished chunk's summary. Raises InputError for one that is missing, damaged or does not hold all images."""
     try:
-        summary = yaml.safe_load(path.read_text())
+        summary = read_yaml(path)
     except FileNotFoundError:
         raise InputError(f"{path.name} is missing") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path.name} is not a readable summary ({error})") from None
     if not isinstance(summary, dict) or not isinstance(summary.get("n"), int):
         raise InputError(f"{path.name} is not a summary of a run (no count n)")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from core.datasets import CelebA
 from core.errors import InputError
+from core.files import read_yaml
 from core.results import ResultTree
 from guided_diffusion.files import open_file
 
@@ -45,12 +45,13 @@ def identity_of(
 ) -> Identity:
     """The identity shared by all chunks of a run. selection: the ids of all of them. weights: flag -> file."""
     rows = dataset.table.iloc[list(selection)].to_csv()
-    return {
+    identity = {
         **{name: value for name, value in flags.items() if name not in HARMLESS},
         **{name: f"sha256 {sha256_of(path)}" for name, path in weights.items()},
         IMAGES: f"{len(selection)}, sha256 {hashlib.sha256(rows.encode()).hexdigest()}",
         "device": device.type,
     }
+    return json.loads(json.dumps(identity))  # as a file gives it back, and nothing shared with the flags
 
 
 def sha256_of(path: str | Path) -> str:
@@ -88,8 +89,8 @@ def require_same_run(tree: ResultTree, identity: Identity) -> None:
 def read_identity(config: Path) -> Identity:
     """The identity that stands in a config.yaml, empty if it has none. Raises InputError for a damaged file."""
     try:
-        content = yaml.safe_load(config.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        content = read_yaml(config)
+    except ValueError as error:
         raise InputError(f"{config}: not a readable configuration ({error})") from None
     identity = content.get("identity") if isinstance(content, dict) else None
     return identity if isinstance(identity, dict) else {}
