@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
 from core.cli import Parser, integer, run, say
 from core.errors import InputError
 from core.evaluation import oracle_logits
-from core.html_report import Limits, render
+from core.html_report import Limits, chosen_ids, render
 from core.metric_cli import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
 from core.report_data import Experiment, ImageResult, attribute_changes, read_experiment
 from core.report_images import contact_sheet, denoising_animation
@@ -19,24 +21,29 @@ from core.results import ResultTree
 
 
 def main() -> None:
-    """Read the experiments, then write the page, the sheet and the animation."""
+    """Read the experiments, make the page, the sheet and the animation, then write them."""
     args = parse_arguments()
+    limits = Limits(args.max_images, args.film_strips, args.pixels)
     names = dict.fromkeys(args.exp_name)
     experiments = [read_experiment(ResultTree(args.output_path, name)) for name in names]
-    sheet_images, animated = sheet_order(experiments[0])[: args.contact_sheet], animated_image(experiments[0], args.gif)
+    first = experiments[0]
+    sheet_images, animated = sheet_order(first)[: args.contact_sheet], animated_image(first, args.gif)
     if args.oracle_path:
-        experiments = with_changes(experiments, args)
-    file = args.file or experiments[0].tree.report("report.html")
-    page = render(experiments, Limits(args.max_images, args.film_strips, args.pixels), args.num_workers)
-    save(file, page.encode())
+        experiments = with_changes(experiments, limits, args)
+    page = render(experiments, limits, args.num_workers)
+    contents = {(args.file or first.tree.report("report.html")).name: page.encode(errors="replace")}
     if sheet_images:
-        buffer = io.BytesIO()
-        contact_sheet(sheet_images).save(buffer, format="PNG", optimize=True)
-        save(file.with_name("contact-sheet.png"), buffer.getvalue())
+        contents["contact-sheet.png"] = as_png(contact_sheet(sheet_images))
     if animated:
-        save(file.with_name("denoising.gif"), denoising_animation(animated))
+        contents["denoising.gif"] = denoising_animation(animated)
     else:
-        say("No animation: no image of this experiment has saved steps (main.py --save_x_t True --save_z_t True).")
+        say(
+            f"{first.tree.exp_name} has no saved steps to animate (main.py --save_x_t True --save_z_t True saves them)."
+        )
+    folder = args.file.parent if args.file else first.tree.results
+    for name, content in contents.items():
+        write_file(folder / name, content)
+        say(f"{folder / name}: {len(content) / 1e6:.2f} MB")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -58,10 +65,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def with_changes(experiments: Sequence[Experiment], args: argparse.Namespace) -> list[Experiment]:
-    """The experiments with the attributes that each counterfactual changes."""
+def with_changes(experiments: Sequence[Experiment], limits: Limits, args: argparse.Namespace) -> list[Experiment]:
+    """The experiments with the attributes that each counterfactual shown changes, as the oracle sees them."""
     logits = oracle_logits(args.oracle_path, machine(args))
-    return [replace(e, changes=attribute_changes(list(e.images.values()), logits)) for e in experiments]
+    ids, _ = chosen_ids(experiments, limits)
+    shown = [[e.images[id] for id in ids if id in e.images] for e in experiments]
+    return [replace(e, changes=attribute_changes(i, logits)) for e, i in zip(experiments, shown, strict=True)]
 
 
 def sheet_order(experiment: Experiment) -> list[ImageResult]:
@@ -78,10 +87,11 @@ def animated_image(experiment: Experiment, id: int | None) -> ImageResult | None
     return experiment.images[id]
 
 
-def save(path: Path, content: bytes) -> None:
-    """Write a file and say so."""
-    write_file(path, content)
-    say(f"{path}: {len(content) / 1e6:.1f} MB" if len(content) > 1e5 else f"{path}: {len(content) / 1e3:.0f} kB")
+def as_png(image: Image.Image) -> bytes:
+    """The image as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -65,14 +65,14 @@ def render(experiments: Sequence[Experiment], limits: Limits, num_workers: int =
     )
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     ids, total = chosen_ids(experiments, limits)
-    query = next((e.query for e in experiments if e.query is not None), None)
-    attribute = None if query is None else ATTRIBUTES[query].replace("_", " ")
+    attributes = [name.replace("_", " ") for name in ATTRIBUTES]
+    explained = [None if e.query is None else attributes[e.query] for e in experiments]
     return environment.get_template("report.html.j2").render(
         style=style,
         script=script,
         style_hash=_policy_hash(style),
         script_hash=_policy_hash(script),
-        attribute=attribute,
+        explained=", ".join(dict.fromkeys(name for name in explained if name)),
         experiments=[_overview(experiment) for experiment in experiments],
         summary=_summary_table(experiments),
         summary_columns=list(SUMMARY_COLUMNS.values()),
@@ -80,10 +80,11 @@ def render(experiments: Sequence[Experiment], limits: Limits, num_workers: int =
         remarks=_remarks(experiments),
         notes=_notes(experiments, ids, total, limits),
         data={
-            "attribute": attribute,
-            "query": query,
-            "attributes": [name.replace("_", " ") for name in ATTRIBUTES],
-            "experiments": [{"name": e.tree.exp_name, "oracle": bool(e.changes)} for e in experiments],
+            "attributes": attributes,
+            "experiments": [
+                {"name": e.tree.exp_name, "query": e.query, "attribute": name}
+                for e, name in zip(experiments, explained, strict=True)
+            ],
             "images": list(_images(experiments, ids, limits, num_workers)),
         },
     )

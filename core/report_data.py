@@ -127,6 +127,8 @@ def attribute_changes(images: Sequence[ImageResult], logits: Features) -> dict[i
 
     Raises InputError for an oracle of other attributes than CelebA's, or a damaged image.
     """
+    if not images:
+        return {}
     before, after = (
         decide(logits(paths))
         for paths in (

@@ -4,7 +4,8 @@
 const block = document.getElementById("data");
 const report = JSON.parse(block.textContent);
 block.remove(); // the parsed copy suffices
-const { images, experiments, attributes, query } = report;
+const { images, experiments, attributes } = report;
+for (const { runs } of images) runs.forEach((run, index) => { if (run) run.experiment = experiments[index]; });
 const several = experiments.length > 1;
 const gallery = document.getElementById("gallery");
 const bar = document.getElementById("bar");
@@ -24,14 +25,22 @@ function el(tag, properties = {}, ...children) {
 
 const idText = (id) => String(id).padStart(7, "0");
 const source = (base64) => `data:image/webp;base64,${base64}`;
-const number = (value, digits = 3) => (value === undefined ? "–" : value.toFixed(digits));
+
+/** A share between 0 and 1; one that is not quite 0 or 1 does not look as if it were. */
+function number(value, digits = 3) {
+  const least = 10 ** -digits;
+  if (value > 0 && value < least / 2) return `<${least.toFixed(digits)}`;
+  if (value < 1 && value > 1 - least / 2) return `>${(1 - least).toFixed(digits)}`;
+  return value.toFixed(digits);
+}
+
 const picture = (base64, alt, caption) =>
   el("figure", {}, el("img", { src: source(base64), alt, draggable: "false" }), caption ? el("figcaption", {}, caption) : null);
 
 // ---------------------------------------------------------------- figures about one result
 
-const named = (decision) => (report.attribute ? `${decision ? "" : "not "}${report.attribute}` : String(decision));
-const changed = (run) => (run.changes || []).filter(([attribute]) => attribute !== query);
+const named = (attribute, decision) => (attribute ? `${decision ? "" : "not "}${attribute}` : String(decision));
+const changed = ({ changes, experiment }) => (changes || []).filter(([attribute]) => attribute !== experiment.query);
 const moved = ({ info }) => ("orig_conf" in info && "cf_conf" in info ? Math.abs(info.cf_conf - info.orig_conf) : undefined);
 
 function badges(run) {
@@ -42,7 +51,7 @@ function badges(run) {
 }
 
 /** The probability before and after, as numbers and as a line from one to the other. */
-function probability({ info }) {
+function probability({ info, experiment }) {
   if (!("orig_conf" in info && "cf_conf" in info)) return null;
   const [before, after] = [info.orig_conf, info.cf_conf];
   const span = el("span", { class: "span" });
@@ -52,7 +61,7 @@ function probability({ info }) {
   const to = el("span", { class: "dot to" });
   from.style.left = `${100 * before}%`;
   to.style.left = `${100 * after}%`;
-  const name = `p(${report.attribute || "attribute"})`;
+  const name = `p(${experiment.attribute || "attribute"})`;
   return el("div", { class: "probability", title: "ring: before, filled: after" },
     el("div", { class: "row" }, el("span", { class: "faint" }, name), el("span", { class: "figures" }, `${number(before)} → ${number(after)}`)),
     el("div", { class: "track", "aria-hidden": "true" }, span, from, to));
@@ -173,6 +182,7 @@ function buildBar() {
   const counts = new Map();
   for (const run of runs) for (const [index] of run.changes || []) counts.set(index, (counts.get(index) || 0) + 1);
   const oracle = runs.some((run) => run.changes);
+  const common = experiments.every(({ attribute }) => attribute === experiments[0].attribute) ? experiments[0].attribute : null;
   const sorts = Object.keys(KEYS).filter((key) =>
     ({ id: true, change: runs.some((run) => moved(run) !== undefined), changes: oracle })[key] ?? has(key));
   const find = el("input", { type: "search", name: "find", inputmode: "numeric", placeholder: "id", size: "8",
@@ -182,7 +192,7 @@ function buildBar() {
     several ? choice("exp", "Experiment", experiments.map(({ name }, index) => [String(index), name])) : null,
     choice("correct", "Input", [["", "all"], ["CC", "classified correctly (CC)"], ["IC", "incorrectly (IC)"]]),
     choice("flipped", "Target", [["", "all"], ["CCF", "reached (CCF)"], ["ICF", "missed (ICF)"]]),
-    has("target") ? choice("target", "Towards", [["", "both"], ["1", named(1)], ["0", named(0)]]) : null,
+    has("target") ? choice("target", "Towards", [["", "both"], ["1", named(common, 1)], ["0", named(common, 0)]]) : null,
     oracle ? choice("attribute", "Attribute changed", [["", "any or none"], ["none", "no other"], ...attributeOptions]) : null,
     choice("sort", "Sort by", sorts.map((key) => [key, KEYS[key].name])),
     el("label", {}, el("span", {}, "Find"), find),
@@ -245,10 +255,10 @@ function panel(image, run, index) {
       ? el("p", { class: "faint" }, "The steps of this image are saved, but its film strip is not in this file (--film-strips).") : null);
 }
 
-function facts({ info }) {
+function facts({ info, experiment: { attribute } }) {
   const lines = [
-    ["label", "label" in info && named(info.label)], ["prediction", "pred" in info && named(info.pred)],
-    ["target", "target" in info && named(info.target)], ["prediction after", "cf_pred" in info && named(info.cf_pred)],
+    ["label", "label" in info && named(attribute, info.label)], ["prediction", "pred" in info && named(attribute, info.pred)],
+    ["target", "target" in info && named(attribute, info.target)], ["prediction after", "cf_pred" in info && named(attribute, info.cf_pred)],
     ["1 − p(target), BKL", "bkl" in info && number(info.bkl, 4)], ["distance L1", "l_1" in info && number(info.l_1, 4)],
     ["scale used", "scale" in info && String(info.scale)],
   ].filter(([, value]) => value !== false);

@@ -31,7 +31,7 @@ def page_of(root: Path, names: list[str], **limits: int) -> str:
 def test_every_image_has_its_pictures_and_figures(tmp_path):
     data = data_of(page_of(tmp_path, ["smile/dime"]))
     assert [image["id"] for image in data["images"]] == list(range(6))
-    assert (data["attribute"], data["query"]) == ("Smiling", 31)
+    assert data["experiments"] == [{"name": "smile/dime", "query": 31, "attribute": "Smiling"}]
     for image in data["images"]:
         (run,) = image["runs"]
         assert all(picture.startswith("UklGR") for picture in (image["input"], run["cf"], run["difference"]))  # RIFF
@@ -58,6 +58,15 @@ def test_experiments_stand_side_by_side_by_id(tmp_path):
     present = {image["id"]: [run is not None for run in image["runs"]] for image in data["images"]}
     assert present == {1: [True, False], 2: [True, True], 5: [False, True]}
     assert [experiment["name"] for experiment in data["experiments"]] == ["a", "b"]
+
+
+def test_each_experiment_keeps_the_attribute_that_it_explains(tmp_path):
+    trees = [make_experiment(tmp_path, name, [1]) for name in ("smile", "young", "unknown")]
+    trees[1].report("config.yaml").write_text("query_label: 39\n")
+    trees[2].report("config.yaml").unlink()
+    page = render([read_experiment(tree) for tree in trees], Limits())
+    assert [experiment["attribute"] for experiment in data_of(page)["experiments"]] == ["Smiling", "Young", None]
+    assert "of Smiling, Young</span>" in page
 
 
 def test_what_is_cut_is_said(tmp_path):

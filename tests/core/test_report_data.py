@@ -95,6 +95,7 @@ def test_attribute_changes_are_the_decisions_that_differ(tmp_path):
         return rows
 
     assert attribute_changes(images, logits) == {0: [(31, 1)], 1: [(31, 1)], 2: [(5, -1), (31, 1)]}
+    assert attribute_changes([], logits) == {}
     with pytest.raises(InputError, match="39 outputs"):
         attribute_changes(images, lambda paths: torch.zeros(len(paths), 39))
 
