@@ -302,9 +302,10 @@ def test_orphans_go_and_a_living_siblings_files_stay(world, tmp_path):
 # Writing fails
 
 
-@pytest.mark.parametrize("writes", [0, 1, 3, 5, 17])
-@pytest.mark.parametrize("reason", ["ENOSPC", "EROFS", "EIO"])
-def test_a_disk_that_fails_is_said_in_one_line_and_nothing_is_lost(world, tmp_path, monkeypatch, reason, writes):
+@pytest.mark.parametrize(("reason", "writes"), [("EROFS", 0), ("ENOSPC", 3), ("EIO", 17), ("ENOSPC", 22)])
+def test_a_disk_that_fails_is_said_in_one_line_and_nothing_is_lost(
+    world, shared_run, tmp_path, monkeypatch, reason, writes
+):
 
     fsync, count = os.fsync, itertools.count()
 
@@ -322,5 +323,8 @@ def test_a_disk_that_fails_is_said_in_one_line_and_nothing_is_lost(world, tmp_pa
     assert "could not be written" in last and os.strerror(getattr(errno, reason)) in last
     assert not list((tmp_path / "out").rglob(".*"))
     assert run_main(*command).code == 0
-    alone = whole_run(world, tmp_path / "alone", num_batches=1)
-    assert comparable(tmp_path / "out") == alone
+    assert images_only(tmp_path / "out") == images_only(shared_run)
+
+
+def images_only(out: Path) -> dict[str, bytes]:
+    return {name: content for name, content in tree_of(out).items() if not name.endswith("config.yaml")}

@@ -6,8 +6,11 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 import main as main_script
 from core.cli import run
@@ -31,18 +34,22 @@ class Fork:
     def _run(self, arguments: Sequence[str], prepare: Callable[[], None]) -> None:
         code = 1
         try:
+            torch.set_num_threads(1)  # a pool of threads does not survive a fork
             descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             sys.argv = [str(main_script.__file__), *arguments]
             prepare()
-            run(main_script.main)
-        except SystemExit as exit:
-            code = exit.code if isinstance(exit.code, int) else 1
-        finally:
+            try:
+                run(main_script.main)
+            except SystemExit as exit:
+                code = exit.code if isinstance(exit.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
             sys.stdout.flush()
             sys.stderr.flush()
+        finally:  # whatever has happened, a fork never goes back into the code of its parent
             os._exit(code)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
