@@ -122,7 +122,9 @@ FILTERS = {
     "find=0000005": [5],
     "sort=l_1": sorted(IDS, key=lambda id: record(id).l_1),
     "sort=bkl": sorted(IDS, key=lambda id: record(id).bkl),
-    "sort=change": sorted(IDS, key=lambda id: -record(id).mad),
+    "sort=change": sorted(IDS, key=lambda id: record(id).mad),
+    "sort=l_1&order=largest": sorted(IDS, key=lambda id: -record(id).l_1),
+    "order=largest": list(reversed(IDS)),
     "sort=change&flipped=ICF&correct=IC": [],
     "sort=nonsense&exp=9": list(IDS),
 }
@@ -184,6 +186,9 @@ def test_several_experiments_and_absent_images(tmp_path):
     page = tmp_path / "Results" / "a" / "report.html"
     assert shown(page_after_scripts(page)) == [0, 1, 2, 3]
     assert shown(page_after_scripts(page, "exp=1&flipped=ICF")) == [3]
+    assert shown(page_after_scripts(page, "exp=1")) == [0, 1, 2, 3]
+    for order in ("smallest", "largest"):  # b lacks 0 and 1
+        assert set(shown(page_after_scripts(page, f"exp=1&sort=l_1&order={order}"))[2:]) == {0, 1}
     assert page_after_scripts(page).count('class="run absent"') == 3
 
 
@@ -191,9 +196,20 @@ def test_thousands_of_images_are_made_when_they_come_into_view(tmp_path):
     require_browser()
     make_experiment(tmp_path, "many", range(400))
     assert make_report(tmp_path, "many", "--contact-sheet", 0).code == 0
-    document = page_after_scripts(tmp_path / "Results" / "many" / "report.html")
+    script = """
+      const last = gallery.lastElementChild;
+      const seen = [last.childElementCount];
+      last.scrollIntoView();
+      const wait = () => {
+        if (!last.hasChildNodes()) return requestAnimationFrame(wait);
+        document.title = [...seen, last.querySelectorAll("img").length].join(" ");
+      };
+      wait();
+    """
+    document = page_after_scripts(with_script(tmp_path / "Results" / "many" / "report.html", script))
     assert len(shown(document)) == 400
-    assert 9 <= document.count("<img") / 3 < 60  # what is near a window of 1200x800, of 400
+    assert title(document) == "0 3"
+    assert 12 <= document.count("<img") / 3 < 100  # what has been near a window of 1200x800, of 400
 
 
 def test_hostile_names_and_files_run_nothing(tmp_path):

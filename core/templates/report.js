@@ -84,13 +84,12 @@ function chips(run) {
 // ---------------------------------------------------------------- the gallery
 
 function card(image) {
-  const open = () => show(image.id);
-  const label = `Image ${image.id}: details`;
+  // the button's area covers the card, whose text and pictures stay outside it for those who listen to the page
+  const open = el("button", { type: "button", class: "id", "aria-label": `Image ${image.id}: details`, onclick: () => show(image.id) }, idText(image.id));
   const input = picture(image.input, `input ${image.id}`, "input");
   if (!several) {
     const [run] = image.runs;
-    return el("button", { type: "button", class: "inner", "aria-label": label, onclick: open },
-      el("div", { class: "row" }, el("span", { class: "id" }, idText(image.id)), badges(run)),
+    return el("article", { class: "inner" }, el("div", { class: "row" }, open, badges(run)),
       el("div", { class: "triple" }, input, ...outcome(image, run)),
       probability(run), shortFigures(run), chips(run));
   }
@@ -100,8 +99,7 @@ function card(image) {
     return el("div", { class: "run" }, el("div", { class: "row" }, name, badges(run)),
       el("div", { class: "pair" }, ...outcome(image, run)), probability(run), shortFigures(run), chips(run));
   });
-  return el("button", { type: "button", class: "inner wide", "aria-label": label, onclick: open },
-    el("div", { class: "own" }, el("div", { class: "row" }, el("span", { class: "id" }, idText(image.id))), input), ...runs);
+  return el("article", { class: "inner wide" }, el("div", { class: "own" }, open, input), ...runs);
 }
 
 const outcome = (image, run) => [
@@ -124,13 +122,17 @@ function fill(item) {
 const byId = new Map(images.map((image) => [image.id, image]));
 let listed = [];
 
-/** Lay out what the filters let through; the cards themselves are made when they come near the window. */
+const AT_ONCE = 12;
+
+/** Lay out what the filters let through; but for the first ones, cards are made when they come near the window. */
 function refresh() {
   filler.disconnect();
-  listed = images.filter(passes).sort(order());
+  listed = images.filter(passes);
+  listed.sort(order());
   const cards = listed.map((image) => el("li", { class: "card", "data-id": image.id }));
   gallery.replaceChildren(...cards);
-  cards.forEach((item) => filler.observe(item));
+  cards.slice(0, AT_ONCE).forEach(fill);
+  cards.slice(AT_ONCE).forEach((item) => filler.observe(item));
   document.getElementById("empty").hidden = listed.length > 0;
   document.getElementById("count").textContent = `${listed.length.toLocaleString("en")} of ${images.length.toLocaleString("en")} images`;
   remember();
@@ -139,13 +141,13 @@ function refresh() {
 // ---------------------------------------------------------------- filters and sorting
 
 const KEYS = {
-  id: { name: "id", of: () => undefined },
-  l_1: { name: "L1, smallest first", of: (run) => run.info.l_1 },
-  bkl: { name: "BKL, smallest first", of: (run) => run.info.bkl },
-  change: { name: "change of probability, largest first", of: (run) => (moved(run) === undefined ? undefined : -moved(run)) },
-  changes: { name: "other attributes changed, fewest first", of: (run) => run.changes && changed(run).length },
+  id: { name: "id", of: null },
+  l_1: { name: "L1 distance", of: (run) => run.info.l_1 },
+  bkl: { name: "BKL", of: (run) => run.info.bkl },
+  change: { name: "change of probability", of: moved },
+  changes: { name: "other attributes changed", of: (run) => (run.changes ? changed(run).length : undefined) },
 };
-const DEFAULTS = { exp: "0", correct: "", flipped: "", target: "", attribute: "", sort: "id", find: "" };
+const DEFAULTS = { exp: "0", correct: "", flipped: "", target: "", attribute: "", sort: "id", order: "", find: "" };
 const state = { ...DEFAULTS };
 
 const selected = (image) => image.runs[Number(state.exp)];
@@ -163,10 +165,13 @@ function passes(image) {
   return !attribute || (run.changes || []).some(([index]) => index === Number(attribute));
 }
 
+/** Compares two images by the chosen figure, then by id; those that lack the figure come last in either direction. */
 function order() {
   const { of } = KEYS[state.sort];
-  const key = (image) => (selected(image) && of(selected(image))) ?? Infinity;
-  return (a, b) => (key(a) === key(b) ? a.id - b.id : key(a) - key(b));
+  const direction = state.order === "largest" ? -1 : 1;
+  const key = (run) => (of ? direction * ((run && of(run)) ?? direction * Infinity) : 0);
+  const keys = new Map(listed.map((image) => [image, key(selected(image))]));
+  return (a, b) => (keys.get(a) === keys.get(b) ? direction * (a.id - b.id) : keys.get(a) - keys.get(b));
 }
 
 function choice(name, label, options) {
@@ -195,6 +200,7 @@ function buildBar() {
     has("target") ? choice("target", "Towards", [["", "both"], ["1", named(common, 1)], ["0", named(common, 0)]]) : null,
     oracle ? choice("attribute", "Attribute changed", [["", "any or none"], ["none", "no other"], ...attributeOptions]) : null,
     choice("sort", "Sort by", sorts.map((key) => [key, KEYS[key].name])),
+    choice("order", "Order", [["", "smallest first"], ["largest", "largest first"]]),
     el("label", {}, el("span", {}, "Find"), find),
     el("output", { id: "count", "aria-live": "polite" }),
   ];
