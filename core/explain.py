@@ -39,8 +39,8 @@ class Explanations:
 
     noisy, cf: (N, 3, H, W), the input noised to τ and the counterfactual. pred, target, cf_pred: (N,) int64.
     p_target, cf_p_target: (N,) the target's probability for the input and for the counterfactual.
-    scale: (N,) the last classifier scale tried. finite: (N,) False where the counterfactual is not a number
-    somewhere; such an image has failed and never counts as flipped.
+    scale: (N,) the last classifier scale tried. finite: (N,) False where the counterfactual, or a clean
+    estimate on the way to it, is not a number somewhere; such an image has failed and never counts as flipped.
     frames: for each kept kind (x_t, z_t) the 8-bit images (N, τ, 3, H, W) at the start of each outer step.
     """
 
@@ -141,8 +141,11 @@ class Explainer:
         ids, target = [batch.ids[row] for row in rows], result.target[rows]
         x = batch.x[rows]
         recorder = _Recorder(self.keep_frames, len(pending))
+        finite = torch.ones(len(rows), dtype=torch.bool, device=x.device)
 
         def observe(step: int, x_t: torch.Tensor, z_t: torch.Tensor) -> None:
+            # a ReLU passes no gradient back from NaN: such an estimate may leave no trace in the result
+            finite.logical_and_(x_t.isfinite().flatten(1).all(dim=1))
             recorder(step, x_t, z_t)
             if progress:
                 progress(scale, step)
@@ -157,7 +160,7 @@ class Explainer:
         )
         logits = self.guidance.classifier(cf)
         p_target = decision.probability(logits, target)
-        finite = cf.isfinite().flatten(1).all(dim=1) & p_target.isfinite()
+        finite &= cf.isfinite().flatten(1).all(dim=1) & p_target.isfinite()
         kept = slice(len(pending))  # the rows beyond are padding
         result.cf[pending] = cf[kept]
         result.cf_pred[pending] = decision.predict(logits)[kept]

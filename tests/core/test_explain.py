@@ -154,6 +154,28 @@ def test_what_is_not_a_number_never_counts_as_flipped(row):
     assert torch.equal(result.cf[others], healthy.cf[others])
 
 
+@pytest.mark.parametrize("evaluation", range(7))
+def test_a_passing_nan_is_noticed(evaluation):
+    """Also where it reaches a clean estimate only, whose gradient a ReLU then makes zero: at tau = 4, seven of them."""
+
+    class Dim(Brightness):
+        def forward(self, x):
+            return super().forward(torch.relu(x))
+
+    class PoisonsOnce(CountingModel):
+        def forward(self, x, t):
+            output = super().forward(x, t)
+            if self.evaluations == evaluation + 1:
+                output[3] = torch.nan
+            return output
+
+    model = PoisonsOnce()
+    guidance = Guidance(Dim(), BinaryAttribute(0, use_logits=True))
+    result = explainer(model=model, guidance=guidance, scales=[5000.0])(batch(EVERYONE))
+    assert model.evaluations == 7
+    assert result.finite.tolist() == [row != 3 for row in EVERYONE]
+
+
 def test_a_conditional_model_is_told_each_images_own_labels():
     class Conditional(CountingModel):
         def forward(self, x, t, y):
