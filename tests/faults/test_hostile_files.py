@@ -136,3 +136,13 @@ def test_what_a_run_is_resumed_from(world, begun, tmp_path, hostile, marker, nam
     run = run_main(*world.command(out, flags))
     assert not marker.exists(), "its code has run"
     assert run.code == 2 and path.name in run.err.splitlines()[-1] and "Traceback" not in run.err, run.err
+
+
+@pytest.mark.parametrize("kind", YAML)
+@pytest.mark.parametrize("name", ["config.yaml", "summary.yaml"])
+def test_report(metric_world: MetricWorld, tmp_path, marker, kind, name):
+    tree = metric_world.small_tree(tmp_path / "tree")
+    path = tree / "Results/expA" / name
+    path.write_bytes(YAML[kind](marker))
+    run_script(importlib.import_module("make-report"), tree, "expA", "--file", tmp_path / "page.html")
+    assert not marker.exists(), "its code has run"
