@@ -4,7 +4,10 @@
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-python="${PYTHON:-$(command -v python || command -v python3)}"
+# the environment that run-tests.sh and demo.sh make, where no other one is active
+own="${DIME_VENV:-$here/.venv}/bin/python"
+[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$own" ] || own="$(command -v python || command -v python3)"
+python="${PYTHON:-$own}"
 
 case "${1:-}" in
     -h | --help) exec "$python" "$here/compute_FID.py" --help ;;

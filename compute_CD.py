@@ -1,6 +1,4 @@
-"""CD: do counterfactuals change other attributes as the data set couples them to the one explained, or
-otherwise?
-"""
+"""CD: do counterfactuals change other attributes as the data set couples them to the one explained?"""
 
 from pathlib import Path
 
@@ -8,6 +6,7 @@ from core.cli import run
 from core.evaluation import oracle_logits, select_pairs, spurious_correlations, train_labels
 from core.metric_cli import add_query_flag, machine, metric_parser, note, show, tree, write_file
 from core.plots import correlation_plot
+from core.published import recorded
 
 
 def main() -> None:
@@ -23,9 +22,11 @@ def main() -> None:
     cd, correlations = spurious_correlations(pairs, attributes, labels, args.query_label)
     if correlations.undefined:
         note(f"{correlations.undefined} attributes never change: their correlation is undefined and counts as 0")
+    if other := recorded(tree(args), "query_label") - {args.query_label}:
+        note(f"the experiment explains attribute {other.pop()} (config.yaml), CD is taken for {args.query_label}")
+    show(args, {"CD Result:": cd})
     plot = args.plot or tree(args).report("CD.png")
     write_file(plot, correlation_plot(correlations, args.query_label))
-    show(args, {"CD Result:": cd})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
-"""COUT: how soon does the decision flip when an input's pixels turn into the counterfactual's, most changed
-first?
-"""
+"""COUT: how soon does the decision flip while pixels turn into the counterfactual's, most changed first?"""
 
 from pathlib import Path
 
-from core.checkpoints import load_classifier
+from core.checkpoints import load_classifier, output_column
 from core.cli import run
-from core.evaluation import class_transition, require_output, select_pairs
+from core.evaluation import class_transition, select_pairs
 from core.metric_cli import add_query_flag, machine, metric_parser, show, tree, write_file
 from core.plots import transition_plot
 
@@ -19,10 +17,10 @@ def main() -> None:
     args = parser.parse_args()
     pairs, here = select_pairs(tree(args), args.partition, flipped_only=False), machine(args)
     classifier = load_classifier(args.classifier_path, here.device)
-    require_output(classifier, args.query_label, args.classifier_path)
-    result, curves = class_transition(pairs, classifier, args.query_label, here)
-    write_file(args.plot or tree(args).report("COUT.png"), transition_plot(curves))
+    column = output_column(classifier, args.query_label, args.classifier_path)
+    result, curves = class_transition(pairs, classifier, column, here)
     show(args, {"COUT:": result})
+    write_file(args.plot or tree(args).report("COUT.png"), transition_plot(curves))
 
 
 if __name__ == "__main__":

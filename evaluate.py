@@ -4,12 +4,11 @@ import argparse
 from pathlib import Path
 
 from core import report as tables
-from core.cli import Parser, run
+from core.cli import Parser, attribute, run
 from core.errors import InputError
 from core.evaluation import FEATURE_NETWORKS
 from core.metric_cli import (
     NETWORK_FLAGS,
-    add_query_flag,
     add_seeds_flags,
     machine,
     metric_parser,
@@ -43,7 +42,7 @@ def build_parser() -> Parser:
     add("--exp-name", nargs="+", default=[], help="the experiments (main.py's --exp_name)")
     add_seeds_flags(parser, required=False)
     add("--celeba-path", default=None, help="folder in CelebA's layout, for CD's train labels")
-    add_query_flag(parser)
+    add("--query-label", type=attribute, help="attribute explained, by index or name; unset: as each run recorded")
     add("--feature-network", choices=FEATURE_NETWORKS, default="inception", help="the space of Frechet distances")
     add("--papers", nargs="*", choices=tuple(PUBLISHED), default=[], help="columns with papers' figures (Smile)")
     return parser

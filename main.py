@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from core.checkpoints import load_classifier, load_perceptual, load_unet
+from core.checkpoints import load_classifier, load_perceptual, load_unet, output_column
 from core.cli import run, say, select_device
 from core.datasets import CelebA, open_dataset, select_ids
 from core.errors import InputError
@@ -152,10 +152,7 @@ def build_explainer(
 ) -> RecoveringExplainer:
     """The networks, loaded onto the device, and the method; the check stands before every evaluation."""
     classifier = load_classifier(args.classifier_path, device)
-    if args.query_label >= classifier.num_outputs:
-        raise InputError(
-            f"--query_label {args.query_label}: {args.classifier_path} has {classifier.num_outputs} outputs, from 0"
-        )
+    column = output_column(classifier, args.query_label, args.classifier_path)
     model = load_model(args, device, check)
     model.convert_to(PRECISIONS[args.precision])
     explainer = Explainer(
@@ -163,7 +160,7 @@ def build_explainer(
         diffusion=diffusion,
         guidance=Guidance(
             classifier,
-            BinaryAttribute(args.query_label, args.use_logits),
+            BinaryAttribute(column, args.use_logits),
             load_perceptual(args.l_perc_layer, device) if args.l_perc else None,
             l1=args.l1_loss,
             l2=args.l2_loss,

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from core.cli import say
+from core.datasets import ATTRIBUTES
 from core.errors import InputError
 from core.unet_flags import differing_flags, infer_flags
 from core.weight_files import (
@@ -34,6 +35,7 @@ from models.inception import InceptionFeatures
 from models.lpips_vgg import LINEAR_HEADS, LPIPSDistance, lpips_parameter_name
 from models.perceptual import VGG19_LAYERS, PerceptualFeatures
 from models.resnet import Oracle, caffe_resnet50, oracle_parameter_name
+from models.small_cnn import SmallCNN
 
 CELEBA_CLASSES = 40
 VGGFACE2_FILES = ("resnet50_vggface2_model.pkl", "resnet50_ft_weight.pkl")
@@ -66,15 +68,35 @@ def load_unet(path: str | Path, flags: Mapping[str, Any], device: torch.device) 
 def load_classifier(path: str | Path, device: torch.device) -> nn.Module:
     """The classifier to explain, recognised by what the file holds (CLASSIFIER_FORMATS).
 
-    It maps x (N, 3, H, W) in [-1, 1] to logits (N, C) and says C in its attribute `num_outputs`.
+    It maps x (N, 3, H, W) in [-1, 1] to logits (N, C) and says C in its attribute `num_outputs`. Its attribute
+    `attributes` names the outputs, None where the file does not (`output_column`).
     """
     content = read_checkpoint(path)
     for recognise in CLASSIFIER_FORMATS.values():
         recognised = recognise(content)
         if recognised is not None:
-            return _finish(*recognised, path, device)
+            network = _finish(*recognised, path, device)
+            network.attributes = _output_names(content.get("attributes"), network.num_outputs)
+            return network
     known = "; ".join(CLASSIFIER_FORMATS)
     raise InputError(f"{path}: holds {describe(content)}, which is no known classifier; known: {known}")
+
+
+def _output_names(stored: Any, count: int) -> list[str] | None:
+    named = isinstance(stored, list) and len(stored) == count and all(isinstance(name, str) for name in stored)
+    return stored if named else None
+
+
+def output_column(classifier: nn.Module, attribute: int, path: str | Path) -> int:
+    """Which output of a loaded classifier decides on an attribute of CelebA. Raises InputError where none does."""
+    if classifier.attributes is not None:
+        if ATTRIBUTES[attribute] in classifier.attributes:
+            return classifier.attributes.index(ATTRIBUTES[attribute])
+        names = ", ".join(map(str, classifier.attributes))
+        raise InputError(f"--query_label {attribute} ({ATTRIBUTES[attribute]}): {path} decides on {names} only")
+    if attribute >= classifier.num_outputs:
+        raise InputError(f"--query_label {attribute}: {path} has {classifier.num_outputs} outputs, counted from 0")
+    return attribute
 
 
 def load_oracle(path: str | Path, device: torch.device) -> Oracle:
@@ -163,8 +185,19 @@ def _recognise_densenet(content: Any) -> tuple[nn.Module, State] | None:
     return network, _with_prefix("feat_extract.", trunk) | _with_prefix("classifier.", head)
 
 
+def _recognise_small_cnn(content: Any) -> tuple[nn.Module, State] | None:
+    parts = _trunk_and_head(content)
+    if parts is None or not SmallCNN.recognises(parts[0]):
+        return None
+    trunk, head = parts
+    with torch.device("meta"):
+        network = SmallCNN.shaped_like({"feat_extract": trunk, "classifier": head})
+    return network, _with_prefix("feat_extract.", trunk) | _with_prefix("classifier.", head)
+
+
 CLASSIFIER_FORMATS: dict[str, Recogniser] = {
-    "a DenseNet-121 classifier (a dict with feat_extract and classifier)": _recognise_densenet,
+    "a DenseNet-121 classifier (tables feat_extract and classifier)": _recognise_densenet,
+    "the small CNN of celeba-train-classifier.py (the same two tables)": _recognise_small_cnn,
 }
 """What load_classifier knows: a format in words -> its recogniser."""
 
@@ -181,6 +214,7 @@ def _trunk_and_head(content: Any) -> tuple[State, State] | None:
     trunk, head = content.get("feat_extract"), content.get("classifier")
     if not (_is_state_dict(trunk) and _is_state_dict(head)):
         return None
+    trunk, head = ({name.removeprefix("module."): value for name, value in table.items()} for table in (trunk, head))
     return (trunk, head) if "weight" in head and head["weight"].ndim == 2 else None
 
 
@@ -239,7 +273,8 @@ def _require_fitting_flags(path: str | Path, network: UNetModel, state: State, i
     given = infer_flags({name: tuple(value.shape) for name, value in network.state_dict().items()}, image_size)
     wrong = [key for key in given if given[key] != needed[key] and key not in ("num_classes", "multiclass")]
     if wrong:
-        listed = ", ".join(f"--{key} {needed[key]!s} instead of {given[key]!s}" for key in wrong)
+        none = "''"
+        listed = ", ".join(f"--{key} {needed[key]!s} instead of {str(given[key]) or none}" for key in wrong)
         raise InputError(f"{path}: does not fit the flags; it needs {listed}")
 
 

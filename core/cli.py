@@ -20,11 +20,19 @@ EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of a flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = action.default not in (None, "", [])
+        return super()._get_help_string(action) if has_default else action.help
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with `--a-b` and `--a_b` taken as the same flag, defaults in --help, and errors of one line (exit 2)."""
 
     def __init__(self, **kwargs) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         """Parse, after spelling every flag the way it was declared."""
@@ -97,6 +105,7 @@ def select_device(gpu: str) -> torch.device:
     An index without a GPU on this machine means the CPU, which is said once. Raises InputError for an index beyond
     the GPUs that are here and for a device that torch does not have.
     """
+    gpu = gpu.lower()
     if gpu.isdecimal():
         if not torch.cuda.is_available():
             say(f"No CUDA GPU found: --gpu {gpu} runs on the CPU.")

@@ -7,6 +7,7 @@ measures and by experiments.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,7 +20,7 @@ from torch import nn
 
 from core.checkpoints import load_inception, load_oracle, load_vggface2
 from core.datasets import ATTRIBUTES, read_annotations, read_image
-from core.errors import InputError
+from core.errors import InputError, UndefinedError
 from core.features import ImageFeatures, Machine, StoredFeatures, batches
 from core.frechet import frechet_distance, gaussian, split_frechet_distance
 from core.images import from_image
@@ -74,10 +75,10 @@ def select_pairs(tree: ResultTree, partition: str = "all", flipped_only: bool = 
         raise InputError(f"{tree.results}: the experiment holds no counterfactual yet")
     chosen = [pair for pair in pairs if in_partition(pair, partition) and (pair.flipped or not flipped_only)]
     if not chosen:
-        kind = {"cor": "correctly classified ", "inc": "incorrectly classified ", "all": ""}[partition]
+        kind = {"cor": "a correctly classified", "inc": "an incorrectly classified", "all": "an"}[partition]
         reached = " whose counterfactual reached its target" if flipped_only else ""
-        raise InputError(f"{tree.results}: none of its {len(pairs)} pairs is of a {kind}image{reached}")
-    _require_one_size(chosen)
+        raise UndefinedError(f"{tree.results}: none of its {len(pairs)} pairs is of {kind} image{reached}")
+    _require_one_size(_originals(chosen) + _counterfactuals(chosen))
     return chosen
 
 
@@ -86,13 +87,13 @@ def in_partition(pair: Pair, partition: str) -> bool:
     return partition == "all" or pair.correct == (partition == "cor")
 
 
-def _require_one_size(pairs: Sequence[Pair]) -> None:
-    expected = _size(pairs[0].original)
-    for path in (path for pair in pairs for path in (pair.original, pair.counterfactual)):
+def _require_one_size(paths: Sequence[Path]) -> None:
+    expected = _size(paths[0])
+    for path in paths:
         size = _size(path)
         if size != expected:
             raise InputError(
-                f"{path}: is {size[0]}x{size[1]}, but {pairs[0].original} is {expected[0]}x{expected[1]}; "
+                f"{path}: is {size[0]}x{size[1]}, but {paths[0]} is {expected[0]}x{expected[1]}; "
                 "all images of an experiment must have one size"
             )
 
@@ -143,13 +144,15 @@ def changed_attributes(pairs: Sequence[Pair], attributes: Features) -> Measureme
 def spurious_correlations(
     pairs: Sequence[Pair], attributes: Features, labels: np.ndarray, query: int
 ) -> tuple[Measurement, CorrelationDifference]:
-    """CD: does the explanation change more than the query? labels (M, 40): `train_labels`."""
+    """CD: does the explanation change more than the query? labels (M, 40): `train_labels`.
+
+    There is no interval: images drawn twice bias a sum of absolute values upwards.
+    """
     changes = decide(attributes(_counterfactuals(pairs))) - decide(attributes(_originals(pairs)))
     if changes.shape[1] != labels.shape[1]:
         raise InputError(f"the oracle has {changes.shape[1]} outputs, but CelebA has {labels.shape[1]} attributes")
     result = correlation_difference(labels, changes, query)
-    interval = bootstrap_interval(lambda rows: correlation_difference(labels, changes[rows], query).value, len(pairs))
-    return Measurement("CD", result.value, len(pairs), interval), result
+    return Measurement("CD", result.value, len(pairs)), result
 
 
 def train_labels(celeba_path: str | Path) -> np.ndarray:
@@ -182,24 +185,26 @@ def _read_pair(pair: Pair) -> torch.Tensor:
 
 def realism(
     tree: ResultTree, partition: str, network: str, input_features: Features, cf_features: Features
-) -> tuple[Measurement, Measurement]:
+) -> list[Measurement]:
     """Fréchet distances between inputs and counterfactuals of CCF: over all of them, and over opposite halves.
 
     In Inception's feature space (network `inception`) they are FID and sFID, in another one they have other names.
     With partition `all` the inputs are all of Original/, else those of the experiment's images of that kind. n is the
-    smaller side. There is no interval: images drawn twice bias a Fréchet distance upwards.
+    smaller side. There is no interval: images drawn twice bias a Fréchet distance upwards. The second is left out where
+    a half has too few images for it; UndefinedError where both have.
     """
     pairs = select_pairs(tree, partition)
     explained = _originals(select_pairs(tree, partition, flipped_only=False))
     inputs = tree.originals() if partition == "all" else explained
+    _require_one_size(inputs)
     x, x_cf = input_features(inputs).numpy(), cf_features(_counterfactuals(pairs)).numpy()
     n = min(len(x), len(x_cf))
     ids, cf_ids = (np.array([int(path.stem) for path in paths]) for paths in (inputs, _counterfactuals(pairs)))
     whole, split = frechet_names(network)
-    return (
-        Measurement(whole, frechet_distance(gaussian(x), gaussian(x_cf)), n),
-        Measurement(split, split_frechet_distance(ids, x, cf_ids, x_cf), n),
-    )
+    distances = [Measurement(whole, frechet_distance(gaussian(x), gaussian(x_cf)), n)]
+    with contextlib.suppress(UndefinedError):
+        distances.append(Measurement(split, split_frechet_distance(ids, x, cf_ids, x_cf), n))
+    return distances
 
 
 def frechet_names(network: str) -> tuple[str, str]:
@@ -235,8 +240,9 @@ def _common_images(trees: Sequence[ResultTree], partition: str) -> list[list[Pat
     if not common:
         names = ", ".join(tree.exp_name for tree in trees)
         raise InputError(f"no image lies in the same folder (CC/IC, CCF/ICF) in all of the experiments {names}")
-    _require_one_size([pairs[key] for key in common for pairs in found])
-    return [[pairs[key].counterfactual for pairs in found] for key in common]
+    groups = [[pairs[key].counterfactual for pairs in found] for key in common]
+    _require_one_size([path for group in groups for path in group])
+    return groups
 
 
 def _read_group(paths: Sequence[Path]) -> torch.Tensor:
@@ -244,12 +250,6 @@ def _read_group(paths: Sequence[Path]) -> torch.Tensor:
 
 
 # networks as features
-
-
-def require_output(classifier: nn.Module, query: int, path: str | Path) -> None:
-    """Raise InputError unless the classifier decides on the query attribute."""
-    if query >= classifier.num_outputs:
-        raise InputError(f"--query-label {query}: {path} has {classifier.num_outputs} outputs, counted from 0")
 
 
 def face_features(weights_path: str | Path, machine: Machine) -> ImageFeatures:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.errors import InputError
+from core.errors import UndefinedError
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Gaussian:
 
 
 def gaussian(features: np.ndarray) -> Gaussian:
-    """The statistics of features (N, D). Raises InputError for fewer than two."""
+    """The statistics of features (N, D). Raises UndefinedError for fewer than two."""
     n, dimensions = features.shape
     if n < 2:
-        raise InputError(f"a Fréchet distance needs at least 2 images on each side, found {n}")
+        raise UndefinedError(f"a Fréchet distance needs at least 2 images on each side, found {n}")
     features = features.astype(np.float64)
     mean = features.mean(axis=0)
     root = (features - mean) / np.sqrt(n - 1)

@@ -137,7 +137,7 @@ def _network_flags(group: argparse._ArgumentGroup) -> None:
 def _method_flags(group: argparse._ArgumentGroup) -> None:
     """The algorithm and its weights."""
     add = group.add_argument
-    add("--seed", type=integer(0), default=4, help="seed of all noise")
+    add("--seed", type=integer(0, 2**63 - 1), default=4, help="seed of all noise")
     add(
         "--noise",
         choices=tuple(NOISE_SOURCES),

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from core.checkpoints import load_classifier, load_lpips
-from core.errors import InputError
+from core.checkpoints import load_classifier, load_lpips, output_column
+from core.datasets import ATTRIBUTES
+from core.errors import InputError, UndefinedError
 from core.evaluation import (
     Measurement,
     changed_attributes,
@@ -27,14 +28,15 @@ from core.evaluation import (
     oracle_logits,
     realism,
     remembered,
-    require_output,
     select_pairs,
     spurious_correlations,
     train_labels,
 )
 from core.features import ImageFeatures, Machine
-from core.published import caveats
+from core.published import caveats, recorded
 from core.results import Pair, ResultTree
+
+SMILING = ATTRIBUTES.index("Smiling")
 
 
 @dataclass
@@ -42,12 +44,13 @@ class Request:
     """What to evaluate and with what; networks are loaded when the first metric needs them.
 
     trees: the experiments. seeds: those of them that are one method under several seeds (for sigma_L), or
-    none. query: the attribute explained. partition: cor, inc or all (COUT takes cor in place of all, as defined).
+    none. query: the attribute explained; None: what each experiment's own configuration says, else Smiling. partition:
+    cor, inc or all (COUT takes cor in place of all, as defined).
     """
 
     trees: Sequence[ResultTree]
     machine: Machine
-    query: int
+    query: int | None
     partition: str
     seeds: Sequence[ResultTree]
     weights_path: Path
@@ -60,6 +63,13 @@ class Request:
     def pairs(self, tree: ResultTree, flipped_only: bool = True) -> list[Pair]:
         """The pairs of an experiment in this partition."""
         return select_pairs(tree, self.partition, flipped_only)
+
+    def query_of(self, tree: ResultTree) -> int:
+        """The attribute that an experiment explains."""
+        if self.query is not None:
+            return self.query
+        known = {query for query in recorded(tree, "query_label") if isinstance(query, int)}
+        return known.pop() if len(known) == 1 else SMILING
 
     @cached_property
     def faces(self) -> ImageFeatures:
@@ -82,7 +92,8 @@ class Request:
     def classifier(self) -> nn.Module:
         """The classifier that was explained."""
         classifier = load_classifier(self.classifier_path, self.machine.device)
-        require_output(classifier, self.query, self.classifier_path)
+        for tree in self.trees:
+            output_column(classifier, self.query_of(tree), self.classifier_path)
         return classifier
 
     @cached_property
@@ -148,7 +159,12 @@ def evaluate(request: Request) -> Report:
             if metric.flipped_only and not any(pair.flipped for pair in request.pairs(tree, flipped_only=False)):
                 report.missing.append(f"{name}: no counterfactual of {tree.exp_name} reached its target")
                 continue
-            for measurement in metric.compute(request, tree):
+            try:
+                measurements = metric.compute(request, tree)
+            except UndefinedError as error:
+                report.missing.append(f"{name} of {tree.exp_name}: {error}")
+                continue
+            for measurement in measurements:
                 report.measurements[tree.exp_name][measurement.name] = measurement
     for tree in request.trees:
         measured = report.measurements[tree.exp_name]
@@ -165,7 +181,11 @@ def _realism(request: Request, tree: ResultTree) -> Sequence[Measurement]:
 def _transition(request: Request, tree: ResultTree) -> Sequence[Measurement]:
     partition = "cor" if request.partition == "all" else request.partition
     pairs = select_pairs(tree, partition, flipped_only=False)
-    return [class_transition(pairs, request.classifier, request.query, request.machine)[0]]
+    return [class_transition(pairs, request.classifier, _column(request, tree), request.machine)[0]]
+
+
+def _column(request: Request, tree: ResultTree) -> int:
+    return output_column(request.classifier, request.query_of(tree), request.classifier_path)
 
 
 METRICS: dict[str, Metric] = {
@@ -185,13 +205,13 @@ METRICS: dict[str, Metric] = {
     "CD": Metric(
         prepare=lambda request: (request.labels, request.attributes),
         compute=lambda request, tree: [
-            spurious_correlations(request.pairs(tree), request.attributes, request.labels, request.query)[0]
+            spurious_correlations(request.pairs(tree), request.attributes, request.labels, request.query_of(tree))[0]
         ],
     ),
     "MAD": Metric(
         prepare=lambda request: request.classifier,
         compute=lambda request, tree: [
-            decision_change(request.pairs(tree, flipped_only=False), request.logits, request.query)
+            decision_change(request.pairs(tree, flipped_only=False), request.logits, _column(request, tree))
         ],
         flipped_only=False,
     ),

@@ -30,8 +30,7 @@ PUBLISHED: dict[str, dict[str, float]] = {
 """Paper -> metric -> figure; full val set, about 20,000 images, as transcribed by the later papers."""
 
 FID_IMAGES = 2048
-"""Fewer images than Inception has features leave the covariance without full rank, and the FID far too large.
-"""
+"""Fewer images than Inception has features leave the covariance without full rank, and the FID far too large."""
 
 
 def too_few_images(distance: Measurement) -> str | None:
@@ -56,19 +55,19 @@ def caveats(tree: ResultTree, pairs: list[Pair], measurements: Mapping[str, Meas
         lines.append(
             "the images are JPEG files, as DiME's own (quality 75): figures of papers that saved without loss differ"
         )
-    if _datasets(tree) & {"CelebAMV"}:
+    if "CelebAMV" in recorded(tree, "dataset"):
         lines.append("the mini-validation set of 1000 images was explained: the papers' figures are of the whole one")
     return lines
 
 
-def _datasets(tree: ResultTree) -> set[str]:
-    """The --dataset of the runs behind the experiment, where their configuration lies there."""
+def recorded(tree: ResultTree, flag: str) -> set:
+    """The values of a flag in the runs behind the experiment, where their configuration lies there."""
     found = set()
-    for path in tree.results.glob("*config.yaml"):
+    for path in tree.reports("config.yaml"):
         try:
             config = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             continue
-        if isinstance(config, dict):
-            found.add(config.get("dataset"))
+        if isinstance(config, dict) and flag in config:
+            found.add(config[flag])
     return found

@@ -67,9 +67,10 @@ class ResultTree:
         return [path for path in candidates if path.exists()]
 
     def originals(self) -> list[Path]:
-        """Every stored input, ordered by id."""
+        """Every stored input once, ordered by id."""
         folders = [self._originals(correct) for correct in (True, False)]
-        return sorted((path for folder in folders for path in image_files(folder)), key=lambda path: int(path.stem))
+        by_id = {int(path.stem): path for folder in folders for path in image_files(folder)}  # one may lie in both
+        return [by_id[id] for id in sorted(by_id)]
 
     def original_features(self, network: str) -> Path:
         """Where the features of all inputs are kept for the next experiment's metrics."""

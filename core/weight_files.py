@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,9 @@ def describe(content: Any) -> str:
         return f"a {type(content).__name__}"
     if content and all(isinstance(value, (torch.Tensor, np.ndarray)) for value in content.values()):
         return f"a table of {len(content)} tensors ({_first_names(content)})"
+    nested = [f"{name} ({_first_names(table)})" for name, table in content.items() if isinstance(table, dict) and table]
+    if nested:
+        return f"a dict with {', '.join(nested[:3])}"
     return f"a dict with {_first_names(content)}" if content else "an empty dict"
 
 
@@ -146,7 +150,14 @@ def _array_builders() -> dict[tuple[str, str], Any]:
         ("numeric", "_frombuffer"): sample.__reduce_ex__(5)[0],
     }
     moved = {(f"numpy.{core}.{part}", name): f for core in ("core", "_core") for (part, name), f in builders.items()}
-    return {**moved, ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+    return {
+        **moved,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        # Python 3 writes bytes so in its old protocols
+        ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
+        ("collections", "OrderedDict"): OrderedDict,
+    }
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -111,6 +111,6 @@ def check_original(tree: ResultTree, id: int, x: torch.Tensor) -> None:
             raise InputError(f"{path}: not a readable image ({error}); remove it and run again") from None
         if a.shape != b.shape or np.abs(a - b).mean() > SAME_IMAGE_TOLERANCE:
             raise InputError(
-                f"{path}: another image lies there under an id of this run (other data or image_size?); "
+                f"{path}: another image lies there under an id of this run (other data, partition or image_size?); "
                 "choose another --output_path"
             )

@@ -20,8 +20,8 @@ def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) ->
         raise ValueError(f"--diffusion_steps {num_diffusion_timesteps}: expected at least 1")
     if schedule_name == "linear":
         scale = 1000 / num_diffusion_timesteps
-        if scale * 0.02 > 1:
-            raise ValueError(f"--diffusion_steps {num_diffusion_timesteps}: the linear schedule needs at least 20")
+        if scale * 0.02 >= 1:
+            raise ValueError(f"--diffusion_steps {num_diffusion_timesteps}: the linear schedule needs at least 21")
         return np.linspace(scale * 1e-4, scale * 0.02, num_diffusion_timesteps, dtype=np.float64)
     if schedule_name == "cosine":
         return betas_for_alpha_bar(num_diffusion_timesteps, lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2)

@@ -97,7 +97,7 @@ class TrainLoop:
         max_steps: int = 0,
         precision: str = "",
         grad_clip: float = 0.0,
-        keep_checkpoints: int = 1,
+        keep_checkpoints: int = 0,
         observer: TrainObserver | None = None,
     ) -> None:
         self.device = dist_util.dev()

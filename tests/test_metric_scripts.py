@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -296,6 +297,44 @@ def test_evaluate_with_what_is_there(metric_world, small, tmp_path):
     }.items():
         assert any(line.startswith(f"- {metric}: ") and reason in line for line in listed), metric
     assert "Frechet distance (oracle features)" in run.out and "FID" not in run.out.split("Not computed")[0]
+
+
+def test_evaluate_lists_what_is_undefined_and_goes_on(metric_world, small):
+    """No correctly classified image, one flipped counterfactual: COUT and the Frechet distances have no value."""
+    shutil.rmtree(small / "Results/expA/CC")
+    flipped = sorted(small.glob("Results/expA/IC/CCF/CF/*.jpg"))
+    for path in flipped[1:]:
+        path.rename(path.parents[2] / "ICF" / "CF" / path.name)
+    run = succeeded(
+        run_script(
+            script("evaluate"),
+            *["--output-path", small, "--gpu", "cpu", "--exp-name", "expA", "--feature-network", "oracle"],
+            *["--oracle-path", metric_world.oracle, "--classifier-path", metric_world.classifier],
+        )
+    )
+    assert "| flip rate" in run.out and "| MAD" in run.out and "| MNAC" in run.out
+    assert "- COUT of expA: " in run.out and "a correctly classified image" in run.out
+    assert "- FID, sFID of expA: a Fréchet distance needs at least 2 images" in run.out
+
+
+def test_evaluate_measures_the_attribute_that_each_run_explained(metric_world, small):
+    def mad(*flags: str) -> dict[str, str]:
+        run = succeeded(
+            run_script(
+                script("evaluate"),
+                *["--output-path", small, "--gpu", "cpu", "--exp-name", "expA", "expB", *flags],
+                *["--classifier-path", metric_world.classifier, "--oracle-path", small / "none.pth"],
+                *["--weights-path", small / "none.pkl", "--feature-network", "oracle"],
+            )
+        )
+        cells = next(line for line in run.out.splitlines() if line.startswith("| MAD")).split("|")
+        return {"expA": cells[2], "expB": cells[3]}
+
+    smile, young = mad("--query-label", "31"), mad("--query-label", "39")
+    assert smile["expB"] != young["expB"]
+    (small / "Results/expB/config.yaml").write_text("query_label: 39\n")
+    assert mad() == {"expA": smile["expA"], "expB": young["expB"]}
+    assert mad("--query-label", "31") == smile
 
 
 def test_evaluate_needs_an_experiment(shared):

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from core import checkpoints, weight_files
+from core.classifier_files import to_file
 from core.errors import InputError
 from guided_diffusion.checkpoint_util import save_state_dict
 from guided_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from models.perceptual import PerceptualFeatures
+from models.small_cnn import SmallCNN
 from tests.helpers import BASE, GOLDEN, filled, golden, relative_error, rnd
 
 VGG19_FILE = "vgg19-dcbb9e9d.pth"
@@ -192,7 +194,7 @@ def test_safetensors_hold_the_same_classifier(tmp_path):
         (filled({"a.weight": [2, 2], "b.weight": [2]}), "a table of 2 tensors (a.weight, b.weight)"),
         (
             {"feat_extract": filled({"x": [3]}), "classifier": filled({"weight": [40, 7]})},
-            "feat_extract, classifier",
+            "a dict with feat_extract (x), classifier (weight)",
         ),
         ({"epoch": 3, "lr": 0.1, "a": 1, "b": 2}, "a dict with epoch, lr, a, …"),
         ({}, "an empty dict"),
@@ -398,3 +400,41 @@ def test_bad_files(tmp_path, loader, kind):
     assert message.startswith(str(path)) and expected in message
     assert "weights_only=False" not in message
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_parallel_wrappers_prefix_is_dropped(tmp_path):
+    content = torch.load(two_part_file(tmp_path, "classifier"), weights_only=True)
+    wrapped = {part: {f"module.{name}": value for name, value in table.items()} for part, table in content.items()}
+    torch.save(wrapped, tmp_path / "wrapped.pth")
+    assert checkpoints.load_classifier(tmp_path / "wrapped.pth", CPU).num_outputs == 40
+
+
+def test_a_small_cnn_is_a_classifier_of_the_attributes_it_names(tmp_path):
+    torch.manual_seed(0)
+    network = SmallCNN(2).eval()
+    torch.save(to_file(network, ["Young", "Smiling"]), tmp_path / "c.pth")
+    loaded = checkpoints.load_classifier(tmp_path / "c.pth", CPU)
+    x = rnd(1, 2, 3, 32, 32)
+    torch.testing.assert_close(loaded(x), network(x))
+    assert checkpoints.output_column(loaded, 31, "c.pth") == 1
+    assert checkpoints.output_column(loaded, 39, "c.pth") == 0
+    with pytest.raises(InputError, match=r"Male.*decides on Young, Smiling only"):
+        checkpoints.output_column(loaded, 20, "c.pth")
+
+
+def test_outputs_without_names_are_celebas(tmp_path):
+    classifier = checkpoints.load_classifier(two_part_file(tmp_path, "classifier"), CPU)
+    assert checkpoints.output_column(classifier, 31, "c.pth") == 31
+    classifier.num_outputs = 5
+    with pytest.raises(InputError, match="has 5 outputs"):
+        checkpoints.output_column(classifier, 31, "c.pth")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("table", [dict, OrderedDict])
+def test_numpy_pickles_of_every_protocol_are_read(tmp_path, protocol, table):
+    arrays = table(weight=np.arange(6, dtype=np.float32).reshape(2, 3), count=np.array(3))
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(arrays, protocol))
+    read = weight_files.read_numpy_pickle(tmp_path / "w.pkl")
+    assert read.keys() == arrays.keys()
+    assert all(np.array_equal(read[name], arrays[name]) for name in arrays)

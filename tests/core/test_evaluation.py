@@ -13,7 +13,7 @@ from pytorch_fid import fid_score
 from pytorch_fid import inception as reference_inception
 
 from core.checkpoints import load_classifier, load_inception, load_lpips
-from core.errors import InputError
+from core.errors import InputError, UndefinedError
 from core.evaluation import (
     changed_attributes,
     class_transition,
@@ -35,7 +35,7 @@ from core.features import ImageFeatures, Machine
 from core.frechet import frechet_distance, gaussian
 from core.results import ResultTree
 from tests.helpers import relative_error, rnd
-from tests.metric_world import EXPERIMENTS, MetricWorld
+from tests.metric_world import EXPERIMENTS, SMALL_IDS, MetricWorld
 
 CPU = torch.device("cpu")
 HERE = Machine(CPU, batch_size=32, num_workers=2)
@@ -269,6 +269,41 @@ def test_counterfactual_without_its_input(small):
     next((small / "Original").glob(f"*/{name}")).unlink()
     with pytest.raises(InputError, match=name.removesuffix(".jpg")):
         select_pairs(ResultTree(small, "expA"))
+
+
+def test_realism_counts_an_input_once_and_one_without_counterfactual_too(small):
+    """Two experiments that judge an input differently leave it in both folders of Original/."""
+    tree, features = ResultTree(small, "expA"), ImageFeatures(tiny_features, HERE)
+    expected = [m.value for m in realism(tree, "all", "oracle", features, features)]
+    for path in list((small / "Original" / "Correct").iterdir())[:5]:
+        shutil.copy(path, small / "Original" / "Incorrect")
+    inputs = tree.originals()
+    assert len(inputs) == len({path.name for path in inputs}) == SMALL_IDS
+    assert [m.value for m in realism(tree, "all", "oracle", features, features)] == pytest.approx(expected)
+    every_cf(small)[0].unlink()
+    seen = []
+    realism(tree, "all", "oracle", lambda paths: seen.append(paths) or features(paths), features)
+    assert seen == [inputs]  # all of Original/, explained or not
+
+
+def test_realism_of_very_few_images(small):
+    tree, features = ResultTree(small, "expA"), ImageFeatures(tiny_features, HERE)
+    flipped = [path for path in every_cf(small) if path.parents[1].name == "CCF"]
+    for path in flipped[2:]:
+        path.unlink()
+    assert realism(tree, "all", "inception", features, features)[0].name == "FID"
+    flipped[1].unlink()
+    with pytest.raises(UndefinedError, match="at least 2 images on each side, found 1"):
+        realism(tree, "all", "inception", features, features)
+
+
+def test_an_input_of_another_size(small):
+    name = every_cf(small)[3].name
+    every_cf(small)[3].unlink()
+    Image.new("RGB", (32, 32)).save(next((small / "Original").glob(f"*/{name}")))
+    features = ImageFeatures(tiny_features, HERE)
+    with pytest.raises(InputError, match="32x32"):
+        realism(ResultTree(small, "expA"), "all", "oracle", features, features)
 
 
 def test_images_of_two_sizes(small):

@@ -30,7 +30,7 @@ def test_alpha_bar_is_followed_up_to_the_largest_beta():
     ("schedule", "steps", "message"),
     [
         ("sigmoid", 100, "--noise_schedule 'sigmoid' is unknown: expected linear or cosine"),
-        ("linear", 10, "--diffusion_steps 10: the linear schedule needs at least 20"),
+        ("linear", 10, "--diffusion_steps 10: the linear schedule needs at least 21"),
         ("cosine", 0, "--diffusion_steps 0: expected at least 1"),
     ],
 )

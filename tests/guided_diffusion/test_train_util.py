@@ -33,7 +33,7 @@ def make(seed: int = 0, data=None, flags=None, **other) -> TrainLoop:
 
 
 def train(**other) -> TrainLoop:
-    loop = make(**other)
+    loop = make(**{"keep_checkpoints": 1, **other})
     loop.run_loop()
     return loop
 
@@ -269,7 +269,7 @@ def test_the_timestep_sampler_resumes(tmp_path):
 def test_resume_checkpoint_numbers_its_first_update_as_the_file(tmp_path):
     train(save_interval=2, max_steps=3, output_path=str(tmp_path / "first"))
     resume = str(tmp_path / "first" / "model000002.pt")
-    loop = make(resume_checkpoint=resume, save_interval=10, max_steps=5)
+    loop = make(resume_checkpoint=resume, save_interval=10, max_steps=5, keep_checkpoints=1)
     assert loop.resume_step == 2
     # the optimizer came along
     assert int(loop.opt.state_dict()["state"][0]["step"]) == 3
