@@ -18,4 +18,5 @@ echo "result tree. Its counterfactuals are noise, and its flip rate says nothing
     --classifier_scales 100,1000,10000 --use_logits True --l1_loss 0.05 --save_x_t True --save_z_t True \
     --model_path demo/weights/ddpm.pt --classifier_path demo/weights/classifier.pth \
     --output_path demo/results --exp_name smile "$@"
+"$PYTHON" make-report.py demo/results smile
 echo "Look into demo/results: Original/, Results/smile/*/*/{CF,Noise,SM,Info}/, x_t/ and z_t/."
