@@ -107,7 +107,8 @@ def select_images(args: argparse.Namespace) -> tuple[CelebA, list[int]]:
     dataset = open_dataset(args.dataset, args.data_dir, args.image_size, args.use_train)
     limit = args.batch_size * args.num_batches
     selection = select_ids(dataset, args.query_label, args.target_label, limit)
-    require_images(dataset, selection[args.chunk :: args.num_chunks])
+    ids = selection[args.chunk :: args.num_chunks]
+    require_images(dataset, selection, ids, all_of_them=args.on_bad_image != "record")
     return dataset, selection
 
 

@@ -180,13 +180,16 @@ class Job:
         return [records[id] for id in self.log.ids if id in records]
 
 
-def require_images(dataset: CelebA, ids: Sequence[int]) -> None:
-    """Raise InputError if there is nothing to explain: no image is chosen, or none of them is there."""
+def require_images(dataset: CelebA, selection: Sequence[int], ids: Sequence[int], all_of_them: bool) -> None:
+    """Raise InputError if nothing is selected, or this chunk's images are not there: any of them, or all of them."""
+    if not selection:
+        raise InputError(f"no image is left to explain (of {len(dataset)}): see --target_label")
     if not ids:
-        raise InputError(
-            f"no image is left to explain (of {len(dataset)}): see --target_label, --num_chunks and --chunk"
-        )
-    require_some(dataset, ids)
+        return  # more chunks than images: this one's summary says so
+    if all_of_them:
+        dataset.require_images(ids)
+    else:
+        require_some(dataset, ids)
 
 
 class _Progress:

@@ -100,9 +100,10 @@ def _output_flags(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--on_bad_image",
-        default="record",
-        choices=("record", "abort"),
-        help="an image that cannot be read: record it in failed.yaml and exit with 3 in the end, or end at once",
+        choices=("refuse", "record", "abort"),
+        default="refuse",
+        help="refuse: do not begin while images are missing or empty, and record what proves damaged later in "
+        "failed.yaml; record: record them all; abort: stop at the first",
     )
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import yaml
-
 from core.evaluation import Measurement, frechet_names
+from core.files import read_yaml
 from core.results import Pair, ResultTree
 
 PUBLISHED: dict[str, dict[str, float]] = {
@@ -65,8 +64,8 @@ def recorded(tree: ResultTree, flag: str) -> set:
     found = set()
     for path in tree.reports("config.yaml"):
         try:
-            config = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            config = read_yaml(path)
+        except (FileNotFoundError, ValueError):
             continue
         if isinstance(config, dict) and flag in config:
             found.add(config[flag])

@@ -100,6 +100,15 @@ def test_image_name_that_leaves_the_folder(world, out, data):
     assert "../../000031.jpg" in refused(world, out, data_dir=data)
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_annotated_image_is_missing_or_empty(world, out, data, is_there):
+    path = data / "img_align_celeba/000033.jpg"
+    path.unlink()
+    if is_there:
+        path.touch()
+    assert path.name in refused(world, out, data_dir=data)
+
+
 def test_missing_image_folder(world, out, data):
     shutil.rmtree(data / "img_align_celeba")
     assert str(data / "img_align_celeba") in refused(world, out, data_dir=data)

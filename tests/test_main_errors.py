@@ -143,9 +143,11 @@ def test_chunk_beyond_the_last(world, out, num_chunks, chunk):
     assert f"--chunk {chunk}" in line and f"--num_chunks {num_chunks}" in line
 
 
-def test_chunk_without_an_image(world, out):
-    line = refused(world, out, num_chunks=9, chunk=8)  # 4 images
-    assert "no image" in line and "--num_chunks" in line
+def test_no_image_is_left_by_the_filter(world, out, data):
+    table = (data / "list_attr_celeba.csv").read_text()
+    (data / "list_attr_celeba.csv").write_text(table.replace("-1", "1"))
+    line = refused(world, out, data_dir=data, target_label=1)
+    assert "no image" in line and "--target_label" in line
 
 
 @pytest.mark.parametrize("exp_name", ["/tmp/exp", "../exp", "a/../../../b"])

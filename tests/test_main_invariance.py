@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 import main as main_script
-from tests.worlds import SMALL_FLAGS, World, run_main, tree_of
+from tests.worlds import SMALL_FLAGS, World, as_arguments, run_main, tree_of
 
 
 def results(world: World, out: Path, **flags: Any) -> dict[str, bytes]:
@@ -394,3 +394,12 @@ def test_merging_one_chunk(tmp_path):
     run = run_main("--merge_and_eval", "True", "--output_path", str(tmp_path), "--exp_name", "exp")
     assert run.code == 0, run.err
     assert_close(summary(tmp_path), THREE[0], rel=1e-12)
+
+
+def test_more_chunks_than_images_merge_too(world, tmp_path):
+    for chunk in range(5):
+        world.explain(tmp_path, num_chunks=5, chunk=chunk, num_batches=1)
+    assert summary(tmp_path, "chunk-4_num-chunks-5_summary.yaml")["n"] == 0
+    merge = {"output_path": tmp_path, "exp_name": "exp", "merge_and_eval": True, "num_chunks": 5}
+    assert run_main(*as_arguments(merge)).code == 0
+    assert summary(tmp_path)["n"] == 4

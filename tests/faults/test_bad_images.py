@@ -15,6 +15,8 @@ from tests.faults.images import BAD
 from tests.test_main_resume import comparable
 from tests.worlds import SMALL_FLAGS, World, run_main
 
+RECORDING = SMALL_FLAGS | {"on_bad_image": "record"}
+
 FIRST = 31
 """The number of the val partition's first file, whose id is 0."""
 
@@ -53,7 +55,7 @@ def test_all_ten_kinds_are_recorded_and_the_others_keep_their_bytes(world, clean
     for id, kind in victims.items():
         BAD[kind](photo(data, id))
     out = tmp_path / "out"
-    command = world.command(out, SMALL_FLAGS | {"data_dir": data})
+    command = world.command(out, RECORDING | {"data_dir": data})
     run = run_main(*command)
     assert run.code == main_script.EXIT_SOME_FAILED, run.err
     assert "Traceback" not in run.err and "Warning" not in run.err
@@ -80,14 +82,14 @@ def test_all_ten_kinds_are_recorded_and_the_others_keep_their_bytes(world, clean
 )
 def test_reasons_say_what_was_found(world, data, tmp_path, kind, reason):
     BAD[kind](photo(data, 1))
-    run_main(*world.command(tmp_path / "out", SMALL_FLAGS | {"data_dir": data, "num_batches": 1}))
+    run_main(*world.command(tmp_path / "out", RECORDING | {"data_dir": data, "num_batches": 1}))
     assert reason in failed(tmp_path / "out")[1]
 
 
 def test_repaired_images_are_taken_up_by_the_same_command(world, clean, data, tmp_path):
     whole = photo(data, 2).read_bytes()
     BAD["truncated"](photo(data, 2))
-    command = world.command(tmp_path / "out", SMALL_FLAGS | {"data_dir": data})
+    command = world.command(tmp_path / "out", RECORDING | {"data_dir": data})
     assert run_main(*command).code == main_script.EXIT_SOME_FAILED
     photo(data, 2).write_bytes(whole)
     assert run_main(*command).code == 0
@@ -106,7 +108,7 @@ def test_abort_ends_at_the_first_bad_image(world, data, tmp_path):
 def test_stream_noise_is_the_same_for_the_neighbours_of_a_bad_image(world, data, tmp_path):
     world.explain(tmp_path / "clean", noise="stream")
     BAD["vanished"](photo(data, 1))
-    run = run_main(*world.command(tmp_path / "out", SMALL_FLAGS | {"data_dir": data, "noise": "stream"}))
+    run = run_main(*world.command(tmp_path / "out", RECORDING | {"data_dir": data, "noise": "stream"}))
     assert run.code == main_script.EXIT_SOME_FAILED
     assert images(tmp_path / "out") == without(images(tmp_path / "clean"), {1})
 
@@ -114,7 +116,7 @@ def test_stream_noise_is_the_same_for_the_neighbours_of_a_bad_image(world, data,
 def test_a_pipe_in_place_of_an_image_holds_nothing_up(world, data, tmp_path):
     photo(data, 0).unlink()
     os.mkfifo(photo(data, 0))
-    run = run_main(*world.command(tmp_path / "out", SMALL_FLAGS | {"data_dir": data, "num_batches": 1}))
+    run = run_main(*world.command(tmp_path / "out", RECORDING | {"data_dir": data, "num_batches": 1}))
     assert run.code == main_script.EXIT_SOME_FAILED
     assert "not a file" in failed(tmp_path / "out")[0]
 
@@ -122,6 +124,6 @@ def test_a_pipe_in_place_of_an_image_holds_nothing_up(world, data, tmp_path):
 def test_an_image_that_takes_too_much_memory_before_the_hard_limit_is_bad_too(world, data, tmp_path, monkeypatch):
     """Between one and two times the limit Pillow only warns."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 178 * 218 - 1)
-    run = run_main(*world.command(tmp_path / "out", SMALL_FLAGS | {"data_dir": data, "num_batches": 1}))
+    run = run_main(*world.command(tmp_path / "out", RECORDING | {"data_dir": data, "num_batches": 1}))
     assert run.code == main_script.EXIT_SOME_FAILED
     assert sorted(failed(tmp_path / "out")) == [0, 1, 2, 3]

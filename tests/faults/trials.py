@@ -258,7 +258,7 @@ def bad_images(bench: Bench, number: int) -> Outcome:
     victims = bench.rng.sample(range(25), len(kinds))
     for id, kind in zip(victims, kinds, strict=True):
         BAD[kind](place / f"data/img_align_celeba/{id + 1:06d}.jpg")
-    fork = bench.start(place, data_dir=place / "data", **flags)
+    fork = bench.start(place, data_dir=place / "data", on_bad_image="record", **flags)
     if fork.wait() != EXIT_SOME_FAILED:
         return Outcome(f"no exit code 3: {fork.said()}")
     recorded = yaml.safe_load((place / "out/Results/exp/failed.yaml").read_text())
