@@ -17,7 +17,7 @@ import torch
 
 from core.checkpoints import load_classifier, load_perceptual, load_unet, output_column
 from core.cli import run, say, select_device
-from core.datasets import CelebA, open_dataset, select_ids
+from core.datasets import CelebA, chunk_of, open_dataset, select_ids
 from core.errors import InputError
 from core.evaluation import face_features, oracle_logits, summary_figures
 from core.explain import Explainer
@@ -107,7 +107,7 @@ def select_images(args: argparse.Namespace) -> tuple[CelebA, list[int]]:
     dataset = open_dataset(args.dataset, args.data_dir, args.image_size, args.use_train)
     limit = args.batch_size * args.num_batches
     selection = select_ids(dataset, args.query_label, args.target_label, limit)
-    ids = selection[args.chunk :: args.num_chunks]
+    ids = chunk_of(selection, args.num_chunks, args.chunk)
     require_images(dataset, selection, ids, all_of_them=args.on_bad_image != "record")
     return dataset, selection
 
@@ -121,7 +121,7 @@ def build_job(
         weights["l_perc"] = pretrained_weights(VGG19_URL)
     log = ProgressLog(
         tree,
-        ids=selection[args.chunk :: args.num_chunks],
+        ids=chunk_of(selection, args.num_chunks, args.chunk),
         num_chunks=args.num_chunks,
         chunk=args.chunk,
         save_images=args.save_images,

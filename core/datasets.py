@@ -131,17 +131,20 @@ def open_dataset(name: str, data_dir: str, image_size: int, use_train: bool = Fa
     raise InputError(f"--dataset {name}: unknown; choose one of {', '.join(DATASETS)}")
 
 
-def select_ids(
-    dataset: CelebA, query_label: int, target_label: int, limit: int, num_chunks: int = 1, chunk: int = 0
-) -> list[int]:
-    """The ids that a job works on: filter by label, then cut to `limit`, then every num_chunks-th from `chunk` on.
+def select_ids(dataset: CelebA, query_label: int, target_label: int, limit: int) -> list[int]:
+    """The ids that a run explains, all its chunks together: filter by label, then cut to `limit`.
 
     target_label 0 or 1 keeps the images that do not carry it yet (label = 1 - target_label); -1 keeps all.
     """
     ids = range(len(dataset))
     if target_label != -1:
         ids = np.flatnonzero(dataset.labels(query_label) == 1 - target_label).tolist()
-    return list(ids[:limit][chunk::num_chunks])
+    return list(ids[:limit])
+
+
+def chunk_of(ids: list[int], num_chunks: int, chunk: int) -> list[int]:
+    """The part of a run's ids that one of its chunks explains: every num_chunks-th, from number `chunk` on."""
+    return ids[chunk::num_chunks]
 
 
 def image_transform(image_size: int, *, random_flip: bool = False, random_crop: bool = False) -> transforms.Compose:

@@ -14,6 +14,7 @@ from core.datasets import (
     ATTRIBUTES,
     CelebA,
     CelebAMiniVal,
+    chunk_of,
     image_transform,
     open_dataset,
     read_annotations,
@@ -180,7 +181,7 @@ def test_select_filters_then_cuts_then_deals(tmp_path):
     assert select_ids(dataset, 31, -1, 7) == list(range(7))
     assert select_ids(dataset, 31, 0, 100) == ones
     assert select_ids(dataset, 31, 1, 100) == zeros
-    assert select_ids(dataset, 31, 1, 5, num_chunks=2, chunk=1) == zeros[1:5:2]
+    assert chunk_of(select_ids(dataset, 31, 1, 5), num_chunks=2, chunk=1) == zeros[1:5:2]
 
 
 @pytest.mark.parametrize("target", [-1, 0, 1])
@@ -188,7 +189,7 @@ def test_select_filters_then_cuts_then_deals(tmp_path):
 def test_chunks_share_the_images_out(tmp_path, target, num_chunks):
     dataset, _ = labelled(tmp_path)
     whole = select_ids(dataset, 31, target, 13)
-    chunks = [select_ids(dataset, 31, target, 13, num_chunks, chunk) for chunk in range(num_chunks)]
+    chunks = [chunk_of(whole, num_chunks, chunk) for chunk in range(num_chunks)]
     assert sorted(id for chunk in chunks for id in chunk) == whole
     for chunk, ids in enumerate(chunks):
         assert ids == [id for position, id in enumerate(whole) if position % num_chunks == chunk]
