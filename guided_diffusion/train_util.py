@@ -119,13 +119,7 @@ class TrainLoop:
         model = model.float().to(self.device).train()
         on_gpu = self.device.type == "cuda"
         self.opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=on_gpu)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type,
-            init_scale=INITIAL_LOSS_SCALE,
-            growth_factor=2.0**fp16_scale_growth,
-            growth_interval=1,
-            enabled=self.dtype is torch.float16,
-        )
+        self.scaler = _loss_scaler(self.device, self.dtype, fp16_scale_growth)
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
         self.data = iter(data)
         self.state = TrainState(model, _rates(ema_rate), self.opt, self.scaler, self.schedule_sampler, self.data)
@@ -281,6 +275,17 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     on_gpu = device.type == "cuda"
     return DistributedDataParallel(model, device_ids=[device] if on_gpu else None, gradient_as_bucket_view=True)
+
+
+def _loss_scaler(device: torch.device, dtype: torch.dtype, log2_growth: float) -> torch.amp.GradScaler:
+    """Scales the loss of half precision; without effect in the others."""
+    return torch.amp.GradScaler(
+        device.type,
+        init_scale=INITIAL_LOSS_SCALE,
+        growth_factor=2.0**log2_growth,
+        growth_interval=1,
+        enabled=dtype is torch.float16,
+    )
 
 
 def _rates(ema_rate: float | str) -> list[float]:
