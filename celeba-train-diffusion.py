@@ -63,6 +63,7 @@ def add_loop_flags(group: argparse._ArgumentGroup) -> None:
     add("--lr", type=number(0), default=1e-4, help="learning rate of AdamW")
     add("--weight_decay", type=number(0), default=0.0, help="weight decay of AdamW")
     add("--lr_anneal_steps", type=integer(0), default=0, help="updates over which lr falls to 0; then training ends")
+    add("--lr_warmup_steps", type=integer(0), default=0, help="first updates, over which lr grows linearly; 0: none")
     add("--batch_size", type=integer(1), default=1, help="images of one update, in each process")
     add("--microbatch", type=integer(-1), default=-1, help="images in memory at once; -1: the whole batch")
     add("--ema_rate", default="0.9999", help="rates of the averaged weights, separated by commas")
@@ -118,6 +119,7 @@ PASSED_ON = (
     "fp16_scale_growth",
     "weight_decay",
     "lr_anneal_steps",
+    "lr_warmup_steps",
     "output_path",
     "max_steps",
     "grad_clip",

@@ -1,7 +1,8 @@
 """Training a diffusion model: the loop, one update, and what is saved and resumed.
 
 One update (k counts from 0, over resumes): gradients *summed* over the microbatches of a batch and averaged over the
-processes; AdamW; exponential moving averages; then the learning rate of the next update, lr (1 - k / lr_anneal_steps).
+processes; AdamW; exponential moving averages; then the learning rate of the next update, lr (1 - k / lr_anneal_steps),
+times (k + 2) / lr_warmup_steps until that is 1.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class TrainLoop:
         fp16_scale_growth: growth of log2(loss scale) with each update.
         schedule_sampler: which timesteps to train on; uniform by default.
         lr_anneal_steps: updates until the learning rate would be 0, where training ends; 0: never.
+        lr_warmup_steps: first updates, over which the learning rate grows linearly; 0: none.
         output_path: folder of the checkpoints; training goes on from the newest complete set there. '' is the
             logger's folder, where nothing is resumed.
         max_steps: updates, over resumes, after which training ends; 0: no limit.
@@ -93,6 +95,7 @@ class TrainLoop:
         schedule_sampler: ScheduleSampler | None = None,
         weight_decay: float = 0.0,
         lr_anneal_steps: int = 0,
+        lr_warmup_steps: int = 0,
         output_path: str = "",
         max_steps: int = 0,
         precision: str = "",
@@ -109,6 +112,7 @@ class TrainLoop:
         self.save_interval = save_interval
         self.resume_checkpoint = resume_checkpoint
         self.lr_anneal_steps = lr_anneal_steps
+        self.lr_warmup_steps = lr_warmup_steps
         self.max_steps = max_steps
         self.grad_clip = grad_clip
         self.dtype = _dtype(precision or ("fp16" if use_fp16 else "fp32"))
@@ -127,6 +131,7 @@ class TrainLoop:
         self.step = 0  # updates of this training, over restarts of the same command
         self.resume_step = 0  # updates before it: the number of resume_checkpoint
         self._saved_updates = 0  # updates in the newest set
+        self._set_lr(lr * self._warmup(0))
         self._resume(continue_folder=bool(output_path))
         dist_util.sync_params([*model.parameters(), *(p for params in self.state.ema.values() for p in params)])
         self.ddp_model = parallel(model, self.device)
@@ -172,7 +177,7 @@ class TrainLoop:
         self.forward_backward(batch, cond)
         if self.optimize():
             self.state.update_ema()
-        self._anneal_lr()
+        self._schedule_lr()
         self.speed.add(len(batch) * dist_util.world_size())
 
     def forward_backward(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> None:
@@ -250,7 +255,7 @@ class TrainLoop:
             self.step = notes["updates"] - self.resume_step
         self._saved_updates = self.updates
         if not self.lr_anneal_steps:  # while annealing, the saved rate is the one that comes next
-            self.opt.param_groups[0]["lr"] = self.lr
+            self._set_lr(self.lr * self._warmup(self.updates))
         logger.log(f"resuming from {start.model_path}; the next update is number {self.updates}")
 
     def _network(self, x: torch.Tensor, t: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
@@ -263,10 +268,19 @@ class TrainLoop:
         alone = self.ddp_model is self.state.model
         return nullcontext() if alone or is_last else self.ddp_model.no_sync()
 
-    def _anneal_lr(self) -> None:
-        if self.lr_anneal_steps:
-            for group in self.opt.param_groups:
-                group["lr"] = self.lr * (1 - self.updates / self.lr_anneal_steps)
+    def _schedule_lr(self) -> None:
+        """Set the learning rate of the update after this one."""
+        annealed = 1 - self.updates / self.lr_anneal_steps if self.lr_anneal_steps else 1.0
+        if self.lr_anneal_steps or self.lr_warmup_steps:
+            self._set_lr(self.lr * annealed * self._warmup(self.updates + 1))
+
+    def _warmup(self, update: int) -> float:
+        """The part of the learning rate that update number `update` may use while the training warms up."""
+        return min(1.0, (update + 1) / self.lr_warmup_steps) if self.lr_warmup_steps else 1.0
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.opt.param_groups:
+            group["lr"] = lr
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:

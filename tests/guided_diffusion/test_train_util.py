@@ -111,6 +111,29 @@ def test_the_first_two_updates_use_the_whole_rate():
     assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])  # each is the rate of the next update
 
 
+@pytest.mark.parametrize(
+    ("anneal", "expected"), [(0, [0.25, 0.5, 0.75, 1, 1]), (8, [0.25, 0.5, 0.75 * 7 / 8, 0.75, 0.625])]
+)
+def test_the_rate_warms_up_and_a_resumed_training_goes_on_with_it(tmp_path, anneal, expected):
+    rates = []
+
+    class Watch(TrainObserver):
+        def on_update(self, loop):
+            rates.append(loop.opt.param_groups[0]["lr"])
+
+    used = make(lr_warmup_steps=4, lr=1.0).opt.param_groups[0]["lr"]
+    for updates in (2, 5):  # stopped and resumed between the two
+        train(
+            lr=1.0,
+            lr_warmup_steps=4,
+            lr_anneal_steps=anneal,
+            max_steps=updates,
+            output_path=str(tmp_path),
+            observer=Watch(),
+        )
+    assert [used, *rates[:4]] == pytest.approx(expected)
+
+
 def test_gradient_clipping_bounds_the_norm():
     loop = make(grad_clip=0.01)
     loop.run_step(rnd(1, 4, 3, 8, 8), {})
