@@ -35,7 +35,7 @@ from core.results import FRAME_KINDS, ResultTree
 from core.run_identity import identity_of
 from core.summary import Summary, write_summary
 from core.weight_files import VGG19_URL, pretrained_weights
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.script_util import (
     args_to_dict,
     create_gaussian_diffusion,
@@ -84,7 +84,7 @@ def merge(args: argparse.Namespace, tree: ResultTree) -> Summary:
     return with_figures(merge_chunks(tree, args.num_chunks, args.allow_partial), figures, tree)
 
 
-def build_diffusion(args: argparse.Namespace) -> GaussianDiffusion:
+def build_diffusion(args: argparse.Namespace) -> SpacedDiffusion:
     """The respaced diffusion process; start_step must lie inside it."""
     flags = args_to_dict(args, diffusion_defaults().keys())
     flags["steps"] = flags.pop("diffusion_steps")
@@ -149,7 +149,7 @@ def kept_frames(args: argparse.Namespace) -> frozenset[str]:
 
 
 def build_explainer(
-    args: argparse.Namespace, diffusion: GaussianDiffusion, device: torch.device, check: Check
+    args: argparse.Namespace, diffusion: SpacedDiffusion, device: torch.device, check: Check
 ) -> RecoveringExplainer:
     """The networks, loaded onto the device, and the method; the check stands before every evaluation."""
     classifier = load_classifier(args.classifier_path, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,29 +13,60 @@ from core.sampler import Step
 
 @dataclass(frozen=True)
 class InnerChain:
-    """DiME: the end of an unguided chain from z_t over all remaining indices; the input itself at first.
+    """DiME: the end of an unguided chain from z_t down to a clean image; the input itself at first.
 
-    stochastic: the chain samples; else it follows the means. sampling_scale: multiplies its ε's.
+    Args:
+        stochastic: the chain samples; else it follows the means.
+        sampling_scale: multiplies its ε's.
+        evaluations: K of every outer step: how many of the remaining indices the chain visits, evenly spread. It
+            visits all of them where K is 0 or larger than their number, and everywhere when None. K = 1 is the
+            network's prediction from z_t.
+        ddim: the chain takes deterministic DDIM steps, whatever `stochastic` says.
     """
 
     stochastic: bool = True
     sampling_scale: float = 1.0
+    evaluations: Sequence[int] | None = None
+    ddim: bool = False
 
     def __call__(self, step: Step) -> torch.Tensor:
         """Starts from the step's own network output: its first evaluation has been made."""
         if step.number == 0:
             return step.x
-        z, i, output = step.z_t, step.i, step.output
-        while True:
-            p = step.denoiser.reverse(output, z, i)
-            z = p.mean
-            if self.stochastic:
+        indices = evenly_spread(step.i, self.evaluations[step.number] if self.evaluations else 0)
+        denoiser, z, output = step.denoiser.over(indices), step.z_t, step.output
+        for k in reversed(range(len(indices))):
+            p = denoiser.reverse(output, z, k)
+            z = denoiser.ddim(p, z, k) if self.ddim else p.mean
+            if self.stochastic and not self.ddim:
                 eps = step.draw(z.shape)  # at index 0 too: the published order of draws
-                z = z + p.std * (self.sampling_scale * eps) if i > 0 else z
-            if i == 0:
-                return z
-            i -= 1
-            output = step.denoiser.output(z, i)
+                z = z + p.std * (self.sampling_scale * eps) if k > 0 else z
+            if k > 0:
+                output = denoiser.output(z, k - 1)
+        return z
+
+
+def evenly_spread(i: int, count: int) -> list[int]:
+    """`count` of the indices 0 … i, ascending and i the last; all of them where count is 0 or too large.
+
+    They cut 0 … i into equal parts up to rounding and are the upper ends of these: the last jump, to the clean image,
+    is as long as any other.
+    """
+    count = min(count or i + 1, i + 1)
+    return [(i + 1) * part // count - 1 for part in range(1, count + 1)]
+
+
+def chain_lengths(text: str, tau: int) -> tuple[int, ...]:
+    """K for each of τ outer steps, from a text such as "5" or "8:20,1": 8 in the first 20 steps, then 1.
+
+    Raises ValueError for any other text.
+    """
+    if not re.fullmatch(r"(\d+:\d+,)*\d+", text, re.ASCII):
+        raise ValueError(f"{text!r}: expected a count K, or K:STEPS before it, as in 8:20,1")
+    *spans, last = text.split(",")
+    pairs = [map(int, span.split(":")) for span in spans]
+    lengths = [count for count, steps in pairs for _ in range(min(steps, tau))]
+    return tuple([*lengths, *[int(last)] * tau][:tau])
 
 
 def noisy_image(step: Step) -> torch.Tensor:

@@ -13,7 +13,7 @@ from core.images import to_uint8
 from core.methods import Method
 from core.noise import NoiseSource
 from core.sampler import Denoiser
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.respace import SpacedDiffusion
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Explainer:
     """
 
     model: nn.Module
-    diffusion: GaussianDiffusion
+    diffusion: SpacedDiffusion
     guidance: Guidance
     method: Method
     noise: NoiseSource

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 import torch
@@ -10,16 +11,18 @@ import torch
 from core.cli import Parser, attribute, boolean, integer, number, number_list
 from core.datasets import DATASETS
 from core.errors import InputError
-from core.methods import METHODS
+from core.estimates import chain_lengths
+from core.methods import METHODS, WITH_INNER_CHAIN
 from core.noise import NOISE_SOURCES
+from core.presets import PRESETS
 from core.results import IMAGE_FORMATS
 from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def parse_flags(description: str) -> argparse.Namespace:
-    """The flags of the command line, each one checked as far as it can be alone."""
+def parse_flags(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags of the command line, or of `arguments`, each one checked as far as it can be alone."""
     parser = Parser(description=description)
     _data_flags(parser.add_argument_group("data"))
     _output_flags(parser.add_argument_group("output"))
@@ -28,13 +31,18 @@ def parse_flags(description: str) -> argparse.Namespace:
     _family_flags(parser.add_argument_group("methods that grew out of DiME"))
     diffusion_group = parser.add_argument_group("diffusion model (as it was trained)")
     add_dict_to_argparser(diffusion_group, model_and_diffusion_defaults())
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if args.preset:
+        parser.set_defaults(**PRESETS[args.preset])
+        args = parser.parse_args(arguments)
     if args.chunk >= args.num_chunks:
         raise InputError(
             f"--chunk {args.chunk}: with --num_chunks {args.num_chunks} the last chunk is {args.num_chunks - 1}"
         )
     if PurePath(args.exp_name).is_absolute() or ".." in PurePath(args.exp_name).parts:
         raise InputError(f"--exp_name {args.exp_name}: must be a name below OUTPUT_PATH/Results, such as exp/name")
+    if args.method not in WITH_INNER_CHAIN and (args.inner_steps != "0" or args.inner_sampler != "ddpm"):
+        raise InputError(f"--inner_steps, --inner_sampler: --method {args.method} has no inner chain; leave them out")
     return args
 
 
@@ -138,6 +146,12 @@ def _network_flags(group: argparse._ArgumentGroup) -> None:
 def _method_flags(group: argparse._ArgumentGroup) -> None:
     """The algorithm and its weights."""
     add = group.add_argument
+    add(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="other defaults for several flags: "
+        + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items()),
+    )
     add("--seed", type=integer(0, 2**63 - 1), default=4, help="seed of all noise")
     add(
         "--noise",
@@ -176,6 +190,19 @@ def _method_flags(group: argparse._ArgumentGroup) -> None:
         help="steps with gradients, counted from the first",
     )
     add("--clip_denoised", type=boolean, default=True, help="clip the predicted clean images to [-1, 1]")
+    add(
+        "--inner_steps",
+        type=_inner_steps,
+        default="0",
+        help="dime: evaluations K of the chain behind x_t, over evenly spread indices; or a schedule such as 8:20,1 "
+        "(8 in the first 20 steps, then 1); 1 costs nothing beyond the step's own evaluation; 0 is all indices",
+    )
+    add(
+        "--inner_sampler",
+        choices=("ddpm", "ddim"),
+        default="ddpm",
+        help="dime: the steps of that chain; ddim is deterministic",
+    )
     add("--use_ddim", type=boolean, default=False, help="accepted as published; has no effect")
 
 
@@ -204,6 +231,19 @@ def _family_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--clip_sigma", type=number(0), default=3.0, help="maskdime: that range, in standard deviations around the mean"
     )
+
+
+def _spelled(flags: Mapping[str, str]) -> str:
+    return " ".join(f"--{name} {value}" for name, value in flags.items())
+
+
+def _inner_steps(text: str) -> str:
+    """Flag type: see core.estimates.chain_lengths."""
+    try:
+        chain_lengths(text, 1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _odd(text: str) -> int:

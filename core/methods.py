@@ -23,6 +23,9 @@ class Settings:
     guided_iterations: int = 9_999_999
     sampling_scale: float = 1.0
     use_sampling_on_x_t: bool = True
+    # DiME with shorter chains
+    inner_steps: str = "0"
+    inner_sampler: str = "ddpm"
     # FastDiME and GMD
     scale_grads: bool = False
     warmup_step: int = 30
@@ -42,6 +45,13 @@ class Settings:
     def of(cls, flags: dict[str, Any]) -> Settings:
         """The settings among a program's flags."""
         return cls(**{field.name: flags[field.name] for field in fields(cls) if field.name in flags})
+
+    def inner_chain(self) -> estimates.InnerChain:
+        """DiME's estimate. Raises ValueError for `inner_steps` that say nothing."""
+        lengths = estimates.chain_lengths(self.inner_steps, self.start_step)
+        return estimates.InnerChain(
+            self.use_sampling_on_x_t, self.sampling_scale, lengths, ddim=self.inner_sampler == "ddim"
+        )
 
     def sampler(self, estimate: Callable, **parts: Any) -> Sampler:
         """A sampler with what all methods share."""
@@ -88,8 +98,8 @@ Method = Sampler | TwoPasses
 
 
 def dime(s: Settings) -> Method:
-    """Jeanneret et al. 2022."""
-    return s.sampler(estimates.InnerChain(s.use_sampling_on_x_t, s.sampling_scale))
+    """Jeanneret et al. 2022; with `inner_steps` its chains visit a part of the indices only."""
+    return s.sampler(s.inner_chain())
 
 
 def direct(s: Settings) -> Method:
@@ -150,3 +160,6 @@ METHODS: dict[str, Callable[[Settings], Method]] = {
     "maskdime": maskdime,
 }
 """The choices of --method."""
+
+WITH_INNER_CHAIN = frozenset({"dime"})
+"""Those that know `inner_steps` and `inner_sampler`."""

@@ -17,15 +17,15 @@ outer step itself. With τ = 60 DiME makes 1771 evaluations instead of 1830, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from core.noise import Draw
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.respace import SpacedDiffusion
 
 Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Called with (step, x_t, z_t) in every outer step; step counts from 0."""
@@ -61,7 +61,7 @@ class Denoiser:
     """
 
     model: nn.Module
-    diffusion: GaussianDiffusion
+    diffusion: SpacedDiffusion
     labels: torch.Tensor | None = None
 
     def output(self, z: torch.Tensor, i: int) -> torch.Tensor:
@@ -73,6 +73,19 @@ class Denoiser:
         """What an output at (z, i) says about the next z; evaluates nothing, draws nothing."""
         p = self.diffusion.interpret_output(output, z, _indices(z, i), clip_denoised=clip)
         return Gaussian(p["mean"], p["variance"], (0.5 * p["log_variance"]).exp(), p["pred_xstart"])
+
+    def ddim(self, p: Gaussian, z: torch.Tensor, i: int) -> torch.Tensor:
+        """The deterministic step back from z (DDIM with η = 0: Song et al. 2021, equation 12)."""
+        indices = _indices(z, i)
+        eps = self.diffusion.eps_from_xstart(z, indices, p.pred_xstart)
+        alpha_bar_prev = self.diffusion.at("alphas_cumprod_prev", indices, z)
+        return alpha_bar_prev.sqrt() * p.pred_xstart + (1 - alpha_bar_prev).sqrt() * eps
+
+    def over(self, indices: Sequence[int]) -> Denoiser:
+        """The same model on the process of these indices alone, in ascending order: its index k is indices[k]."""
+        if indices[-1] + 1 == len(indices):
+            return self
+        return replace(self, diffusion=self.diffusion.subset(indices))
 
     def noised(self, x: torch.Tensor, i: int, eps: torch.Tensor) -> torch.Tensor:
         """z ~ q(z_i | x)."""

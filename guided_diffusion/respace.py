@@ -85,6 +85,20 @@ class SpacedDiffusion(GaussianDiffusion):
         kept = np.cumprod(1.0 - np.asarray(betas, dtype=np.float64))[self.timestep_map]
         super().__init__(betas=1 - kept / np.append(1.0, kept[:-1]), **settings)
         self._timestep_maps: dict[torch.device, torch.Tensor] = {}
+        self._long = {"betas": betas, **settings}
+        self._subsets: dict[tuple[int, ...], SpacedDiffusion] = {}
+
+    def subset(self, indices: Iterable[int]) -> SpacedDiffusion:
+        """The process that visits only these indices of this one, numbered anew from 0; each is made once.
+
+        Posterior, and with it the bounds of a learned variance, are those between the indices that are kept. Of one
+        index alone, the step back is the prediction of the clean image.
+        """
+        key = tuple(sorted(set(indices)))
+        if key not in self._subsets:
+            timesteps = [self.timestep_map[index] for index in key]
+            self._subsets[key] = SpacedDiffusion(timesteps, **self._long)
+        return self._subsets[key]
 
     def network_timesteps(self, t: torch.Tensor) -> torch.Tensor:
         if t.device not in self._timestep_maps:

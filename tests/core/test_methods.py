@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from core.estimates import last_prediction, masked_prediction
+from core.estimates import InnerChain, chain_lengths, evenly_spread, last_prediction, masked_prediction
 from core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
 from core.methods import METHODS, Settings
 from core.noise import PerImageNoise
@@ -51,6 +52,80 @@ def run(method: str, ids: list[int] | None = None, observe=None, **settings) -> 
 @pytest.mark.parametrize("method", METHODS)
 def test_evaluations(method):
     assert run(method)[1] == EVALUATIONS[method]
+
+
+@pytest.mark.parametrize(
+    ("inner_steps", "evaluations"),
+    [("1", TAU), ("2", TAU + 6), ("3", TAU + 6 + 5), ("8:3,1", TAU + 6 + 5), ("0:2,2", TAU + 6 + 5), ("99", 29)],
+)
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_evaluations_of_shorter_chains(inner_steps, evaluations, sampler):
+    """A chain of K costs K - 1, the first being the step's own; the first step has none, the last has one index."""
+    assert run("dime", inner_steps=inner_steps, inner_sampler=sampler)[1] == evaluations
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("inner_steps", [str(TAU), "99", "0:3,8", "99:99,1"])
+def test_a_chain_of_all_indices_is_dimes_bit_for_bit(inner_steps, stochastic):
+    full = run("dime", use_sampling_on_x_t=stochastic)[0]
+    assert torch.equal(run("dime", inner_steps=inner_steps, use_sampling_on_x_t=stochastic)[0], full)
+    assert not torch.equal(run("dime", inner_steps="7:2,1", use_sampling_on_x_t=stochastic)[0], full)
+
+
+def test_neighbours_do_not_matter_to_shorter_chains():
+    for flags in ({"inner_steps": "1"}, {"inner_steps": "3"}, {"inner_steps": "3", "inner_sampler": "ddim"}):
+        assert torch.equal(run("dime", [2, 0], **flags)[0], run("dime", **flags)[0][[2, 0]])
+
+
+@pytest.mark.parametrize("ddim", [True, False])
+def test_a_chain_of_one_is_the_steps_own_prediction(ddim):
+    step = step_at(z_t=2 * X, i=6)
+    x_t = InnerChain(evaluations=[1] * TAU, ddim=ddim)(step)
+    assert torch.equal(x_t, step.p.pred_xstart)
+    assert (x_t.abs() == 1).any(), "the example must be clipped somewhere"
+
+
+def step_at(z_t: torch.Tensor, i: int) -> Step:
+    denoiser = Denoiser(CountingModel(), toy_diffusion(50))
+    output = denoiser.output(z_t, i)
+    draw = PerImageNoise(4).step([0, 1, 2], 0, i)
+    return Step(TAU - 1 - i, i, X, z_t, denoiser, output, denoiser.reverse(output, z_t, i), draw, None, None)
+
+
+def test_indices_are_evenly_spread():
+    assert evenly_spread(29, 1) == [29]
+    assert evenly_spread(29, 5) == [5, 11, 17, 23, 29]
+    assert evenly_spread(3, 3) == [0, 1, 3]
+    for count in (0, 4, 99):
+        assert evenly_spread(3, count) == [0, 1, 2, 3]
+    for i in range(40):
+        for count in range(1, i + 2):
+            gaps = np.diff([-1, *evenly_spread(i, count)])
+            assert len(gaps) == count and gaps.sum() == i + 1 and gaps.max() - gaps.min() <= 1 and gaps.min() >= 1
+
+
+def test_schedules_of_chain_lengths():
+    assert chain_lengths("5", 3) == (5, 5, 5)
+    assert chain_lengths("8:2,3:1,1", 5) == (8, 8, 3, 1, 1)
+    assert chain_lengths("8:99999999999,1", 2) == (8, 8)
+    for text in ("", "a", "-1", "1.5", "8:2", "8:2,", ",1", "8:2:1,1", "8,1", "\u0665"):
+        with pytest.raises(ValueError, match="expected a count"):
+            chain_lengths(text, 5)
+
+
+def test_a_shorter_ddim_chain_in_closed_form():
+    """Two steps, from index 6 over 2 to the prediction there, in float64 from the definition of DDIM."""
+    step = step_at(z_t=X, i=6)
+    x_t = InnerChain(evaluations=[2] * TAU, ddim=True)(step)
+    diffusion = step.denoiser.diffusion
+    assert evenly_spread(6, 2) == [2, 6]
+    z, alpha_bars = X.double(), diffusion.alphas_cumprod
+    for i, alpha_bar_prev in ((6, alpha_bars[2]), (2, 1.0)):
+        output = step.denoiser.output(z.float(), i)[:, :3].double()
+        x_start = ((z - (1 - alpha_bars[i]) ** 0.5 * output) / alpha_bars[i] ** 0.5).clamp(-1, 1)
+        eps = (z - alpha_bars[i] ** 0.5 * x_start) / (1 - alpha_bars[i]) ** 0.5
+        z = alpha_bar_prev**0.5 * x_start + (1 - alpha_bar_prev) ** 0.5 * eps
+    torch.testing.assert_close(x_t, z.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -99,3 +99,43 @@ def test_networks_and_cond_fn_see_the_long_process(rescale, factor):
 def test_whole_process_rescales_to_a_thousand():
     diffusion = GaussianDiffusion(betas=get_named_beta_schedule("linear", 200), rescale_timesteps=True, **SETTINGS)
     assert diffusion.network_timesteps(torch.tensor([0, 100])).tolist() == [0.0, 500.0]
+
+
+def test_a_subset_is_the_process_respaced_once_more():
+    betas = get_named_beta_schedule("linear", 500)
+    whole = SpacedDiffusion(space_timesteps(500, "50"), betas=betas, **SETTINGS)
+    part = whole.subset([2, 9, 30])
+    assert part.timestep_map == [whole.timestep_map[index] for index in (2, 9, 30)]
+    np.testing.assert_allclose(part.alphas_cumprod, whole.alphas_cumprod[[2, 9, 30]], rtol=1e-12)
+    assert whole.subset([30, 9, 2]) is part
+    asked = []
+    part.model_output(lambda x, t: asked.append(t.tolist()) or x, rnd(0, 3, 3, 2, 2), torch.tensor([0, 1, 2]))
+    assert asked == [part.timestep_map]
+
+
+def test_a_learned_variance_in_a_subset_lies_between_the_bounds_of_its_steps():
+    """Posterior of index 30 given index 9, from the definition: q(x_9 | x_30, x_0)."""
+    betas = get_named_beta_schedule("linear", 500)
+    settings = {**SETTINGS, "model_var_type": ModelVarType.LEARNED_RANGE}
+    whole = SpacedDiffusion(space_timesteps(500, "50"), betas=betas, **settings)
+    early, late = whole.alphas_cumprod[[9, 30]]
+    beta = 1 - late / early
+    z, t = rnd(1, 1, 3, 2, 2), torch.tensor([2])
+    for value, expected in ((1.0, beta), (-1.0, beta * (1 - early) / (1 - late))):
+        output = torch.cat([torch.zeros_like(z), torch.full_like(z, value)], dim=1)
+        p = whole.subset([2, 9, 30]).interpret_output(output, z, t, clip_denoised=False)
+        torch.testing.assert_close(p["variance"], torch.full_like(z, expected))
+    mean = early**0.5 * beta / (1 - late) * z / late**0.5 + (1 - early) * (late / early) ** 0.5 / (1 - late) * z
+    torch.testing.assert_close(p["mean"], mean)
+
+
+def test_the_subset_of_the_first_indices_changes_no_bit():
+    whole = SpacedDiffusion(space_timesteps(500, "50"), betas=get_named_beta_schedule("linear", 500), **SETTINGS)
+    for name in ("betas", "alphas_cumprod", "posterior_mean_coef1", "posterior_mean_coef2", "posterior_variance"):
+        np.testing.assert_array_equal(getattr(whole.subset(range(20)), name), getattr(whole, name)[:20])
+
+
+def test_a_subset_of_one_index_jumps_to_the_prediction():
+    whole = SpacedDiffusion(space_timesteps(500, "50"), betas=get_named_beta_schedule("linear", 500), **SETTINGS)
+    p = whole.subset([40]).interpret_output(rnd(0, 2, 3, 2, 2), rnd(1, 2, 3, 2, 2), torch.tensor([0, 0]))
+    assert torch.equal(p["mean"], p["pred_xstart"])
