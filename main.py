@@ -118,7 +118,7 @@ def build_job(
     """The images of this chunk, and what makes this run the one that it is."""
     weights = {name: getattr(args, name) for name in ("model_path", "classifier_path")}
     if args.l_perc:
-        weights["l_perc"] = pretrained_weights(VGG19_URL)
+        weights["l_perc"] = args.perceptual_path or pretrained_weights(VGG19_URL)
     log = ProgressLog(
         tree,
         ids=chunk_of(selection, args.num_chunks, args.chunk),
@@ -162,7 +162,7 @@ def build_explainer(
         guidance=Guidance(
             classifier,
             BinaryAttribute(column, args.use_logits),
-            load_perceptual(args.l_perc_layer, device) if args.l_perc else None,
+            load_perceptual(args.l_perc_layer, device, args.perceptual_path) if args.l_perc else None,
             l1=args.l1_loss,
             l2=args.l2_loss,
             l_perc=args.l_perc,

@@ -35,7 +35,7 @@ from models.inception import InceptionFeatures
 from models.lpips_vgg import LINEAR_HEADS, LPIPSDistance, lpips_parameter_name
 from models.perceptual import VGG19_LAYERS, PerceptualFeatures
 from models.resnet import Oracle, caffe_resnet50, oracle_parameter_name
-from models.small_cnn import SmallCNN
+from models.small_cnn import SmallCNN, SmallOracle, SmallPerceptual
 
 CELEBA_CLASSES = 40
 VGGFACE2_FILES = ("resnet50_vggface2_model.pkl", "resnet50_ft_weight.pkl")
@@ -99,12 +99,18 @@ def output_column(classifier: nn.Module, attribute: int, path: str | Path) -> in
     return attribute
 
 
-def load_oracle(path: str | Path, device: torch.device) -> Oracle:
-    """The attribute oracle: x (N, 3, H, W) in [-1, 1] -> features (N, 128), logits (N, 40)."""
+def load_oracle(path: str | Path, device: torch.device) -> nn.Module:
+    """The attribute oracle: x (N, 3, H, W) in [-1, 1] -> features (N, D), logits (N, 40).
+
+    The published one has D = 128; a small CNN, which may stand in for it on small images, has that of its last level.
+    """
     content = read_checkpoint(path)
+    small = _recognise_small_cnn(content)
+    if small is not None:
+        return SmallOracle(_finish(*small, path, device)).eval()
     parts = _trunk_and_head(content)
     if parts is None or "conv1_7x7_s2.weight" not in parts[0]:
-        expected = "an oracle (a dict with feat_extract, a Caffe-style ResNet-50, and classifier)"
+        expected = "an oracle (a dict with feat_extract, a Caffe-style ResNet-50 or a small CNN, and classifier)"
         raise InputError(f"{path}: holds {describe(content)}, expected {expected}")
     trunk, head = parts
     state = {oracle_parameter_name(name): value for name, value in trunk.items()}
@@ -130,11 +136,26 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
     return _finish(network, {name: state[name] for name in wanted if name in state}, path, device)
 
 
-def load_perceptual(layer: int, device: torch.device) -> PerceptualFeatures:
-    """The first `layer` layers of torchvision's VGG19: x (N, 3, H, W) in [-1, 1] -> features (N, C, h, w).
+def load_small_cnn(path: str | Path, device: torch.device) -> SmallCNN:
+    """A network that celeba-train-classifier.py --arch small has trained."""
+    content = read_checkpoint(path)
+    small = _recognise_small_cnn(content)
+    if small is None:
+        raise InputError(f"{path}: holds {describe(content)}, expected a small CNN (celeba-train-classifier.py)")
+    return _finish(*small, path, device)
 
-    The weights come from models/, the torch hub cache, or the network.
+
+def load_perceptual(layer: int, device: torch.device, path: str | Path = "") -> nn.Module:
+    """The first `layer` layers of a feature network: x (N, 3, H, W) in [-1, 1] -> features (N, C, h, w).
+
+    path: a small CNN, whose layers are its levels; '' is torchvision's VGG19, from models/, the torch hub cache, or
+    downloaded.
     """
+    if path:
+        try:
+            return SmallPerceptual(load_small_cnn(path, device), layer).eval()
+        except ValueError as error:
+            raise InputError(f"--l_perc_layer {layer}: {path}: {error}") from None
     if not 1 <= layer <= VGG19_LAYERS:
         raise InputError(f"--l_perc_layer {layer}: VGG19 has layers 1 to {VGG19_LAYERS}")
     path = pretrained_weights(VGG19_URL)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import nn
 
-from core.checkpoints import load_inception, load_oracle, load_vggface2
+from core.checkpoints import load_inception, load_oracle, load_small_cnn, load_vggface2
 from core.datasets import ATTRIBUTES, read_annotations, read_image
 from core.errors import InputError, UndefinedError
 from core.features import ImageFeatures, Machine, StoredFeatures, batches
@@ -44,6 +44,8 @@ PARTITIONS = ("cor", "inc", "all")
 """Images classified correctly, incorrectly, or both."""
 FEATURE_NETWORKS = ("inception", "oracle")
 """In whose feature space Fréchet distances are taken."""
+
+SMALL_FS = "FS (small network)"
 
 Features = Callable[[Sequence[Path]], torch.Tensor]
 """Image files -> features (N, D): an ImageFeatures, or one that remembers."""
@@ -133,6 +135,11 @@ def face_verification(pairs: Sequence[Pair], faces: Features) -> tuple[Measureme
     """FVA and FS: is the person the same? faces: VGGFace2 features."""
     similarity = face_similarity(faces(_originals(pairs)), faces(_counterfactuals(pairs)))
     return mean("FVA", same_face(similarity)), mean("FS", similarity)
+
+
+def feature_similarity(pairs: Sequence[Pair], features: Features) -> Measurement:
+    """FS with the features of another network than VGGFace2's, which does not compare with FS."""
+    return mean(SMALL_FS, face_similarity(features(_originals(pairs)), features(_counterfactuals(pairs))))
 
 
 def changed_attributes(pairs: Sequence[Pair], attributes: Features) -> Measurement:
@@ -255,6 +262,11 @@ def _read_group(paths: Sequence[Path]) -> torch.Tensor:
 def face_features(weights_path: str | Path, machine: Machine) -> ImageFeatures:
     """VGGFace2 features (N, 2048) of image files."""
     return ImageFeatures(load_vggface2(weights_path, machine.device), machine, vggface2_input)
+
+
+def small_features(weights_path: str | Path, machine: Machine) -> ImageFeatures:
+    """Features (N, D) of image files by a small CNN, where there is no face network."""
+    return ImageFeatures(load_small_cnn(weights_path, machine.device).feat_extract, machine)
 
 
 def oracle_logits(oracle_path: str | Path, machine: Machine) -> ImageFeatures:

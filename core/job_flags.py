@@ -120,6 +120,7 @@ def _network_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--model_path", default="models/ddpm-celeba.pt", help="weights of the diffusion model")
     add("--classifier_path", default="models/classifier.pth", help="the classifier to explain")
+    add("--perceptual_path", default="", help="small CNN for the perceptual distance; unset: torchvision's VGG19")
     add("--oracle_path", default="models/oracle.pth", help="the attribute oracle; used with --oracle_figures only")
     add("--face_path", default="models/resnet50_vggface2_model.pkl", help="VGGFace2's network; used likewise")
     add(
@@ -169,12 +170,12 @@ def _method_flags(group: argparse._ArgumentGroup) -> None:
     add("--use_logits", type=boolean, default=False, help="pull on the logit instead of the log-probability")
     add("--l1_loss", type=number(0), default=0.0, help="weight of the L1 distance of noisy image and input")
     add("--l2_loss", type=number(0), default=0.0, help="weight of the L2 distance of noisy image and input")
-    add("--l_perc", type=number(0), default=0.0, help="weight of the perceptual (VGG19) distance to the input")
+    add("--l_perc", type=number(0), default=0.0, help="weight of the perceptual distance to the input")
     add(
         "--l_perc_layer",
         type=integer(1),
         default=1,
-        help="the perceptual distance uses VGG19's features[:layer]",
+        help="the perceptual distance uses VGG19's features[:layer], or so many levels of --perceptual_path",
     )
     add(
         "--use_sampling_on_x_t",

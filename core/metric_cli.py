@@ -26,7 +26,8 @@ DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 NETWORK_FLAGS: dict[str, dict[str, Any]] = {
     "--weights-path": {
         "default": "models/resnet50_vggface2_model.pkl",
-        "help": "VGGFace2 ResNet-50 (resnet50_ft_weight.pkl beside it is found too)",
+        "help": "VGGFace2 ResNet-50 (resnet50_ft_weight.pkl beside it is found too); evaluate.py takes a small CNN "
+        "(.safetensors) as well",
     },
     "--oracle-path": {"default": "models/oracle.pth", "help": "the attribute oracle"},
     "--classifier-path": {"default": "models/classifier.pth", "help": "the classifier that was explained"},

@@ -15,6 +15,7 @@ from core.checkpoints import load_classifier, load_lpips, output_column
 from core.datasets import ATTRIBUTES
 from core.errors import InputError, UndefinedError
 from core.evaluation import (
+    SMALL_FS,
     Measurement,
     changed_attributes,
     class_transition,
@@ -22,6 +23,7 @@ from core.evaluation import (
     diversity,
     face_features,
     face_verification,
+    feature_similarity,
     flip_rate,
     frechet_features,
     frechet_names,
@@ -29,12 +31,14 @@ from core.evaluation import (
     realism,
     remembered,
     select_pairs,
+    small_features,
     spurious_correlations,
     train_labels,
 )
 from core.features import ImageFeatures, Machine
 from core.published import caveats, recorded
 from core.results import Pair, ResultTree
+from core.weight_files import SAFETENSORS
 
 SMILING = ATTRIBUTES.index("Smiling")
 
@@ -73,8 +77,13 @@ class Request:
 
     @cached_property
     def faces(self) -> ImageFeatures:
-        """VGGFace2 features."""
-        return face_features(self.weights_path, self.machine)
+        """VGGFace2 features, or those of the small network in its place."""
+        return (face_features if self.has_face_network else small_features)(self.weights_path, self.machine)
+
+    @property
+    def has_face_network(self) -> bool:
+        """Whether --weights-path is the face network that FVA is defined by, which is published as a pickle."""
+        return self.weights_path.suffix != SAFETENSORS
 
     @cached_property
     def attributes(self) -> ImageFeatures:
@@ -172,6 +181,12 @@ def evaluate(request: Request) -> Report:
     return report
 
 
+def _same_person(pairs: Sequence[Pair], request: Request) -> Sequence[Measurement]:
+    if request.has_face_network:
+        return face_verification(pairs, request.faces)
+    return [feature_similarity(pairs, request.faces)]
+
+
 def _realism(request: Request, tree: ResultTree) -> Sequence[Measurement]:
     features, weights = request.frechet
     inputs = remembered(features, tree, request.feature_network, weights)
@@ -196,7 +211,7 @@ METRICS: dict[str, Metric] = {
     ),
     "FVA, FS": Metric(
         prepare=lambda request: request.faces,
-        compute=lambda request, tree: face_verification(request.pairs(tree), request.faces),
+        compute=lambda request, tree: _same_person(request.pairs(tree), request),
     ),
     "MNAC": Metric(
         prepare=lambda request: request.attributes,
@@ -225,6 +240,6 @@ METRICS: dict[str, Metric] = {
 }
 """The protocol, in the order of its table."""
 
-METRIC_NAMES = ("flip rate", "FVA", "FS", "MNAC", "CD", "MAD", "COUT", *frechet_names("inception"))
+METRIC_NAMES = ("flip rate", "FVA", "FS", SMALL_FS, "MNAC", "CD", "MAD", "COUT", *frechet_names("inception"))
 METRIC_NAMES += (*frechet_names("oracle"), "sigma_L")
 """The rows of the table."""

@@ -23,7 +23,7 @@ HARMLESS = {
     *("output_path", "exp_name", "gpu", "chunk", "merge_and_eval"),
     *("overwrite", "allow_partial", "on_bad_image", "oracle_figures"),
     # paths of data and weights: their content counts; num_batches: the images chosen count
-    *("data_dir", "model_path", "classifier_path", "oracle_path", "face_path", "num_batches"),
+    *("data_dir", "model_path", "classifier_path", "perceptual_path", "oracle_path", "face_path", "num_batches"),
     # a preset stands in the flags that it sets, use_fp16 in precision; the others have no effect here
     *("preset", "use_fp16", "use_checkpoint", "use_ddim", "self_optimized_masking", "mask", "blur_sigma"),
 }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
+import tempfile
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,11 @@ import numpy as np
 import torch
 
 from core.errors import InputError
+from core.files import write_atomically
 from guided_diffusion import checkpoint_util
+from guided_diffusion.files import is_remote, open_file
 
+SAFETENSORS = ".safetensors"
 WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "models"
 """Where users put weights (models/README.md)."""
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
@@ -29,12 +36,37 @@ def read_checkpoint(path: str | Path) -> Any:
 
     Only tensors, containers and plain values are read. Raises InputError for a missing, empty, damaged or unsafe file.
     """
+    if str(path).endswith(SAFETENSORS):
+        tensors, notes = _read_safetensors(path)
+        return _nested(tensors, notes)
     return _read(path, checkpoint_util.load)
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """A network's weights, without the `module.` of parallel wrappers; InputError as in read_checkpoint."""
+    if str(path).endswith(SAFETENSORS):
+        tensors, notes = _read_safetensors(path)
+        return checkpoint_util.portable(tensors, notes.get("config"))
     return _read(path, checkpoint_util.load_state_dict)
+
+
+def write_safetensors(path: str | Path, content: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
+    """Write what `read_checkpoint` or `read_state_dict` gave, its weights in `dtype`, for either to give back.
+
+    Tables inside become prefixes; what is no tensor, and a state dict's configuration, goes into the file's metadata.
+    Raises InputError when the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    tables = {name: table for name, table in content.items() if isinstance(table, Mapping)}
+    notes = {name: value for name, value in content.items() if not isinstance(value, (Mapping, torch.Tensor))}
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors |= {f"{table}.{name}": value for table, part in tables.items() for name, value in part.items()}
+    config = checkpoint_util.stored_config(content)
+    notes |= ({"tables": list(tables)} if tables else {}) | ({"config": config} if config else {})
+    halved = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    halved = {k: v.contiguous() for k, v in halved.items()}
+    write_atomically(Path(path), save(halved, {name: json.dumps(value) for name, value in notes.items()}))
 
 
 def read_numpy_pickle(path: str | Path) -> dict[str, np.ndarray]:
@@ -100,8 +132,6 @@ def _first_names(content: dict) -> str:
 def _read(path: str | Path, load: Callable[[str | Path], Any]) -> Any:
     if "://" not in str(path):
         _require_file(Path(path))
-    if str(path).endswith(".safetensors"):
-        return _read_safetensors(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files that it refuses a moment later
@@ -119,18 +149,49 @@ def _require_file(path: Path) -> None:
         raise InputError(f"{path}: is empty, expected a file of weights; get or write it again")
 
 
-def _read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of a file, and the notes in its metadata that are JSON."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise InputError(
-            f"{path}: reading .safetensors needs the package of that name (pip install safetensors)"
-        ) from None
-    try:
-        return load_file(path)
+        with _local(path) as local, safe_open(local, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, _notes(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or not a safetensors file ({error})") from None
+
+
+@contextmanager
+def _local(path: str | Path) -> Iterator[Path]:
+    """The file itself, or a copy of a remote one."""
+    if not is_remote(path):
+        _require_file(Path(path))
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder, open_file(path, "rb") as remote:
+        copy = Path(folder) / "weights"
+        with copy.open("wb") as file:
+            shutil.copyfileobj(remote, file)
+        yield copy
+
+
+def _notes(metadata: Mapping[str, str]) -> dict[str, Any]:
+    notes = {}
+    for name, text in metadata.items():  # other programs write other things there
+        with suppress(ValueError, RecursionError):
+            notes[name] = json.loads(text)
+    return notes
+
+
+def _nested(tensors: dict[str, torch.Tensor], notes: dict[str, Any]) -> dict[str, Any]:
+    """The tables that `write_safetensors` has made flat, and its notes; just the tensors where it noted no tables."""
+    tables = notes.pop("tables", None)
+    if not isinstance(tables, list) or not all(isinstance(table, str) for table in tables):
+        return tensors
+    parts = {
+        table: {k.removeprefix(f"{table}."): v for k, v in tensors.items() if k.startswith(f"{table}.")}
+        for table in tables
+    }
+    return {**notes, **parts}
 
 
 def _is_numeric(value: Any) -> bool:

@@ -21,6 +21,7 @@ class SmallCNN(nn.Module):
     def __init__(self, num_outputs: int = 40, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
         self.num_outputs = num_outputs
+        self.levels = len(widths)
         levels = [_level(width_in, width) for width_in, width in zip((3, *widths), widths, strict=False)]
         self.feat_extract = nn.Sequential(*levels, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(widths[-1], num_outputs)
@@ -54,6 +55,36 @@ class SmallCNN(nn.Module):
     def recognises(trunk: Mapping[str, torch.Tensor]) -> bool:
         """Whether a table `feat_extract` is this network's: its first convolution and its norm are `0.0` and `0.1`."""
         return "0.0.weight" in trunk and trunk["0.0.weight"].shape[1:] == (3, 3, 3) and "0.1.running_var" in trunk
+
+
+class SmallOracle(nn.Module):
+    """A SmallCNN in the place of the oracle: x (N, 3, H, W) in [-1, 1] -> features, logits."""
+
+    def __init__(self, network: SmallCNN) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (N, D) and logits (N, C)."""
+        features = self.network.feat_extract(x)
+        return features, self.network.classifier(features)
+
+
+class SmallPerceptual(nn.Module):
+    """The first levels of a SmallCNN in the place of VGG19's layers, for the perceptual distance.
+
+    levels: how many, 1 to all. Raises ValueError for another number.
+    """
+
+    def __init__(self, network: SmallCNN, levels: int) -> None:
+        super().__init__()
+        if not 1 <= levels <= network.levels:
+            raise ValueError(f"this small CNN has levels 1 to {network.levels}, not {levels}")
+        self.features = network.feat_extract[:levels]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (N, C, h, w) of images x (N, 3, H, W); x is clamped to [-1, 1]."""
+        return self.features(x.clamp(-1, 1))
 
 
 def _level(width_in: int, width: int) -> nn.Sequential:
