@@ -27,7 +27,7 @@ def correlation_plot(result: CorrelationDifference, query: int) -> bytes:
     axes.set_title(f"CD = {result.value:.3f}")
     axes.axvline(0, color="black", linewidth=0.5)
     axes.legend(loc="lower right")
-    return _png(figure)
+    return png(figure)
 
 
 def transition_plot(curves: np.ndarray) -> bytes:
@@ -44,10 +44,11 @@ def transition_plot(curves: np.ndarray) -> bytes:
     axes.plot(share, 1 - own, label="class of the counterfactual")
     axes.set(xlabel="pixels exchanged (%)", ylabel="mean probability", xlim=(0, 100), ylim=(0, 1))
     axes.legend()
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
