@@ -38,10 +38,12 @@ NETWORK_FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
-def metric_parser(description: str, *networks: str, one_experiment: bool = True, partition: str = "all") -> Parser:
+def metric_parser(
+    description: str, *networks: str, one_experiment: bool = True, partition: str | None = "all"
+) -> Parser:
     """A parser with the flags of every metric script and those of the networks named (keys of NETWORK_FLAGS).
 
-    partition: the default of --partition. one_experiment: whether there is one --exp-name.
+    partition: the default of --partition; None: no such flag. one_experiment: whether there is one --exp-name.
     """
     parser = Parser(description=description)
     add = parser.add_argument
@@ -54,7 +56,9 @@ def metric_parser(description: str, *networks: str, one_experiment: bool = True,
     add("--batch-size", type=integer(1), default=DEFAULT_BATCH_SIZE, help="images at once; changes no result")
     add("--num-workers", type=integer(0), default=DEFAULT_WORKERS, help="threads that read images")
     add("--json", type=Path, metavar="FILE", help="write the result to this file too")
-    add("--partition", choices=PARTITIONS, default=partition, help="images classified correctly, incorrectly, or both")
+    if partition:
+        choices = "images classified correctly, incorrectly, or both"
+        add("--partition", choices=PARTITIONS, default=partition, help=choices)
     return parser
 
 

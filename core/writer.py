@@ -88,11 +88,12 @@ def _write_frames(tree: ResultTree, kind: str, id: int, images: np.ndarray) -> N
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """An 8-bit image (H, W, 3) in the format that the path's suffix names (JPEG at Pillow's quality 75)."""
-    write_atomically(path, _encoded(image, path.suffix))
+    """An 8-bit image (H, W, 3) in the format that the path's suffix names."""
+    write_atomically(path, encoded(image, path.suffix))
 
 
-def _encoded(image: np.ndarray, suffix: str) -> bytes:
+def encoded(image: np.ndarray, suffix: str) -> bytes:
+    """The file of an 8-bit image (H, W, 3): suffix .jpg (Pillow's quality 75) or .png."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[suffix])
     return buffer.getvalue()
@@ -101,7 +102,7 @@ def _encoded(image: np.ndarray, suffix: str) -> bytes:
 def check_original(tree: ResultTree, id: int, x: torch.Tensor) -> None:
     """Raise InputError if the tree holds another image than x (3, H, W) under this id."""
     for path in tree.stored_originals(id):
-        ours = _encoded(to_hwc(input_to_uint8(x)), path.suffix)
+        ours = encoded(to_hwc(input_to_uint8(x)), path.suffix)
         try:
             a, b = (
                 np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), np.float32)

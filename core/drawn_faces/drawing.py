@@ -59,6 +59,10 @@ def region(face: Face, name: str, size: tuple[int, int] = SIZE) -> np.ndarray:
     These are the pixels in which draw(face) and draw(counterfactual(face, name)) differ, grown by one pixel.
     Raises InputError for an attribute that is not drawn.
     """
-    one, other = (np.asarray(draw(f, size), np.int16) for f in (face, counterfactual(face, name)))
-    changed = Image.fromarray((one != other).any(2))
+    return changed_pixels(draw(face, size), draw(counterfactual(face, name), size))
+
+
+def changed_pixels(one: Image.Image, other: Image.Image) -> np.ndarray:
+    """The pixels in which two drawings differ, grown by one pixel, (H, W) bool."""
+    changed = Image.fromarray((np.asarray(one) != np.asarray(other)).any(2))
     return np.asarray(changed.convert("L").filter(ImageFilter.MaxFilter(3))) > 0

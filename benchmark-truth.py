@@ -1,0 +1,139 @@
+"""Are counterfactuals right? Experiments on drawn faces beside the true counterfactuals; do they reveal a shortcut?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from core import report as tables
+from core import truth_benchmark as truth
+from core.cli import Parser, attribute, run, say
+from core.datasets import ATTRIBUTES
+from core.drawn_faces.attributes import require_drawn
+from core.errors import InputError
+from core.metric_cli import machine, metric_parser, tree, write_file
+from core.protocol import Report
+from core.results import ResultTree
+from core.truth_benchmark import Benchmark
+from core.truth_faces import Case, DrawnFaces, Task
+from core.truth_oracle import AttributeOracle
+from core.truth_plot import EXAMPLES, Panel, truth_plot
+from core.truth_shortcut import Shortcut
+
+DEFAULT_ORACLE = "models/demo/oracle.safetensors"
+
+
+def main() -> None:
+    """Measure, print the table, and leave it and the figure in OUTPUT_PATH."""
+    args = build_parser().parse_args()
+    trees = [tree(args, name) for name in dict.fromkeys(args.exp_name)]
+    task = common_task(trees, args.celeba_path)
+    here = machine(args)
+    benchmark = Benchmark(trees, DrawnFaces(task), AttributeOracle(Path(args.oracle_path), here), here)
+    shortcut = shortcut_of(args.shortcut, benchmark)
+    report = benchmark.report()
+    if shortcut:
+        add_shortcut(report, benchmark, shortcut)
+    rows = (*truth.ROWS, *(shortcut.rows if shortcut else ()))
+    table = tables.markdown(report, names=rows)
+    print(table, end="")
+    write_file(args.output_path / "truth.md", table)
+    if args.json:
+        write_file(args.json, tables.as_json(report))
+    plot = args.plot or args.output_path / "truth.png"
+    write_file(plot, truth_plot(examples(benchmark), report, panels(shortcut)))
+    say(f"\nFigure: {plot}")
+
+
+def build_parser() -> Parser:
+    """The flags."""
+    parser = metric_parser(__doc__, one_experiment=False, partition=None)
+    add = parser.add_argument
+    add("--exp-name", nargs="+", required=True, help="the experiments (main.py's --exp_name), one column each")
+    add("--oracle-path", default=DEFAULT_ORACLE, help="a network trained apart that sees the drawn attributes")
+    add("--celeba-path", default=None, help="the drawn faces; unset: the data_dir that the runs recorded")
+    add("--shortcut", type=attribute, help="attribute, by index or name, that a classifier may use as a shortcut")
+    add("--plot", type=Path, metavar="FILE", help="PNG of the figure; unset: truth.png in OUTPUT_PATH")
+    return parser
+
+
+def common_task(trees: list[ResultTree], celeba_path: str | None) -> Task:
+    """What all experiments explain. Raises InputError if that is not the same."""
+    tasks = [Task.of(tree) for tree in trees]
+    if celeba_path is not None:
+        tasks = [replace(task, data_dir=celeba_path) for task in tasks]
+    for experiment, task in zip(trees, tasks, strict=True):
+        if task != tasks[0]:
+            raise InputError(
+                f"{experiment.results}: explains {describe(task)}, but {trees[0].exp_name} {describe(tasks[0])}; "
+                "compare them in tables of their own"
+            )
+    return tasks[0]
+
+
+def describe(task: Task) -> str:
+    """A task in a few words."""
+    part = "train" if task.use_train else "val"
+    name = ATTRIBUTES[task.query_label]
+    return f"{name} at {task.image_size} pixels on {task.dataset} ({part}) of {task.data_dir or '.'}"
+
+
+def shortcut_of(index: int | None, benchmark: Benchmark) -> Shortcut | None:
+    """The shortcut that is asked after. Raises InputError if it is not drawn, or is what is explained."""
+    if index is None:
+        return None
+    name = ATTRIBUTES[index]
+    require_drawn(name)
+    if name == benchmark.faces.query:
+        raise InputError(f"--shortcut {name}: is the attribute explained; name another one")
+    benchmark.oracle.require(name)
+    return Shortcut(benchmark.faces.query, name)
+
+
+def add_shortcut(report: Report, benchmark: Benchmark, shortcut: Shortcut) -> None:
+    """Add the shortcut's rows to every experiment."""
+    labels = benchmark.faces.labels()
+    for experiment in benchmark.trees:
+        name = experiment.exp_name
+        found = shortcut.explained(benchmark.figures[name], labels, benchmark.oracle.known)
+        if not found:
+            report.missing.append(f"CD, {shortcut.name}: no counterfactual of {name} reached its target")
+        ids = [pair.id for pair in benchmark.pairs[name]]
+        try:
+            found += shortcut.relied_on(experiment, ids, benchmark.faces, benchmark.machine)
+        except InputError as error:
+            report.missing.append(f"classifier of {name}: {error}")
+        report.measurements[name] |= {measurement.name: measurement for measurement in found}
+
+
+def examples(benchmark: Benchmark) -> dict[str, list[Case | None]]:
+    """The first faces of the first experiment that have a true counterfactual, in all experiments."""
+    first = benchmark.trees[0].exp_name
+    true = np.flatnonzero(benchmark.figures[first].true)[:EXAMPLES]
+    ids = [benchmark.pairs[first][row].id for row in true]
+    found = {}
+    for name, pairs in benchmark.pairs.items():
+        by_id = {pair.id: pair for pair in pairs}
+        found[name] = [benchmark.faces.case(by_id[id]) if id in by_id else None for id in ids]
+    return found
+
+
+def panels(shortcut: Shortcut | None) -> list[Panel]:
+    """The figure's axes."""
+    shares = (truth.FLIP_RATE, truth.TURNED, truth.LOCALISATION, truth.SHARE_OUTSIDE, truth.ALIGNMENT)
+    levels = (truth.INSIDE, truth.OUTSIDE, truth.DISTANCE)
+    found = [
+        Panel(shares, "share, probability, or cosine", (-0.02, 1.02)),
+        Panel((truth.RECOVERED, truth.RECOVERED_INSIDE), "1: the true counterfactual; 0: no nearer than the input"),
+        Panel(levels, "grey levels (0 to 255), mean over pixels"),
+    ]
+    if shortcut:
+        rows = (shortcut.correlation, shortcut.moves_along, shortcut.turned_by_shortcut, shortcut.turned_by_query)
+        found.append(Panel(rows, f"{shortcut.name} as a shortcut to {shortcut.query}"))
+    return found
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,276 @@
+"""benchmark-truth.py: known counterfactuals on drawn faces, shortcuts, and what a user may get wrong."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core import truth_benchmark as truth
+from core.datasets import ATTRIBUTES
+from core.drawn_faces import DRAWN, counterfactual
+from core.errors import InputError
+from core.features import Machine
+from core.images import input_to_uint8, to_hwc
+from core.results import ResultTree
+from core.truth_benchmark import Benchmark, Figures
+from core.truth_faces import DrawnFaces, Task, has
+from core.truth_shortcut import Shortcut
+from tests.metric_world import run_script
+from tests.truth_world import IMAGES, QUERY, SIZE, explain_faces, make_faces, make_network
+from tests.worlds import Run
+
+HERE = Machine(torch.device("cpu"), batch_size=4, num_workers=1)
+SMILING, EYEGLASSES = DRAWN.index("Smiling"), DRAWN.index("Eyeglasses")
+
+
+def benchmark_truth(*arguments: object) -> Run:
+    return run_script(importlib.import_module("benchmark-truth"), *arguments, "--gpu", "cpu", "--num-workers", 1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_faces(tmp_path_factory.mktemp("faces") / "data")
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory) -> Path:
+    return make_network(tmp_path_factory.mktemp("oracle") / "oracle.pth")
+
+
+class KnownOracle:
+    """Knows the inputs' labels and the true counterfactuals', to the byte; sees nothing in other pictures."""
+
+    known = np.ones(len(DRAWN), bool)
+
+    def __init__(self, faces: DrawnFaces) -> None:
+        self.labels = {}
+        for id in range(IMAGES):
+            face = faces.face(id)
+            self.labels[faces.picture(id).tobytes()] = has(face)
+            self.labels[faces.picture(id, QUERY).tobytes()] = has(counterfactual(face, QUERY))
+
+    def require(self, name: str) -> None:
+        """Everything is known."""
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        nothing = np.zeros(len(DRAWN), bool)
+        return np.array([self.labels.get(picture.tobytes(), nothing) for picture in pictures]).astype(int)
+
+
+@pytest.fixture(scope="module")
+def faces(data) -> DrawnFaces:
+    """The faces of the data set; what one test draws, the next one finds."""
+    return DrawnFaces(Task(ATTRIBUTES.index(QUERY), SIZE, "CelebA", False, str(data)))
+
+
+def measured(faces: DrawnFaces, *trees: ResultTree) -> tuple[Benchmark, dict[str, dict[str, float]]]:
+    """The benchmark of some trees and its values."""
+    benchmark = Benchmark(trees, faces, KnownOracle(faces), HERE)
+    measurements = benchmark.report().measurements
+    return benchmark, {name: {key: m.value for key, m in found.items()} for name, found in measurements.items()}
+
+
+# are the counterfactuals right?
+
+
+def test_the_truth_and_the_input_as_counterfactuals(faces, data, tmp_path):
+    """An experiment that found the truth has the figures of the truth, one that did nothing those of its inputs."""
+    found_it = explain_faces(tmp_path, "truth", data, lambda x, truth, id: truth)
+    nothing = explain_faces(tmp_path, "nothing", data, lambda x, truth, id: x, flipped=lambda id: False)
+    _, values = measured(faces, found_it, nothing)
+    assert {key: value for key, value in values["truth"].items() if key != truth.FLIP_RATE} == values[truth.TRUTH]
+    assert {key: value for key, value in values["nothing"].items() if key != truth.FLIP_RATE} == values[truth.INPUT]
+    expected = {truth.FLIP_RATE: 1, truth.TURNED: 1, truth.OTHERS: 0, truth.DISTANCE: 0, truth.RECOVERED: 1}
+    assert {key: values["truth"][key] for key in expected} == expected
+    assert values["truth"][truth.RECOVERED_INSIDE] == 1 and values["truth"][truth.ALIGNMENT] == pytest.approx(1)
+    # the folder's JPEG files differ by a level beyond the region, of tens within it
+    assert values["truth"][truth.OUTSIDE] < 0.2 < 3 < values["truth"][truth.INSIDE]
+    assert values["truth"][truth.SHARE_OUTSIDE] < 0.1
+    assert values["truth"][truth.LOCALISATION] > 0.85  # some shading of the region is lost between 8-bit levels
+    expected = {truth.FLIP_RATE: 0, truth.TURNED: 0, truth.OTHERS: 0, truth.INSIDE: 0, truth.RECOVERED: 0}
+    assert {key: values["nothing"][key] for key in expected} == expected
+    assert truth.SHARE_OUTSIDE not in values["nothing"] and truth.ALIGNMENT not in values["nothing"]
+
+
+def test_a_change_elsewhere_is_counted_there(faces, data, tmp_path):
+    """The truth, and 20 grey levels on the top row, where no smile is: the row is 1/32 of the image."""
+
+    def explain(x, truth, id):
+        cf = truth.astype(int)
+        cf[0] += np.where(cf[0] < 128, 20, -20)
+        return cf.astype(np.uint8)
+
+    exact = explain_faces(tmp_path, "exact", data, lambda x, truth, id: truth)
+    more = explain_faces(tmp_path, "more", data, explain)
+    benchmark, _ = measured(faces, exact, more)
+    before, after = benchmark.figures["exact"], benchmark.figures["more"]
+    assert after.inside == pytest.approx(before.inside)
+    assert after.distance == pytest.approx(20 / SIZE) and not before.distance.any()
+    pixels = SIZE**2 - np.array([benchmark.faces.case(pair).region.sum() for pair in exact.pairs()])
+    # 1: where JPEG files had moved the row already, the way from the input is that much longer or shorter
+    assert (after.outside - before.outside) * pixels / SIZE == pytest.approx(20, abs=1)
+
+
+def test_jpeg_trees_compare_with_the_truth_as_jpeg(faces, data, tmp_path):
+    """What a perfect JPEG file shows beyond the region is the format's, and the column of the truth shows it too."""
+    tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth, "jpg")
+    _, values = measured(faces, tree)
+    assert values["exp"][truth.DISTANCE] == 0 and values["exp"][truth.RECOVERED] == 1
+    assert values["exp"][truth.OUTSIDE] == values[truth.TRUTH][truth.OUTSIDE] > 0.3
+
+
+def test_images_without_a_true_counterfactual_are_left_out(faces, data, tmp_path):
+    tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth, correct=lambda id: id != 2)
+    benchmark, _ = measured(faces, tree)
+    report = benchmark.report()
+    assert report.measurements["exp"][truth.RECOVERED].n == IMAGES - 1
+    assert report.measurements["exp"][truth.FLIP_RATE].n == IMAGES
+    assert report.caveats["exp"] == ["exp: 1 images that its classifier misjudges have no true counterfactual"]
+    figures = benchmark.figures["exp"]
+    labels = [QUERY in benchmark.faces.face(id).has for id in range(IMAGES)]
+    assert figures.target.tolist() == [label if id == 2 else not label for id, label in enumerate(labels)]
+    hidden = replace(figures, shows=np.arange(IMAGES) < 4)
+    assert truth.left_out("exp", hidden, "Bangs")[1].startswith("exp: in 2 images Bangs does not show")
+    with pytest.raises(InputError, match="none of its 6 images has a true counterfactual"):
+        truth.left_out("exp", replace(figures, correct=np.zeros(IMAGES, bool)), QUERY)
+
+
+def test_attributes_that_logic_changes_are_not_counted_as_others(data):
+    """A hair colour given takes another away: the region and the labels of the truth say so."""
+    faces = DrawnFaces(Task(ATTRIBUTES.index("Gray_Hair"), SIZE, "CelebA", False, str(data)))
+    changed = [[name for name, it in zip(DRAWN, faces._truth(id).expected, strict=True) if it] for id in range(IMAGES)]
+    assert all("Gray_Hair" in names for names in changed) and max(map(len, changed)) == 2
+
+
+# shortcuts
+
+
+def seen_figures(inputs: list[tuple[int, int]], cfs: list[tuple[int, int]]) -> Figures:
+    """Figures of images that all flipped; what the oracle sees of (Smiling, Eyeglasses) before and after."""
+    seen, cf_seen = np.zeros((2, len(inputs), len(DRAWN)), int)
+    seen[:, [SMILING, EYEGLASSES]], cf_seen[:, [SMILING, EYEGLASSES]] = inputs, cfs
+    blank = np.zeros(len(inputs))
+    columns = dict.fromkeys((field.name for field in fields(Figures)), blank)
+    target = 1 - seen[:, SMILING]
+    return Figures(**columns | {"flipped": blank == 0, "target": target, "seen": seen, "cf_seen": cf_seen})
+
+
+SHORTCUT = Shortcut("Smiling", "Eyeglasses")
+
+
+def explained(figures: Figures) -> dict[str, float]:
+    labels = np.zeros((4, len(DRAWN)), int)
+    labels[:, [SMILING, EYEGLASSES]] = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    known = np.ones(len(DRAWN), bool)
+    return {m.name: m.value for m in SHORTCUT.explained(figures, labels, known)}
+
+
+def test_glasses_that_come_and_go_with_the_smile_are_seen():
+    inputs = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    with_glasses = explained(seen_figures(inputs, [(1, 1), (1, 1), (0, 0), (0, 0)]))
+    # changes (1, 1), (1, 0), (-1, 0), (-1, -1): their correlation is 2 / sqrt(4 * 2)
+    assert with_glasses[SHORTCUT.correlation] == pytest.approx(2**-0.5)
+    assert with_glasses["CD"] == pytest.approx(2**-0.5)  # the data set has none, no other attribute moves
+    assert with_glasses[SHORTCUT.moves_along] == 1  # in both images where they could
+    alone = explained(seen_figures(inputs, [(1, 0), (1, 1), (0, 0), (0, 1)]))
+    assert alone == {"CD": 0, SHORTCUT.correlation: 0, SHORTCUT.moves_along: 0}
+    against = explained(seen_figures(inputs, [(1, 0), (1, 0), (0, 1), (0, 1)]))
+    assert against[SHORTCUT.correlation] == pytest.approx(-(2**-0.5)) and against[SHORTCUT.moves_along] == 0
+
+
+def test_only_counterfactuals_that_reached_their_target_explain():
+    figures = seen_figures([(0, 0), (1, 1)], [(1, 1), (0, 0)])
+    assert SHORTCUT.explained(replace(figures, flipped=np.zeros(2, bool)), np.zeros((2, 21)), np.ones(21, bool)) == []
+
+
+def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
+    """A classifier whose logit is 4 smiling + 1 eyeglasses - 2: a fifth of it is glasses, and they never decide."""
+    tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth)
+    assert Task.of(tree) == faces.task
+    logit = {}
+    for id in range(IMAGES):
+        for name in ("", "Smiling", "Eyeglasses"):
+            face = counterfactual(faces.face(id), name) if name else faces.face(id)
+            logit[faces.picture(id, name).tobytes()] = 4.0 * ("Smiling" in face.has) + ("Eyeglasses" in face.has) - 2
+
+    def classify(x: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[0, logit[picture.tobytes()]] for picture in to_hwc(input_to_uint8(x))])
+
+    monkeypatch.setattr("core.truth_shortcut.explained_classifier", lambda *_: (classify, 1))
+    found = {m.name: m for m in SHORTCUT.relied_on(tree, range(IMAGES), faces, HERE)}
+    assert found[SHORTCUT.reliance].value == 0.2
+    assert found[SHORTCUT.turned_by_query].value == 1 and found[SHORTCUT.turned_by_shortcut].value == 0
+    assert all(m.n == IMAGES for m in found.values())
+
+
+# the command
+
+
+def test_the_command_leaves_a_table_and_a_figure(data, oracle, tmp_path):
+    classifier = make_network(tmp_path / "classifier.pth", ["Smiling"], seed=1)
+    explain_faces(tmp_path, "right", data, lambda x, truth, id: truth, classifier_path=str(classifier))
+    explain_faces(tmp_path, "lost", data, lambda x, truth, id: x, classifier_path=str(tmp_path / "gone.pth"))
+    arguments = ("--output-path", tmp_path, "--exp-name", "right", "lost", "--oracle-path", oracle)
+    result = benchmark_truth(*arguments, "--shortcut", "Eyeglasses", "--json", tmp_path / "truth.json")
+    assert result.code == 0, result.err
+    assert (tmp_path / "truth.md").read_text() in result.out
+    assert "| recovered " in result.out and "(true cf)" in result.out and SHORTCUT.reliance in result.out
+    assert "classifier of lost" in result.out and "gone.pth: no such file" in result.out
+    content = json.loads((tmp_path / "truth.json").read_text())["measurements"]
+    assert content["right"]["recovered"] == {"name": "recovered", "value": 1.0, "n": IMAGES, "interval": [1.0, 1.0]}
+    assert Image.open(tmp_path / "truth.png").width > 500
+
+
+def refused(output_path: Path, oracle: Path, *arguments: object) -> str:
+    """The one line that a command is refused with."""
+    names = () if "--exp-name" in arguments else ("--exp-name", "exp")
+    result = benchmark_truth("--output-path", output_path, "--oracle-path", oracle, *names, *arguments)
+    assert result.code == 2 and result.err.count("\n") == 1, (result.out, result.err)
+    assert not (output_path / "truth.md").exists()
+    return result.err
+
+
+def test_faces_that_are_not_those_of_the_tree(data, oracle, tmp_path):
+    explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth)
+    other = make_faces(tmp_path / "other", seed=6)
+    line = refused(tmp_path, oracle, "--celeba-path", other)
+    assert "0000000.png: is not 000001.jpg of" in line and "--celeba-path" in line
+    few = tmp_path / "few"
+    shutil.copytree(data, few)
+    rows = (few / "list_eval_partition.csv").read_text().splitlines()
+    (few / "list_eval_partition.csv").write_text("\n".join(rows[:4]) + "\n")
+    assert "has 3 images to explain, but the experiment holds number 3" in refused(
+        tmp_path, oracle, "--celeba-path", few
+    )
+    (few / "faces.jsonl").unlink()
+    assert "faces.jsonl: not found; only a folder written by make-drawn-faces.py" in refused(
+        tmp_path, oracle, "--celeba-path", few
+    )
+    assert "no such folder" in refused(tmp_path, oracle, "--celeba-path", tmp_path / "absent")
+
+
+def test_trees_that_do_not_say_what_they_explain(data, oracle, tmp_path):
+    tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth)
+    explain_faces(tmp_path, "young", data, lambda x, truth, id: truth, query_label=39)
+    explain_faces(tmp_path, "undrawn", data, lambda x, truth, id: truth, query_label=2)
+    assert "Young at 32 pixels" in refused(tmp_path, oracle, "--exp-name", "exp", "young")
+    assert "'Attractive' is not drawn" in refused(tmp_path, oracle, "--exp-name", "undrawn")
+    assert "no experiment lies there" in refused(tmp_path, oracle, "--exp-name", "absent")
+    tree.report("config.yaml").unlink()
+    assert "no readable config.yaml" in refused(tmp_path, oracle)
+
+
+def test_attributes_that_cannot_be_measured(data, oracle, tmp_path):
+    explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth)
+    assert "is the attribute explained" in refused(tmp_path, oracle, "--shortcut", "Smiling")
+    assert "'Blurry' is not drawn" in refused(tmp_path, oracle, "--shortcut", "Blurry")
+    narrow = make_network(tmp_path / "narrow.pth", ["Young"])
+    assert "narrow.pth: does not decide on Smiling" in refused(tmp_path, narrow)
