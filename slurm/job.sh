@@ -14,8 +14,12 @@
 #        not: Slurm itself requeues what it preempts, and what was cancelled shall stay so.
 #   else a mistake or a crash, which the log names: never requeued, and what depends on this job is cancelled
 
-[ -z "$SLURM_ARRAY_TASK_ID" ] || set -- "$@" --chunk "$SLURM_ARRAY_TASK_ID"
-echo "$(date '+%F %T') $(hostname), job ${SLURM_JOB_ID}, restart ${SLURM_RESTART_COUNT:-0}: $*"
+job="$SLURM_JOB_ID"
+if [ -n "$SLURM_ARRAY_TASK_ID" ]; then
+    job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" # one task's SLURM_JOB_ID stands for the whole array
+    set -- "$@" --chunk "$SLURM_ARRAY_TASK_ID"
+fi
+echo "$(date '+%F %T') $(hostname), job $job, restart ${SLURM_RESTART_COUNT:-0}: $*"
 
 "$@" &
 command=$!
@@ -36,7 +40,7 @@ case "$code" in
         ;;
     75 | 138) # 138: USR1 came before main.py could handle it
         if [ -n "$time_is_up" ]; then
-            scontrol requeue "$SLURM_JOB_ID" && echo "job.sh: the time is up; in the queue again, to continue" >&2
+            scontrol requeue "$job" && echo "job.sh: the time is up; in the queue again, to continue" >&2
         fi
         ;;
 esac

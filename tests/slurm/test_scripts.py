@@ -183,6 +183,8 @@ def test_wrong_flags_are_found_before_anything_is_queued(slurm, tmp_path):
 
 # job.sh
 
+TASK = {"SLURM_JOB_ID": "5", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
+
 
 def job(slurm: FakeSlurm, script: str, **environment: str) -> subprocess.Popen:
     """A job that runs this shell script, "$@" being what is appended to its arguments."""
@@ -234,6 +236,16 @@ def test_a_command_that_the_signal_found_unprepared_is_requeued(slurm):
     assert slurm.calls == [["scontrol", "requeue", "7"]]
 
 
+def test_a_task_requeues_itself_and_not_the_array(slurm):
+    """One of the tasks has the array's id for its own."""
+    running = job(slurm, "trap 'exit 75' USR1; echo ready; while :; do sleep 0.01; done", **TASK)
+    assert "job 5_3," in running.stdout.readline() and running.stdout.readline() == "ready\n"
+    running.send_signal(signal.SIGUSR1)
+    running.communicate(timeout=60)
+    assert slurm.calls == [["scontrol", "requeue", "5_3"]]
+
+
 def test_a_task_of_an_array_does_its_chunk(slurm):
-    assert job(slurm, 'echo "$@"', SLURM_ARRAY_TASK_ID="3").communicate(timeout=60)[0].endswith("\n--chunk 3\n")
+    out, _ = job(slurm, 'echo "$@"', **TASK).communicate(timeout=60)
+    assert "job 5_3," in out and out.endswith("\n--chunk 3\n")
     assert "--chunk" not in job(slurm, 'echo "$@"').communicate(timeout=60)[0]
