@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from core.datasets import ATTRIBUTES
 from core.errors import InputError
 from core.evaluation import Features
+from core.files import read_yaml
 from core.metrics import decide
 from core.results import FRAME_KINDS, Pair, ResultTree, image_files
 from core.summary import INFO_LINES
@@ -60,14 +59,14 @@ def read_experiment(tree: ResultTree) -> Experiment:
     pairs = tree.pairs()
     if not pairs:
         raise InputError(f"{tree.results}: the experiment holds no counterfactual yet")
-    config = _read_table(tree.report("config.yaml"), yaml.safe_load) or {}
+    config = _read_table(tree.report("config.yaml"), read_yaml) or {}
     query = config.get("query_label")
     plot = tree.report("CD.png")
     return Experiment(
         tree,
         {pair.id: _image_result(tree, pair) for pair in pairs},
-        summary=_read_table(tree.report("summary.yaml"), yaml.safe_load),
-        evaluation=_read_table(tree.report("evaluation.json"), json.loads),
+        summary=_read_table(tree.report("summary.yaml"), read_yaml),
+        evaluation=_read_table(tree.report("evaluation.json"), _read_json),
         plot=plot if plot.is_file() else None,
         query=query if type(query) is int and 0 <= query < len(ATTRIBUTES) else None,
     )
@@ -102,17 +101,21 @@ def read_info(path: Path) -> Info:
     return values
 
 
-def _read_table(path: Path, parse: Any) -> dict[str, Any] | None:
+def _read_table(path: Path, read: Callable[[Path], Any]) -> dict[str, Any] | None:
     """A YAML or JSON file that holds a table; None when there is no such file."""
     if not path.exists():
         return None
     try:
-        content = parse(_read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        content = read(path)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable ({error}); mend it or remove it") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no table; mend it or remove it")
     return content
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(_read_text(path))
 
 
 def _read_text(path: Path) -> str:

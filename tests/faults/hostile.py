@@ -154,3 +154,12 @@ YAML: dict[str, Callable[[Path], bytes]] = {
     "binary": lambda marker: bytes(range(256)),
 }
 """The same for YAML."""
+
+JSON: dict[str, bytes] = {
+    "deep": b"[" * 1_000_000,
+    "binary": bytes(range(256)),
+    "a number of a million digits": b'{"n": ' + b"9" * 1_000_000 + b"}",
+    "cut": b'{"measurements": {"exp"',
+    "a list": b"[1, 2]",
+}
+"""Files of JSON, in which nothing can run, that cost memory or time, or are none."""
