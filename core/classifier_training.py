@@ -190,17 +190,24 @@ class ClassifierTraining:
         path = self.folder / STATE_FILE
         if not dist_util.on_rank_0(path.exists):
             return
-        state: dict[str, Any] = checkpoint_util.load(path)
+        state = checkpoint_util.load(path)
+        if not isinstance(state, dict) or not isinstance(state.get("network"), dict):
+            raise ValueError(f"{path}: holds no training of a classifier; remove it, or use another --output_path")
         if state.get("attributes") != self.attributes:
             raise ValueError(f"{path}: trained on other attributes; use the same --attributes or another --output_path")
         checkpoint_util.require_same_names(self.network, state["network"], path)
+        checkpoint_util.require_finite(state["network"], path)
         self.network.load_state_dict(state["network"])
-        self.opt.load_state_dict(state["optimizer"])
+        with checkpoint_util.damage_named(path):
+            self._resume_progress(state)
+
+    def _resume_progress(self, state: dict[str, Any]) -> None:
+        checkpoint_util.load_optimizer(self.opt, state["optimizer"])
         self.opt.param_groups[0].update(lr=self.settings.lr, weight_decay=self.settings.weight_decay)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.updates = self._saved_at = state["updates"]
-        self.best = state["best"]
+        self.updates = self._saved_at = int(state["updates"])
+        self.best = float(state["best"])
         self.processes.load(state["ranks"])
 
     def _autocast(self) -> torch.autocast:

@@ -10,7 +10,8 @@ import os
 import pickle
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,43 @@ def load_state_dict(path: str | Path, map_location: str | torch.device = "cpu") 
 def require_same_names(module: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
     """Raise ValueError, in one line, unless these weights have the names and shapes of the network's own."""
     own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    found = {name: getattr(value, "shape", None) for name, value in state_dict.items()}
     differences = {
-        "missing": [name for name in own if name not in state_dict],
-        "unknown": [name for name in state_dict if name not in own],
-        "of another shape": [n for n, shape in own.items() if n in state_dict and state_dict[n].shape != shape],
+        "missing": [name for name in own if name not in found],
+        "unknown": [name for name in found if name not in own],
+        "of another shape": [name for name, shape in own.items() if name in found and found[name] != shape],
     }
-    found = [f"{len(names)} {what} (such as {names[0]})" for what, names in differences.items() if names]
-    if found:
-        raise ValueError(f"{source}: another network than the flags describe; parameters: {', '.join(found)}")
+    said = [f"{len(names)} {what} (such as {names[0]})" for what, names in differences.items() if names]
+    if said:
+        raise ValueError(f"{source}: another network than the flags describe; parameters: {', '.join(said)}")
+
+
+def require_finite(state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
+    """Raise ValueError, naming the first, if a weight is infinite or no number."""
+    for name, tensor in state_dict.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{source}: {name} holds numbers that are not finite; use an earlier file")
+
+
+def load_optimizer(opt: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take up an optimizer's state. Raises ValueError for moments of other shapes, which torch would let pass."""
+    parameters = [parameter for group in opt.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for moment in state["state"].get(number, {}).values():
+            if isinstance(moment, torch.Tensor) and moment.ndim and moment.shape != parameter.shape:
+                raise ValueError("the optimizer's state is of a network with other shapes")
+    opt.load_state_dict(state)
+
+
+@contextmanager
+def damage_named(source: str | Path) -> Iterator[None]:
+    """Within it, what goes wrong in taking up the content of a file is a ValueError that names the file."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{source}: does not hold what this training saves ({reason})") from error
 
 
 def stored_config(state_dict: Mapping[str, Any]) -> dict | None:

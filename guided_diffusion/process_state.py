@@ -34,6 +34,7 @@ class ProcessState:
         self._loaded = ranks[dist_util.rank()]
         if "data" in self._loaded and hasattr(self._data, "load_state_dict"):
             self._data.load_state_dict(self._loaded["data"])
+        self.restore_random_generators()  # that they are damaged shows here, beside the name of the file
 
     def restore_random_generators(self) -> None:
         """Put them where the loaded state has them: the last thing before the first draw."""

@@ -94,14 +94,16 @@ class TrainState:
             logger.log(f"{paths[OPTIMIZER]}: not there, so the optimizer starts anew")
             return {}
         saved = checkpoint_util.load(paths[OPTIMIZER])
-        try:
-            self.opt.load_state_dict(saved)
-        except (ValueError, KeyError, TypeError) as error:
-            if NOTES in saved:
-                raise ValueError(f"{paths[OPTIMIZER]}: the optimizer of another network") from error
-            logger.log(f"{paths[OPTIMIZER]}: another optimizer's state, so the optimizer starts anew")
-            return {}
-        return self._load_notes(saved.get(NOTES, {}))
+        with checkpoint_util.damage_named(paths[OPTIMIZER]):
+            notes = saved.get(NOTES, {})
+            try:
+                checkpoint_util.load_optimizer(self.opt, saved)
+            except (ValueError, KeyError, TypeError):
+                if notes:
+                    raise
+                logger.log(f"{paths[OPTIMIZER]}: another optimizer's state, so the optimizer starts anew")
+                return {}
+            return self._load_notes(notes)
 
     @torch.no_grad()
     def update_ema(self) -> None:
@@ -171,4 +173,5 @@ def find_start(folder: CheckpointFolder, resume_checkpoint: str, continue_folder
 def _read_notes(paths: SetPaths) -> dict[str, Any]:
     """The notes of a set on this machine, without reading its tensors; empty in files of other programs."""
     saved = checkpoint_util.load(paths[OPTIMIZER], mmap=True)
-    return saved.get(NOTES, {}) if isinstance(saved, dict) else {}
+    notes = saved.get(NOTES) if isinstance(saved, dict) else None
+    return notes if isinstance(notes, dict) else {}

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from guided_diffusion import dist_util, logger
-from guided_diffusion.checkpoint_set import CheckpointFolder
+from guided_diffusion import checkpoint_util, dist_util, logger
+from guided_diffusion.checkpoint_set import OPTIMIZER, CheckpointFolder
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from guided_diffusion.stop_signal import StopSignal
@@ -251,8 +251,9 @@ class TrainLoop:
         notes = self.state.load(start, check=self.observer.on_resume)
         self.resume_step = start.number
         if start.is_own and notes:  # the same training: it counts on, and saves when it would have without the break
-            self.resume_step = notes["resume_step"]
-            self.step = notes["updates"] - self.resume_step
+            with checkpoint_util.damage_named(start.siblings[OPTIMIZER]):
+                self.resume_step = notes["resume_step"]
+                self.step = notes["updates"] - self.resume_step
         self._saved_updates = self.updates
         if not self.lr_anneal_steps:  # while annealing, the saved rate is the one that comes next
             self._set_lr(self.lr * self._warmup(self.updates))

@@ -329,6 +329,24 @@ def test_a_published_set_without_notes_is_taken_up(tmp_path):
     assert int(resumed.opt.state_dict()["state"][0]["step"]) == 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": {0: {"step": torch.tensor(2.0), "exp_avg": torch.zeros(3, 3), "exp_avg_sq": torch.zeros(3, 3)}}},
+        {"param_groups": []},
+        {"training": [1]},
+        {"training": {"resume_checkpoint": "", "ranks": [{"random": {"python": 3}}]}},
+        {"training": {"resume_checkpoint": "", "updates": 2}},
+    ],
+)
+def test_an_optimizer_file_of_other_content_is_named(change, tmp_path):
+    out = tmp_path / "out"
+    train(max_steps=2, output_path=str(out))
+    torch.save(checkpoint_util.load(out / "opt000002.pt") | change, out / "opt000002.pt")
+    with pytest.raises(ValueError, match=r"opt000002\.pt: does not hold what this training saves"):
+        make(output_path=str(out))
+
+
 def test_a_finished_training_is_left_as_it_is(tmp_path):
     out = tmp_path / "out"
     train(max_steps=2, output_path=str(out))
