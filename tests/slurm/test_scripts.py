@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -174,6 +175,14 @@ def test_wrong_flags_are_one_line(monkeypatch, capsys, words, said):
     code = check_flags(monkeypatch, *words)
     out, err = capsys.readouterr()
     assert code == 2 and said in err and err.count("\n") == 1 and not out
+
+
+def test_the_documented_command_is_taken(monkeypatch):
+    text = (ROOT / "docs/reliability.md").read_text()
+    words = re.search(r"^slurm/submit\.sh ((?:.*\\\n)*.*)$", text, re.MULTILINE)[1].replace("\\\n", " ").split()
+    flags = [word for word in words[words.index("--") + 1 :] if word not in ("$MODEL_FLAGS", "$SAMPLE_FLAGS")]
+    assert "--exp_name" in flags and "--papers" in flags
+    assert check_flags(monkeypatch, *flags) == 0
 
 
 def test_wrong_flags_are_found_before_anything_is_queued(slurm, tmp_path):
