@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --signal=B:USR1@120
+#SBATCH --signal=B:USR1@60
 # A Slurm job that is ended in time and continued later: one call of main.py or evaluate.py. A task of an array does
 # the chunk of its number. slurm/submit.sh makes a whole run of such jobs.
 #
@@ -24,7 +24,7 @@ echo "$(date '+%F %T') $(hostname), job $job, restart ${SLURM_RESTART_COUNT:-0}:
 "$@" &
 command=$!
 trap 'signal=USR1 time_is_up=yes; kill -USR1 "$command" 2>/dev/null' USR1
-trap 'signal=TERM; kill -TERM "$command" 2>/dev/null' TERM
+trap 'signal=TERM time_is_up=; kill -TERM "$command" 2>/dev/null' TERM
 until # a signal ends `wait` although the command still runs
     signal=
     wait "$command"

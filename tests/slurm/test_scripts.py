@@ -237,6 +237,16 @@ def test_a_signal_reaches_the_command_which_ends_in_its_own_time(slurm, name, co
     assert slurm.calls == [["scontrol", "requeue", "7"]] * requeued
 
 
+def test_a_job_that_is_cancelled_in_its_last_minute_stays_so(slurm):
+    running = job(slurm, "trap 'sleep 0.4; exit 75' USR1; trap : TERM; echo ready; while :; do sleep 0.01; done")
+    assert [running.stdout.readline(), running.stdout.readline()][1] == "ready\n"
+    running.send_signal(signal.SIGUSR1)
+    time.sleep(0.1)
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=60)
+    assert running.returncode == 75 and not slurm.calls
+
+
 def test_a_command_that_the_signal_found_unprepared_is_requeued(slurm):
     running = job(slurm, "echo ready; exec sleep 60")
     assert [running.stdout.readline(), running.stdout.readline()][1] == "ready\n"
