@@ -9,7 +9,8 @@ dime_environment
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # see demo.sh
 
 OUT="${TRUTH_PATH:-truth}"
-IMAGES="${TRUTH_IMAGES:-64}"
+IMAGES="${TRUTH_IMAGES:-64}" # faces to explain
+TRAINING_FACES="${TRUTH_TRAINING_FACES:-3000}"
 AGREEMENT="${TRUTH_AGREEMENT:-1}" # P(eyeglasses | smile) = P(none | no smile) in the shortcut's training data
 METHODS="${TRUTH_METHODS:-dime fast fastdime}"
 DIFFUSION="${TRUTH_DIFFUSION:-models/demo/ddpm.safetensors}"
@@ -29,8 +30,8 @@ declare -A METHOD_FLAGS=(
     [maskdime]="--method maskdime"
 )
 
-# the same 2200 faces twice: eyeglasses as they come, and eyeglasses that go with smiles
-TRAINING="--seed 11 --num_train 2000 --num_val 200"
+# the same faces twice: eyeglasses as they come, and eyeglasses that go with smiles
+TRAINING="--seed 11 --num_train $TRAINING_FACES --num_val 200"
 "$PYTHON" make-drawn-faces.py --output_path "$OUT/faces-honest" $TRAINING
 "$PYTHON" make-drawn-faces.py --output_path "$OUT/faces-shortcut" $TRAINING --correlate "Smiling:Eyeglasses=$AGREEMENT"
 # what is explained: eyeglasses on every second face, whether it smiles or not

@@ -12,15 +12,13 @@ from core.protocol import METRIC_NAMES, Report
 from core.published import PUBLISHED
 
 
-def markdown(report: Report, papers: Sequence[str] = (), names: Sequence[str] = METRIC_NAMES) -> str:
+def markdown(report: Report, papers: Sequence[str] = ()) -> str:
     """A table with one column per experiment and per paper, then what is missing and what does not compare.
-
-    names: the rows, those of which no experiment has a value left out.
 
     A cell holds value [95 % interval] (images).
     """
     header = ["metric", *report.measurements, *(f"{paper} (paper)" for paper in papers)]
-    rows = [[name, *_cells(report, name, papers)] for name in names]
+    rows = [[name, *_cells(report, name, papers)] for name in METRIC_NAMES]
     rows = [row for row in rows if any(row[1 : 1 + len(report.measurements)])]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [_line(header, widths), _line(["-" * width for width in widths], widths)]

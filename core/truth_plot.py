@@ -12,11 +12,13 @@ from matplotlib.figure import Figure, SubFigure
 from core.evaluation import Measurement
 from core.plots import png
 from core.protocol import Report
+from core.truth_benchmark import INPUT, TRUTH
 from core.truth_faces import Case
 
 EXAMPLES = 6
 """How many faces the figure shows."""
 COLUMN_INCHES = 1.15
+REFERENCE_MARKERS = {TRUTH: "D", INPUT: "X"}
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,11 @@ def _draw_panel(axes: Axes, panel: Panel, report: Report) -> None:
     columns = list(report.measurements)
     for number, column in enumerate(columns):
         found = report.measurements[column]
-        reference = column.startswith("(")
+        reference = column in REFERENCE_MARKERS
         at = {row: len(rows) - 1 - i for i, row in enumerate(rows) if row in found}
         shift = (len(columns) / 2 - 0.5 - number) * 0.7 / len(columns)
         colour = "black" if reference else f"C{number}"
-        marker = {"marker": "D" if reference else "o", "mfc": "white" if reference else colour, "ms": 4}
+        marker = {"marker": REFERENCE_MARKERS.get(column, "o"), "mfc": "white" if reference else colour, "ms": 4}
         values = [found[row].value for row in at]
         places = [place + shift for place in at.values()]
         errors = np.array([_spread(found[row]) for row in at]).reshape(-1, 2).T
