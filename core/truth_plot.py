@@ -15,7 +15,7 @@ from core.protocol import Report
 from core.truth_benchmark import INPUT, TRUTH
 from core.truth_faces import Case
 
-EXAMPLES = 6
+EXAMPLES = 8
 """How many faces the figure shows."""
 COLUMN_INCHES = 1.15
 REFERENCE_MARKERS = {TRUTH: "D", INPUT: "X"}
@@ -36,15 +36,18 @@ def truth_plot(examples: Mapping[str, Sequence[Case | None]], report: Report, pa
     examples: experiment -> the same faces, None where it does not have one; the first one's has them all.
     """
     panels = [panel for panel in panels if _present(panel, report)]
-    picture_height = COLUMN_INCHES * (3 + len(examples)) + 0.4
-    heights = [picture_height, *(0.9 + 0.24 * (len(_present(panel, report)) + 1) for panel in panels)]
-    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
-    parts = np.atleast_1d(figure.subfigures(len(heights), height_ratios=heights))
+    row_height = 0.1 + 0.06 * len(report.measurements)
+    panel_height = 0.9 + row_height * max(len(_present(panel, report)) for panel in panels)
+    lines = [panels[i : i + 2] for i in range(0, len(panels), 2)]
+    heights = [COLUMN_INCHES * (3 + len(examples)) + 0.4, *[panel_height] * len(lines)]
+    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), height_ratios=heights)
     _draw_examples(parts[0], examples)
-    for part, panel in zip(parts[1:], panels, strict=True):
-        _draw_panel(part.subplots(), panel, report)
-    axes = parts[1].axes[0]
-    parts[-1].legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    for part, line in zip(parts[1:], lines, strict=True):
+        for axes, panel in zip(part.subplots(1, len(line), squeeze=False)[0], line, strict=True):
+            _draw_panel(axes, panel, report)
+    handles = parts[1].axes[0].get_legend_handles_labels()
+    parts[-1].legend(*handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     return png(figure)
 
 
