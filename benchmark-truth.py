@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +62,7 @@ def build_parser() -> Parser:
 
 def common_task(trees: list[ResultTree], celeba_path: str | None) -> Task:
     """What all experiments explain. Raises InputError if that is not the same."""
-    tasks = [Task.of(tree) for tree in trees]
-    if celeba_path is not None:
-        tasks = [replace(task, data_dir=celeba_path) for task in tasks]
+    tasks = [Task.of(tree, celeba_path) for tree in trees]
     for experiment, task in zip(trees, tasks, strict=True):
         if task != tasks[0]:
             raise InputError(

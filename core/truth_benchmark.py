@@ -116,23 +116,21 @@ class Benchmark:
         return {TRUTH: self._measure(pairs, TRUTH), INPUT: self._measure(pairs, INPUT)}
 
     def _measure(self, pairs: Sequence[Pair], instead: str = "") -> Figures:
-        parts: list[Figures] = []
-        for cases in batches(pairs, self.faces.case, self.machine):
-            part = pairs[sum(len(done.flipped) for done in parts) :][: len(cases)]
-            parts.append(self._measure_batch(part, cases, instead))
-        return Figures.joined(parts)
+        return Figures.joined(
+            [self._measure_batch(cases, instead) for cases in batches(pairs, self.faces.case, self.machine)]
+        )
 
-    def _measure_batch(self, pairs: Sequence[Pair], cases: Sequence[Case], instead: str) -> Figures:
+    def _measure_batch(self, cases: Sequence[Case], instead: str) -> Figures:
         x, cf, truth, region, expected = (
             np.stack([getattr(case, name) for case in cases]) for name in ("x", "cf", "truth", "region", "expected")
         )
         cf = {TRUTH: truth, INPUT: x}.get(instead, cf)
         changed, distance, start = metrics.change(x, cf), metrics.change(cf, truth), metrics.change(x, truth)
         seen, cf_seen = self.oracle(x), self.oracle(cf)
-        has_it = np.array([self.faces.query in self.faces.face(pair.id).has for pair in pairs])
-        correct = np.array([pair.correct for pair in pairs])
+        has_it = np.array([self.faces.query in self.faces.face(case.pair.id).has for case in cases])
+        correct = np.array([case.pair.correct for case in cases])
         return Figures(
-            flipped=np.array([pair.flipped for pair in pairs]),
+            flipped=np.array([case.pair.flipped for case in cases]),
             correct=correct,
             target=(has_it != correct).astype(int),
             shows=region.any(axis=(1, 2)),

@@ -25,7 +25,7 @@ from core.published import recorded
 from core.results import Pair, ResultTree
 from core.writer import SAME_IMAGE_TOLERANCE, encoded
 
-FLAGS = ("query_label", "image_size", "dataset", "use_train", "data_dir")
+FLAGS = {"query_label": int, "image_size": int, "dataset": str, "use_train": bool, "data_dir": str}
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,19 @@ class Task:
     data_dir: str
 
     @classmethod
-    def of(cls, tree: ResultTree) -> Task:
-        """The task of an experiment. Raises InputError where its configuration lacks a part, or chunks disagree."""
+    def of(cls, tree: ResultTree, data_dir: str | None = None) -> Task:
+        """The task of an experiment; data_dir: where the data set lies now, if not there any more.
+
+        Raises InputError where the experiment's configuration lacks a part, or chunks disagree.
+        """
         tree.pairs()  # that there is an experiment at all
         values = {flag: recorded(tree, flag) for flag in FLAGS}
-        for flag, found in values.items():
-            if len(found) != 1:
-                what = f"{len(found)} different values of" if found else "no readable config.yaml with"
+        if data_dir is not None:
+            values["data_dir"] = {data_dir}
+        for flag, kind in FLAGS.items():
+            found = values[flag]
+            if len(found) != 1 or not all(isinstance(value, kind) for value in found):
+                what = f"{len(found)} different values of" if len(found) > 1 else "no readable config.yaml with"
                 raise InputError(
                     f"{tree.results}: {what} {flag}; the truth benchmark needs an experiment as main.py left it"
                 )
@@ -61,6 +67,7 @@ class Case:
     true counterfactual changes; more than the query where attributes exclude each other.
     """
 
+    pair: Pair
     x: np.ndarray
     cf: np.ndarray
     truth: np.ndarray
@@ -130,7 +137,7 @@ class DrawnFaces:
                 "today; give the folder that the run explained as --celeba-path, or draw it and run again"
             )
         true_picture = _as_file(self.picture(pair.id, self.query), pair.counterfactual.suffix)
-        return Case(x, cf, true_picture, truth.region, truth.expected)
+        return Case(pair, x, cf, true_picture, truth.region, truth.expected)
 
     def _truth(self, id: int) -> _Truth:
         face = self.face(id)

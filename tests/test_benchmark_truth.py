@@ -264,6 +264,8 @@ def test_trees_that_do_not_say_what_they_explain(data, oracle, tmp_path):
     assert "Young at 32 pixels" in refused(tmp_path, oracle, "--exp-name", "exp", "young")
     assert "'Attractive' is not drawn" in refused(tmp_path, oracle, "--exp-name", "undrawn")
     assert "no experiment lies there" in refused(tmp_path, oracle, "--exp-name", "absent")
+    explain_faces(tmp_path, "odd", data, lambda x, truth, id: truth, query_label="Smiling")
+    assert "no readable config.yaml with query_label" in refused(tmp_path, oracle, "--exp-name", "odd")
     tree.report("config.yaml").unlink()
     assert "no readable config.yaml" in refused(tmp_path, oracle)
 
