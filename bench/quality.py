@@ -95,9 +95,9 @@ def main() -> None:
 
 def chosen(text: str) -> tuple[str, str]:
     """Name and flags of an item of --settings."""
-    name, equals, flags = text.partition("= ") if "= " in text else text.partition("=--")
+    name, equals, flags = text.partition("=--")
     if equals:
-        return name, flags if equals == "= " else f"--{flags}"
+        return name, f"--{flags}"
     if text not in SETTINGS:
         raise InputError(f"--settings {text}: unknown; known are {', '.join(SETTINGS)}, or give NAME=FLAGS")
     return text, SETTINGS[text]
@@ -146,7 +146,7 @@ class Bench:
         self.column = output_column(self.oracle, self.attribute, args.oracle_path)
         self.features = any_classifier(feature_path, self.device) if feature_path else None
         distances = [
-            (distance(truth.image, x.cpu()))
+            distance(truth.image, x.cpu())
             for batch in self.batches
             for x, truth in zip(batch.x, self._truth_of(batch), strict=True)
         ]
@@ -162,11 +162,10 @@ class Bench:
         rows, seconds = [], 0.0
         for batch in self.batches:
             start = time.perf_counter()
-            results = list(explain(batch))
+            result = explain(batch)
             self._synchronise()
             seconds += time.perf_counter() - start
-            for result in results:
-                rows += self._judge(result)
+            rows += self._judge(result)
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         return {**means, "evaluations": sum(evaluations) / len(rows), "seconds": seconds / len(rows)}
 
