@@ -136,6 +136,7 @@ def build_job(
         batch_size=args.batch_size,
         config=vars(args),
         identity=identity_of(vars(args), dataset, selection, weights, device),
+        refill=args.refill,
         conditional=args.class_cond,
         abort_on_bad_image=args.on_bad_image == "abort",
         overwrite=args.overwrite,

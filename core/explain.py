@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -31,6 +32,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def rows(self, rows: Sequence[int]) -> Batch:
+        """These images alone, in this order."""
+        conditions = None if self.conditions is None else self.conditions[rows]
+        return Batch([self.ids[row] for row in rows], self.x[rows], self.label[rows], conditions)
 
 
 @dataclass
@@ -66,21 +72,89 @@ class Explanations:
         """(N,) whether the input was classified as its label says."""
         return self.pred == self.batch.label
 
+    def rows(self, rows: Sequence[int]) -> Explanations:
+        """These images alone, in this order."""
+        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        frames = {kind: images[rows] for kind, images in self.frames.items()}
+        return Explanations(batch=self.batch.rows(rows), frames=frames, **columns)
 
-Progress = Callable[[float, int], None]
-"""Called with (scale, step) at the start of every outer step."""
+
+_COLUMNS = ("pred", "target", "p_target", "noisy", "cf", "cf_pred", "cf_p_target", "scale", "finite")
+
+
+def joined(parts: Sequence[Explanations]) -> Explanations:
+    """All images of the parts, one after another."""
+    batches = [part.batch for part in parts]
+    conditions = [batch.conditions for batch in batches]
+    return Explanations(
+        batch=Batch(
+            ids=[id for batch in batches for id in batch.ids],
+            x=torch.cat([batch.x for batch in batches]),
+            label=torch.cat([batch.label for batch in batches]),
+            conditions=None if conditions[0] is None else torch.cat(conditions),
+        ),
+        frames={kind: torch.cat([part.frames[kind] for part in parts]) for kind in parts[0].frames},
+        **{name: torch.cat([getattr(part, name) for part in parts]) for name in _COLUMNS},
+    )
 
 
 @dataclass(frozen=True)
-class Explainer:
+class Trial:
+    """An image on its way to a counterfactual: what each attempt at it starts from, and which comes next.
+
+    x, noisy: (3, H, W). label, pred, target, p_target: scalars. conditions, features: without the batch dimension,
+    None where nothing needs them.
+    """
+
+    id: int
+    x: torch.Tensor
+    label: torch.Tensor
+    conditions: torch.Tensor | None
+    noisy: torch.Tensor
+    features: torch.Tensor | None
+    pred: torch.Tensor
+    target: torch.Tensor
+    p_target: torch.Tensor
+    attempt: int = 0
+
+
+Progress = Callable[[float, int], None]
+"""Called with (the largest scale being tried, step) at the start of every outer step."""
+
+
+class BatchExplainer(ABC):
+    """Explains images in two parts: `begin` once, then `attempt` until an image has flipped or no scale is left."""
+
+    @abstractmethod
+    def begin(self, batch: Batch, shape: int = 0) -> list[Trial]:
+        """Predict, pick the target, noise. `shape`: compute on at least so many images, repeating one."""
+
+    @abstractmethod
+    def attempt(
+        self, trials: Sequence[Trial], shape: int = 0, progress: Progress | None = None
+    ) -> tuple[Explanations, list[Trial]]:
+        """Try each image with its next scale, all together: what is finished, and who must be tried again."""
+
+    def __call__(self, batch: Batch, progress: Progress | None = None) -> Explanations:
+        """Explain every image of the batch, in its order."""
+        trials, parts = self.begin(batch), []
+        while trials:
+            finished, trials = self.attempt(trials, progress=progress)
+            parts.append(finished)
+        together = joined(parts)
+        return together.rows([together.batch.ids.index(id) for id in batch.ids])
+
+
+@dataclass(frozen=True)
+class Explainer(BatchExplainer):
     """A diffusion model, a classifier with its distances, and a way to explain.
 
     Args:
         scales: classifier scales, tried in this order until an image flips.
         target_of: predictions (N,) -> targets (N,); the opposite label by default, as for a binary decision.
         keep_frames: which of x_t and z_t to keep, for saving.
-        pad_to: run every chain on exactly this many images (repeating one), so that an image meets the same kernels
-            whatever its company; None runs just the images there are.
+        pad_to: run every chain on at least this many images (repeating one), so that an image meets the same kernels
+            whatever its company.
     """
 
     model: nn.Module
@@ -94,87 +168,99 @@ class Explainer:
     pad_to: int | None = None
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, progress: Progress | None = None) -> Explanations:
-        """Explain every image of the batch."""
-        everyone = list(range(len(batch)))
-        rows = self._padded(everyone)
+    def begin(self, batch: Batch, shape: int = 0) -> list[Trial]:
+        """See BatchExplainer."""
+        rows = self._padded(range(len(batch)), shape)
         ids, x = [batch.ids[row] for row in rows], batch.x[rows]
         # as published: noised to schedule index tau, while denoising starts at index tau - 1
-        noisy = self._denoiser(batch, rows).noised(x, self.method.tau, self.noise.noising(ids)(x.shape))
+        noisy = Denoiser(self.model, self.diffusion).noised(x, self.method.tau, self.noise.noising(ids)(x.shape))
         features = self.guidance.input_features(x)
-        logits = self.guidance.classifier(x)[: len(batch)]
+        logits = self.guidance.classifier(x)
         pred = self.guidance.decision.predict(logits)
         target = self.target_of(pred)
-        result = Explanations(
-            batch=batch,
-            pred=pred,
-            target=target,
-            p_target=self.guidance.decision.probability(logits, target),
-            noisy=noisy[: len(batch)],
-            cf=torch.empty_like(batch.x),
-            cf_pred=torch.empty_like(pred),
-            cf_p_target=torch.empty(len(batch), device=batch.x.device),
-            scale=torch.empty(len(batch), device=batch.x.device),
-            finite=torch.zeros(len(batch), dtype=torch.bool, device=batch.x.device),
-        )
-        pending = everyone
-        for attempt, scale in enumerate(self.scales):
-            self._attempt(result, features, attempt, scale, pending, progress)
-            flipped = result.flipped.tolist()
-            pending = [row for row in pending if not flipped[row]]
-            if not pending:
-                break
-        return result
+        p_target = self.guidance.decision.probability(logits, target)
+        return [
+            Trial(
+                id,
+                x[row].clone(),
+                batch.label[row],
+                None if batch.conditions is None else batch.conditions[row],
+                noisy[row].clone(),  # not a view, which would keep the whole batch
+                None if features is None else features[row].clone(),
+                pred[row],
+                target[row],
+                p_target[row],
+            )
+            for row, id in enumerate(batch.ids)
+        ]
 
-    def _attempt(
-        self,
-        result: Explanations,
-        features: torch.Tensor | None,
-        attempt: int,
-        scale: float,
-        pending: list[int],
-        progress: Progress | None,
-    ) -> None:
-        """Try one scale on the pending rows, from the noised images that every scale starts from."""
-        rows = self._padded(pending)
-        batch, decision = result.batch, self.guidance.decision
-        ids, target = [batch.ids[row] for row in rows], result.target[rows]
-        x = batch.x[rows]
-        recorder = _Recorder(self.keep_frames, len(pending))
-        finite = torch.ones(len(rows), dtype=torch.bool, device=x.device)
+    @torch.no_grad()
+    def attempt(
+        self, trials: Sequence[Trial], shape: int = 0, progress: Progress | None = None
+    ) -> tuple[Explanations, list[Trial]]:
+        """See BatchExplainer; every attempt starts from the same noised image."""
+        result = self._attempt(trials, self._padded(trials, shape), progress)
+        last = len(self.scales) - 1
+        over = [
+            flipped or trial.attempt == last for trial, flipped in zip(trials, result.flipped.tolist(), strict=True)
+        ]
+        again = [
+            replace(trial, attempt=trial.attempt + 1) for trial, done in zip(trials, over, strict=True) if not done
+        ]
+        return result.rows([row for row, done in enumerate(over) if done]), again
+
+    def _attempt(self, trials: Sequence[Trial], padded: Sequence[Trial], progress: Progress | None) -> Explanations:
+        """What comes out for the trials; `padded` are these and copies, in whose company they are computed."""
+        ids, attempts = [trial.id for trial in padded], [trial.attempt for trial in padded]
+        x, noisy, features, conditions, target = (
+            _stacked(padded, name) for name in ("x", "noisy", "features", "conditions", "target")
+        )
+        scales = torch.tensor([self.scales[attempt] for attempt in attempts], device=x.device)
+        largest = max(self.scales[attempt] for attempt in attempts)
+        recorder = _Recorder(self.keep_frames, len(trials))
+        finite = torch.ones(len(padded), dtype=torch.bool, device=x.device)
 
         def observe(step: int, x_t: torch.Tensor, z_t: torch.Tensor) -> None:
             # a ReLU passes no gradient back from NaN: such an estimate may leave no trace in the result
             finite.logical_and_(x_t.isfinite().flatten(1).all(dim=1))
             recorder(step, x_t, z_t)
             if progress:
-                progress(scale, step)
+                progress(largest, step)
 
         cf = self.method(
-            self._denoiser(batch, rows),
+            Denoiser(self.model, self.diffusion, conditions),
             x,
-            result.noisy[rows],
-            self.guidance.towards(x, None if features is None else features[rows], target, scale),
-            noise=lambda i: self.noise.step(ids, attempt, i),
+            noisy,
+            self.guidance.towards(x, features, target, scales),
+            noise=lambda i: self.noise.step(ids, attempts, i),
             observe=observe,
         )
         logits = self.guidance.classifier(cf)
-        p_target = decision.probability(logits, target)
+        p_target = self.guidance.decision.probability(logits, target)
         finite &= cf.isfinite().flatten(1).all(dim=1) & p_target.isfinite()
-        kept = slice(len(pending))  # the rows beyond are padding
-        result.cf[pending] = cf[kept]
-        result.cf_pred[pending] = decision.predict(logits)[kept]
-        result.cf_p_target[pending] = p_target[kept]
-        result.scale[pending] = scale
-        result.finite[pending] = finite[kept]
-        recorder.store(result.frames, pending, len(batch))
+        kept = slice(len(trials))  # the rows beyond are padding
+        return Explanations(
+            Batch(ids[kept], x[kept], _stacked(trials, "label"), None if conditions is None else conditions[kept]),
+            pred=_stacked(trials, "pred"),
+            target=target[kept],
+            p_target=_stacked(trials, "p_target"),
+            noisy=noisy[kept],
+            cf=cf[kept],
+            cf_pred=self.guidance.decision.predict(logits)[kept],
+            cf_p_target=p_target[kept],
+            scale=scales[kept],
+            finite=finite[kept],
+            frames=recorder.frames(),
+        )
 
-    def _denoiser(self, batch: Batch, rows: list[int]) -> Denoiser:
-        labels = None if batch.conditions is None else batch.conditions[rows]
-        return Denoiser(self.model, self.diffusion, labels)
+    def _padded(self, items: Sequence, shape: int) -> list:
+        return [*items, *list(items[:1]) * max(max(self.pad_to or 0, shape) - len(items), 0)]
 
-    def _padded(self, rows: list[int]) -> list[int]:
-        return rows + rows[:1] * max((self.pad_to or 0) - len(rows), 0)
+
+def _stacked(trials: Sequence[Trial], name: str) -> torch.Tensor | None:
+    """One field of all trials, with a batch dimension; None where it is None."""
+    values = [getattr(trial, name) for trial in trials]
+    return None if values[0] is None else torch.stack(values)
 
 
 class _Recorder:
@@ -189,10 +275,6 @@ class _Recorder:
         for kind, frames in self.steps.items():
             frames.append(to_uint8(images[kind][: self.count]).cpu())
 
-    def store(self, frames: dict[str, torch.Tensor], rows: list[int], total: int) -> None:
-        """Put the recorded frames into frames[kind] (total, τ, 3, H, W), replacing those of an earlier attempt."""
-        for kind, steps in self.steps.items():
-            recorded = torch.stack(steps, dim=1)
-            if kind not in frames:
-                frames[kind] = recorded.new_zeros((total, *recorded.shape[1:]))
-            frames[kind][rows] = recorded
+    def frames(self) -> dict[str, torch.Tensor]:
+        """kind -> (count, τ, 3, H, W)."""
+        return {kind: torch.stack(steps, dim=1) for kind, steps in self.steps.items()}

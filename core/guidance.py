@@ -24,6 +24,10 @@ FeatureNetwork = Callable[[torch.Tensor], torch.Tensor]
 """Any differentiable function of images (N, 3, H, W) in [-1, 1] that returns features (N, ...)."""
 
 
+Scale = float | torch.Tensor
+"""The weight of the class gradient, or one for each image (N,)."""
+
+
 class Decision(Protocol):
     """How logits (N, C) become a prediction, and what makes a target likely."""
 
@@ -103,8 +107,8 @@ class Guidance:
         """The perceptual features of the input, which every step compares with; None where λp is 0."""
         return self.perceptual(x) if self.l_perc else None
 
-    def towards(self, x: torch.Tensor, features: torch.Tensor | None, y: torch.Tensor, scale: float) -> Pull:
-        """The gradients of one attempt: x the inputs, features those of x, y the targets (N,), scale the weight s."""
+    def towards(self, x: torch.Tensor, features: torch.Tensor | None, y: torch.Tensor, scale: Scale) -> Pull:
+        """The gradients of one attempt: x the inputs, features those of x, y the targets (N,), scale the weights s."""
         return Pull(self, x, features, y, scale)
 
 
@@ -116,13 +120,13 @@ class Pull:
     x: torch.Tensor
     features: torch.Tensor | None
     y: torch.Tensor
-    scale: float
+    scale: Scale
 
     def class_gradient(self, x_t: torch.Tensor, wrt: torch.Tensor | None = None) -> torch.Tensor:
         """∇ s · L_class at the clean estimate, with respect to it or to `wrt`, from which it was computed."""
 
         def loss(u: torch.Tensor) -> torch.Tensor:
-            return self.scale * self.guidance.decision.loss(self.guidance.classifier(u), self.y).sum()
+            return (self.scale * self.guidance.decision.loss(self.guidance.classifier(u), self.y)).sum()
 
         if wrt is None:
             return _gradient(loss, x_t)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from core.datasets import CelebA, Sample
 from core.errors import InputError
-from core.explain import Batch
+from core.explain import Batch, Explanations, Trial
 from core.files import write_atomically
 from core.photos import BadImageError, load_photo, require_some, stand_in
 from core.progress_log import CONFIG, LOCK, NOISE, STATS, SUMMARY, ProgressLog
@@ -21,6 +21,7 @@ from core.recovery import RecoveringExplainer
 from core.run_identity import Identity, require_same_run, short_hash
 from core.run_lock import exclusive
 from core.summary import ImageRecord, Summary, summarise, write_stats, write_summary
+from core.work_queue import WorkQueue
 from core.writer import check_original, write_explanations
 
 NOT_FINITE = "the counterfactual is not finite"
@@ -37,8 +38,9 @@ class Job:
 
     log: the images of this chunk, positions in the data set, and where their files lie. total: how many images all
     chunks have. query_label: the attribute whose decision is explained. config: the run's flags, kept beside its
-    results with `identity`, which another run into the same folder must share. conditional: the diffusion model is
-    told the image's labels. abort_on_bad_image: raise instead of recording it. overwrite: forget earlier results.
+    results with `identity`, which another run into the same folder must share. refill: see core.work_queue.
+    conditional: the diffusion model is told the image's labels. abort_on_bad_image: raise instead of recording it.
+    overwrite: forget earlier results.
     """
 
     dataset: CelebA
@@ -48,6 +50,7 @@ class Job:
     batch_size: int
     config: dict[str, Any]
     identity: Identity
+    refill: bool = True
     conditional: bool = False
     abort_on_bad_image: bool = False
     overwrite: bool = False
@@ -65,18 +68,54 @@ class Job:
             failed: dict[int, str] = {}
             with _Progress(len(log.ids)) as progress:
                 progress.done(records)
-                for number in self._pending(explain, records):
-                    batch, bad = self._load(self._batches[number], device)
-                    failed |= bad
-                    for part in explain(batch, progress.step):
-                        for record in write_explanations(part, log.tree if log.save_images else None, {*records, *bad}):
-                            records[record.id] = record
-                            check()
-                    failed |= {id: NOT_FINITE for id in batch.ids if id not in records and id not in bad}
-                    self._batch_done(number, explain, records, failed)
+                for finished in self._work(explain, records, failed, device, progress):
+                    skip = {*records, *failed}  # what stands there already, and the stand-ins of bad images
+                    for record in write_explanations(finished, log.tree if log.save_images else None, skip):
+                        records[record.id] = record
+                        check()
+                    failed |= {id: NOT_FINITE for id in finished.batch.ids if id not in records and id not in failed}
+                    write_stats(log.report(STATS), self._in_order(records))
+                    if failed:
+                        log.write_failed(failed)
                     progress.done(records, failed)
             log.write_failed(failed)
             return self._end(records, failed, explain.limit)
+
+    def _work(
+        self,
+        explain: RecoveringExplainer,
+        records: dict[int, ImageRecord],
+        failed: dict[int, str],
+        device: torch.device,
+        progress: _Progress,
+    ) -> Iterator[Explanations]:
+        """What is finished, group by group; bad images are put into `failed`.
+
+        Groups are the same in every run of the command. Images that an earlier run has finished are not computed
+        again: the others repeat one of theirs in their places, so that they meet the same kernels, and get the same
+        bytes, as in their company.
+        """
+        queue, left = self._queue(explain, records)
+        trials: dict[int, Trial] = {}
+        for group in queue:
+            new = [id for id in group.new if id not in left]
+            if new:
+                batch, bad = self._load(new, device)
+                failed.update(bad)
+                trials |= {trial.id: trial for trial in explain.begin(batch, len(group.new))}
+            tried = [trials[id] for id in group.ids if id in trials]
+            if tried:
+                finished, again = explain.attempt(tried, len(group.ids), progress.step)
+                trials = {trial.id: trial for trial in again}
+                if len(finished.batch):
+                    yield finished
+            for id in group.ids:
+                if id in left:
+                    left[id] -= 1
+            queue.again = [id for id in group.ids if id in trials or left.get(id)]
+            if explain.stream and not queue.again:
+                begun = len(self.log.ids) - len(queue.waiting)
+                self.log.save_noise(-(-begun // self.batch_size), explain.stream.state)
 
     def _begin(self, check: Check) -> dict[int, ImageRecord]:
         """Make sure that the folder is this run's, tidy it up, and see what is finished."""
@@ -103,28 +142,25 @@ class Job:
                 return  # its turn comes
             check_original(self.log.tree, id, sample.image)
 
-    @property
-    def _batches(self) -> list[Sequence[int]]:
-        """Their composition never changes, so that what is computed again has the shapes, and the bytes, of before."""
-        ids, size = self.log.ids, self.batch_size
-        return [ids[start : start + size] for start in range(0, len(ids), size)]
-
-    def _pending(self, explain: RecoveringExplainer, records: dict[int, ImageRecord]) -> Sequence[int]:
-        """The batches to compute: those with an unfinished image.
+    def _queue(self, explain: RecoveringExplainer, records: dict[int, ImageRecord]) -> tuple[WorkQueue, dict[int, int]]:
+        """What is to be done, and how many attempts each finished image has had, which need not be made again.
 
         A stream of random numbers is taken up after the last batch that was complete, or from its beginning.
         """
-        unfinished = [number for number, ids in enumerate(self._batches) if any(id not in records for id in ids)]
-        if not unfinished or explain.stream is None:
-            return unfinished
+        ids, size = self.log.ids, self.batch_size
+        unfinished = [place for place, id in enumerate(ids) if id not in records]
+        if not unfinished:
+            return WorkQueue((), size, self.refill), {}
+        if explain.stream is None:
+            return WorkQueue(ids, size, self.refill), _attempts(records, explain.explainer.scales)
         complete, state = self.log.saved_noise()
-        if state is None or complete > unfinished[0]:
-            return range(len(self._batches))
+        if state is None or complete > unfinished[0] // size:
+            return WorkQueue(ids, size, refill=False), {}
         try:
             explain.stream.state = state
         except (RuntimeError, TypeError) as error:
             raise InputError(f"{self.log.report(NOISE)}: not a random state of this device ({error})") from None
-        return range(complete, len(self._batches))
+        return WorkQueue(ids[complete * size :], size, refill=False), {}
 
     def _load(self, ids: Sequence[int], device: torch.device) -> tuple[Batch, dict[int, str]]:
         """A batch, and the bad images in it (id -> why), in whose place others stand."""
@@ -146,16 +182,6 @@ class Job:
             conditions=labels if self.conditional else None,
         )
         return batch, bad
-
-    def _batch_done(
-        self, number: int, explain: RecoveringExplainer, records: dict[int, ImageRecord], failed: dict[int, str]
-    ) -> None:
-        """Keep what a continuation needs, and what a person may want to look at meanwhile."""
-        write_stats(self.log.report(STATS), self._in_order(records))
-        if failed:
-            self.log.write_failed(failed)
-        if explain.stream:
-            self.log.save_noise(number + 1, explain.stream.state)
 
     def _end(self, records: dict[int, ImageRecord], failed: dict[int, str], limit: int | None) -> Summary:
         """The files of a finished chunk."""
@@ -190,6 +216,12 @@ def require_images(dataset: CelebA, selection: Sequence[int], ids: Sequence[int]
         dataset.require_images(ids)
     else:
         require_some(dataset, ids)
+
+
+def _attempts(records: dict[int, ImageRecord], scales: Sequence[float]) -> dict[int, int]:
+    """id -> how many scales were tried, of the images whose last one stands in `scales` once."""
+    exact = torch.tensor(scales).tolist()  # as float32, like those of the records
+    return {id: exact.index(record.scale) + 1 for id, record in records.items() if exact.count(record.scale) == 1}
 
 
 class _Progress:

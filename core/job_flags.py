@@ -41,6 +41,10 @@ def parse_flags(description: str, arguments: Sequence[str] | None = None) -> arg
         )
     if PurePath(args.exp_name).is_absolute() or ".." in PurePath(args.exp_name).parts:
         raise InputError(f"--exp_name {args.exp_name}: must be a name below OUTPUT_PATH/Results, such as exp/name")
+    if args.refill and args.noise == "stream":
+        raise InputError("--refill True: --noise stream draws for one batch after the other; leave one of them out")
+    if args.refill is None:
+        args.refill = args.noise != "stream"
     if args.method not in WITH_INNER_CHAIN and (args.inner_steps != "0" or args.inner_sampler != "ddpm"):
         raise InputError(f"--inner_steps, --inner_sampler: --method {args.method} has no inner chain; leave them out")
     return args
@@ -135,6 +139,13 @@ def _network_flags(group: argparse._ArgumentGroup) -> None:
         choices=tuple(PRECISIONS),
         default=None,
         help="arithmetic of the U-Net's convolutions; unset: fp16 with --use_fp16, else fp32",
+    )
+    add(
+        "--refill",
+        type=boolean,
+        default=None,
+        help="the places of images that have flipped go to the next ones, so that later scales run full batches too; "
+        "unset: True, but with --noise stream",
     )
     add(
         "--pad_batches",

@@ -26,8 +26,8 @@ class NoiseSource(Protocol):
     def noising(self, ids: Sequence[int]) -> Draw:
         """For q(z_τ | x); the same for every attempt at an image."""
 
-    def step(self, ids: Sequence[int], attempt: int, index: int) -> Draw:
-        """For outer step `index` of the `attempt`-th scale: its own ε first, then its inner chain's."""
+    def step(self, ids: Sequence[int], attempts: Sequence[int], index: int) -> Draw:
+        """For outer step `index` of each image's own attempt: first its inner chain's ε's, then its own."""
 
 
 class PerImageNoise:
@@ -41,9 +41,9 @@ class PerImageNoise:
         """See NoiseSource."""
         return self._draw([(id,) for id in ids])
 
-    def step(self, ids: Sequence[int], attempt: int, index: int) -> Draw:
+    def step(self, ids: Sequence[int], attempts: Sequence[int], index: int) -> Draw:
         """See NoiseSource."""
-        return self._draw([(id, attempt, index) for id in ids])
+        return self._draw([(id, attempt, index) for id, attempt in zip(ids, attempts, strict=True)])
 
     def _draw(self, keys: Sequence[tuple[int, ...]]) -> Draw:
         generators = [torch.Generator(self.device).manual_seed(self._seed(key)) for key in keys]
@@ -72,7 +72,7 @@ class StreamNoise:
         """See NoiseSource."""
         return self._draw
 
-    def step(self, ids: Sequence[int], attempt: int, index: int) -> Draw:
+    def step(self, ids: Sequence[int], attempts: Sequence[int], index: int) -> Draw:
         """See NoiseSource."""
         return self._draw
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
 from core.cli import say
 from core.errors import InputError
-from core.explain import Batch, Explainer, Explanations, Progress
+from core.explain import Batch, BatchExplainer, Explainer, Explanations, Progress, Trial, joined
 from core.noise import StreamNoise
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 
 
-class RecoveringExplainer:
+Item = TypeVar("Item", Trial, int)
+Result = TypeVar("Result")
+
+
+class RecoveringExplainer(BatchExplainer):
     """An explainer that halves its batches when memory runs out, and tries an image that is not finite once more.
 
     Args:
@@ -29,38 +34,54 @@ class RecoveringExplainer:
         self.limit: int | None = None
         """How many images are explained together since memory ran out; None while it has sufficed."""
         self._in_float32 = in_float32
-        self._precise: Explainer | None = None
+        self._precise: BatchExplainer | None = None
 
     @property
     def stream(self) -> StreamNoise | None:
         """The random numbers that run on from batch to batch, if they do."""
         return self.explainer.noise if isinstance(self.explainer.noise, StreamNoise) else None
 
-    def __call__(self, batch: Batch, progress: Progress | None = None) -> Iterator[Explanations]:
-        """The batch's explanations, in one part or, when memory does not suffice, in several.
+    def begin(self, batch: Batch, shape: int = 0) -> list[Trial]:
+        """See BatchExplainer. Raises InputError as `attempt`."""
+        rows = list(range(len(batch)))
+        parts = self._in_parts(lambda part, shape: self.explainer.begin(batch.rows(part), shape), rows, shape)
+        return [trial for part in parts for trial in part]
+
+    def attempt(
+        self, trials: Sequence[Trial], shape: int = 0, progress: Progress | None = None
+    ) -> tuple[Explanations, list[Trial]]:
+        """See BatchExplainer.
 
         Raises InputError if a single image does not fit, or if smaller batches would change the random numbers.
         """
-        rows = list(range(len(batch)))
-        while rows:
-            part = _part(batch, rows[: self.limit])
+        parts = list(
+            self._in_parts(lambda part, shape: self.explainer.attempt(part, shape, progress), list(trials), shape)
+        )
+        finished = joined([finished for finished, _ in parts])
+        return self._mended(finished, progress), [trial for _, again in parts for trial in again]
+
+    def _in_parts(self, run: Callable[[list[Item], int], Result], items: list[Item], shape: int) -> Iterator[Result]:
+        """What `run` gives for the items, all at once while memory suffices."""
+        while items:
+            part = items[: self.limit]
             try:
-                result = self.explainer(part, progress)
+                result = run(part, min(shape, self.limit or shape))
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
                 result = None  # and leave the handler, which keeps the failed attempt's tensors alive
             if result is None:
-                self._halve(len(part))
+                self._halve(max(len(part), shape))
                 continue
-            yield self._mended(result, progress)
-            rows = rows[len(part) :]
+            yield result
+            items = items[len(part) :]
 
     def _halve(self, size: int) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if self.stream:
             raise InputError("out of memory; with --noise stream batches cannot be split: give a smaller --batch_size")
+        size = min(size, self.limit or size)
         if size == 1:
             raise InputError("out of memory with a single image; free memory, or use a machine with more")
         if self.limit is None:
@@ -70,24 +91,13 @@ class RecoveringExplainer:
             self.explainer = replace(self.explainer, pad_to=self.limit)
 
     def _mended(self, result: Explanations, progress: Progress | None) -> Explanations:
-        rows = [row for row, finite in enumerate(result.finite.tolist()) if not finite]
-        if not rows or self._in_float32 is None:
+        lost = [row for row, finite in enumerate(result.finite.tolist()) if not finite]
+        if not lost or self._in_float32 is None:
             return result
         if self._precise is None:
-            self._precise = self._in_float32()
-        again = self._precise(_part(result.batch, rows), progress)
-        for name in ("noisy", "cf", "cf_pred", "cf_p_target", "scale", "finite"):
-            getattr(result, name)[rows] = getattr(again, name)
-        for kind, images in again.frames.items():
-            result.frames[kind][rows] = images
-        return result
-
-
-def _part(batch: Batch, rows: list[int]) -> Batch:
-    if len(rows) == len(batch):
-        return batch
-    conditions = None if batch.conditions is None else batch.conditions[rows]
-    return Batch([batch.ids[row] for row in rows], batch.x[rows], batch.label[rows], conditions)
+            self._precise = RecoveringExplainer(self._in_float32())
+        kept = [row for row in range(len(result.batch)) if row not in lost]
+        return joined([result.rows(kept), self._precise(result.batch.rows(lost), progress)])
 
 
 def _is_out_of_memory(error: Exception) -> bool:

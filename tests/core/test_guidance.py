@@ -57,6 +57,18 @@ def test_distance_gradients_are_the_published_ones(weights, name):
     assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
 
 
+@pytest.mark.parametrize("scale", [8.0, 0.1, 15.0])
+@pytest.mark.parametrize(
+    "decision", [BinaryAttribute(SMILING, use_logits=True), BinaryAttribute(SMILING), MultiClass()]
+)
+def test_a_scale_for_each_image_changes_no_bit(scale, decision):
+    targets = torch.tensor([1, 0, 1])
+    one = Guidance(classifier(), decision).towards(X, None, targets, scale).class_gradient(X)
+    scales = torch.tensor([scale, 3.0, scale])
+    each = Guidance(classifier(), decision).towards(X, None, targets, scales).class_gradient(X)
+    assert torch.equal(one[[0, 2]], each[[0, 2]]) and not torch.equal(one[1], each[1])
+
+
 class Linear(nn.Module):
     """Two logits, w0·x and w1·x: their gradients are w0 and w1."""
 

@@ -39,7 +39,7 @@ def test_the_published_chains(name):
         steps["z_t"].append(z_t)
 
     pull = guidance.towards(X, guidance.input_features(X), Y, scale=8)
-    cf = method(denoiser, X, noisy, pull, lambda i: noise.step(IDS, 0, i), observe)
+    cf = method(denoiser, X, noisy, pull, lambda i: noise.step(IDS, [0] * 3, i), observe)
     got = {"noisy": noisy, "cf": cf, **{kind: torch.stack(images) for kind, images in steps.items()}}
     for kind, images in got.items():
         # 2e-5: float32 in another order, carried through 15 evaluations and 5 guided steps
@@ -51,7 +51,7 @@ def run_toy(method: Sampler, tau: int, seed: int = 0) -> tuple[torch.Tensor, Cou
     denoiser, noise = Denoiser(model, diffusion), StreamNoise(seed)
     x = rnd(1, 2, 3, 4, 4)
     z = denoiser.noised(x, tau, noise.noising([0, 1])(x.shape))
-    return method(denoiser, x, z, ToyPull(), lambda i: noise.step([0, 1], 0, i)), model
+    return method(denoiser, x, z, ToyPull(), lambda i: noise.step([0, 1], [0, 0], i)), model
 
 
 @pytest.mark.parametrize("tau, distinct, plain", [(60, 1771, 1830), (1, 1, 1), (2, 2, 3)])
@@ -91,7 +91,7 @@ def test_no_guidance_is_ordinary_denoising():
     x, noise = rnd(1, 2, 3, 4, 4), StreamNoise(3)
     denoiser = Denoiser(model, diffusion)
     z = denoiser.noised(x, tau, noise.noising([0, 1])(x.shape))
-    cf = dime(Settings(tau, guided_iterations=0))(denoiser, x, z, ToyPull(), lambda i: noise.step([0, 1], 0, i))
+    cf = dime(Settings(tau, guided_iterations=0))(denoiser, x, z, ToyPull(), lambda i: noise.step([0, 1], [0, 0], i))
     torch.manual_seed(3)
     expected = diffusion.q_sample(x, torch.full((2,), tau), noise=torch.randn_like(x))
     for i in reversed(range(tau)):
@@ -114,7 +114,7 @@ def test_per_image_noise_makes_neighbours_irrelevant():
 
     def explain(ids: list[int]) -> torch.Tensor:
         z = denoiser.noised(x[ids], tau, noise.noising(ids)(x[ids].shape))
-        return dime(Settings(tau))(denoiser, x[ids], z, ToyPull(), lambda i: noise.step(ids, 0, i))
+        return dime(Settings(tau))(denoiser, x[ids], z, ToyPull(), lambda i: noise.step(ids, [0] * len(ids), i))
 
     together = explain([0, 1, 2])
     assert torch.equal(explain([2, 0]), together[[2, 0]])

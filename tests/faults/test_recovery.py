@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.errors import InputError
-from core.explain import Batch, Explainer
+from core.explain import Batch, Explainer, Explanations
 from core.guidance import BinaryAttribute, Guidance
 from core.methods import Settings, dime
 from core.noise import PerImageNoise, StreamNoise
@@ -58,43 +58,42 @@ def explainer(**options) -> Explainer:
     return Explainer(**{**settings, **options})
 
 
-def joined(parts) -> dict[str, torch.Tensor]:
-    parts = list(parts)
+def figures(result: Explanations) -> dict[str, torch.Tensor]:
     names = ("pred", "target", "noisy", "cf", "cf_pred", "cf_p_target", "scale", "finite")
-    return {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return {name: getattr(result, name) for name in names}
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize(("room", "limit"), [(6, 3), (3, 3), (2, 1), (1, 1)])
 def test_batches_are_halved_until_they_fit(room, limit, error, capsys):
     recovering = RecoveringExplainer(explainer(model=Small(room, error)))
-    found, expected = joined(recovering(BATCH)), joined([explainer()(BATCH)])
+    found, expected = figures(recovering(BATCH)), figures(explainer()(BATCH))
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-6)  # sums of other lengths
     assert recovering.limit == limit
-    list(recovering(BATCH))
+    recovering(BATCH)
     assert capsys.readouterr().out.count("Out of memory") == 1
 
 
 def test_padding_shrinks_too():
     recovering = RecoveringExplainer(explainer(model=Small(4), pad_to=7))
-    assert joined(recovering(BATCH))["cf"].shape == X.shape
+    assert figures(recovering(BATCH))["cf"].shape == X.shape
     assert recovering.explainer.pad_to == 3
 
 
 def test_one_image_that_does_not_fit_is_an_error():
     with pytest.raises(InputError, match="single image"):
-        list(RecoveringExplainer(explainer(model=Small(0)))(BATCH))
+        RecoveringExplainer(explainer(model=Small(0)))(BATCH)
 
 
 def test_a_stream_of_noise_cannot_be_split():
     with pytest.raises(InputError, match="--batch_size"):
-        list(RecoveringExplainer(explainer(model=Small(3), noise=StreamNoise(4)))(BATCH))
+        RecoveringExplainer(explainer(model=Small(3), noise=StreamNoise(4)))(BATCH)
 
 
 def test_other_errors_are_not_swallowed():
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        list(RecoveringExplainer(explainer(model=Small(3, RuntimeError("an illegal memory access"))))(BATCH))
+        RecoveringExplainer(explainer(model=Small(3, RuntimeError("an illegal memory access"))))(BATCH)
 
 
 def test_what_overflows_is_tried_again_in_full_precision():
@@ -104,23 +103,23 @@ def test_what_overflows_is_tried_again_in_full_precision():
     assert 0 < int(lost.sum()) < 7, "the example must have both"
     built = []
     recovering = RecoveringExplainer(half, lambda: built.append(1) or explainer())
-    found = joined(recovering(BATCH))
+    found = figures(recovering(BATCH))
     assert found["finite"].all()
     assert torch.equal(found["cf"][~lost], plain.cf[~lost])  # neighbours keep their bytes
     torch.testing.assert_close(found["cf"][lost], precise.cf[lost], rtol=1e-5, atol=1e-6)
-    list(recovering(BATCH))
+    recovering(BATCH)
     assert built == [1]
 
 
 def test_what_overflows_in_full_precision_too_has_failed():
-    found = joined(RecoveringExplainer(explainer(model=Overflowing()), lambda: explainer(model=Overflowing()))(BATCH))
+    found = figures(RecoveringExplainer(explainer(model=Overflowing()), lambda: explainer(model=Overflowing()))(BATCH))
     plain = explainer(model=Overflowing())(BATCH)
     assert torch.equal(found["finite"], plain.finite) and not found["finite"].all()
 
 
 def test_without_anything_more_precise_nothing_is_tried():
     found, plain = (
-        joined(RecoveringExplainer(explainer(model=Overflowing()))(BATCH)),
+        figures(RecoveringExplainer(explainer(model=Overflowing()))(BATCH)),
         explainer(model=Overflowing())(BATCH),
     )
     assert torch.equal(found["finite"], plain.finite)
