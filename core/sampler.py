@@ -97,7 +97,8 @@ class Denoiser:
 
 
 def _indices(z: torch.Tensor, i: int) -> torch.Tensor:
-    return torch.full((len(z),), i, dtype=torch.long, device=z.device)
+    """The index of all images (1,): the network computes its embedding once."""
+    return torch.full((1,), i, dtype=torch.long, device=z.device)
 
 
 class Region(NamedTuple):

@@ -12,11 +12,39 @@ NORM_GROUPS = 32
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation computed in the type of its parameters (float32), whatever the input's type."""
+    """Group normalisation with the statistics and arithmetic of its parameters (float32), whatever the input's type."""
+
+    def forward(
+        self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Normalise x (N, C, ...), the result in the type of x; then times 1 + scale plus shift, where they are given.
+
+        scale, shift: (N, C), or (1, C) for all images: then they join the norm's own parameters and cost nothing.
+        """
+        weight, bias = self.weight, self.bias
+        if scale is not None and len(scale) == 1:
+            weight, bias = weight * (1 + scale[0]), torch.addcmul(shift[0], bias, 1 + scale[0])
+            scale = None
+        y = self._normalised(x, weight, bias)
+        if scale is None:
+            return y
+        scale, shift = (values.to(x.dtype)[..., None, None] for values in (scale, shift))
+        return torch.addcmul(shift, y, 1 + scale)
+
+    def _normalised(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        if x.device.type == "cpu":  # this kernel takes half precision together with parameters in float32
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+        if not torch.is_grad_enabled():  # this one computes in float32 inside, from rounded parameters
+            return F.group_norm(x, self.num_groups, weight.to(x.dtype), bias.to(x.dtype), self.eps)
+        return F.group_norm(x.to(weight.dtype), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+class SiLUInPlace(nn.SiLU):
+    """SiLU of an intermediate result: where no gradient is needed, it takes that result's memory."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise x (N, C, ...); the result has the type of x."""
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+        """x · sigmoid(x), of any shape."""
+        return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def normalization(channels: int) -> GroupNorm32:

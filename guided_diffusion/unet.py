@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from guided_diffusion.nn import NORM_GROUPS, normalization, timestep_embedding, zero_module
+from guided_diffusion.nn import NORM_GROUPS, SiLUInPlace, normalization, timestep_embedding, zero_module
 from guided_diffusion.unet_blocks import BlockFactory, EmbedSequential
 
 
@@ -96,7 +96,7 @@ class UNetModel(nn.Module):
         heads_up = num_heads if num_heads_upsample == -1 else num_heads_upsample
         self.output_blocks = _way_up(make, levels, num_res_blocks, heads_up, skip_widths)
         head = zero_module(nn.Conv2d(widths[0], out_channels, 3, padding=1))
-        self.out = nn.Sequential(normalization(widths[0]), nn.SiLU(), head)
+        self.out = nn.Sequential(normalization(widths[0]), SiLUInPlace(), head)
 
     def _build_embeddings(self, width: int) -> None:
         self.time_embed = nn.Sequential(nn.Linear(self.model_channels, width), nn.SiLU(), nn.Linear(width, width))
@@ -136,7 +136,7 @@ class UNetModel(nn.Module):
 
         Args:
             x: (N, in_channels, H, W), H and W divisible by 2^(levels - 1); contiguous or channels-last.
-            timesteps: (N,), integers or reals.
+            timesteps: (N,), integers or reals; (1,) where all images share it, which is faster.
             y: labels: class indices (N,), with multiclass 0/1 vectors (N, num_classes); None without classes.
 
         Returns (N, out_channels, H, W) in the type of x. Raises ValueError for labels and sides that do not fit.

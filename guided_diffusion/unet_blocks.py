@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from guided_diffusion.nn import normalization, zero_module
+from guided_diffusion.nn import SiLUInPlace, normalization, zero_module
 
 
 class Downsample(nn.Module):
@@ -65,13 +65,13 @@ class ResBlock(nn.Module):
         self.use_scale_shift_norm = use_scale_shift_norm
         self.use_checkpoint = use_checkpoint
         self.in_layers = nn.Sequential(
-            normalization(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            normalization(channels), SiLUInPlace(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         emb_width = 2 * out_channels if use_scale_shift_norm else out_channels
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_width))
         self.out_layers = nn.Sequential(
             normalization(out_channels),
-            nn.SiLU(),
+            SiLUInPlace(),
             nn.Dropout(dropout),
             zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
@@ -85,13 +85,12 @@ class ResBlock(nn.Module):
     def _forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         norm, activation, conv = self.in_layers
         h = conv(self.resample(activation(norm(x))))
-        emb = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        emb = self.emb_layers(emb)
         norm, activation, dropout, conv = self.out_layers
         if self.use_scale_shift_norm:
-            scale, shift = emb.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm(h), 1 + scale)
+            h = norm(h, *emb.chunk(2, dim=1))
         else:
-            h = norm(h + emb)
+            h = norm(h + emb.to(h.dtype)[:, :, None, None])
         return self.skip_connection(self.resample(x)) + conv(dropout(activation(h)))
 
 
