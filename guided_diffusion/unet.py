@@ -139,7 +139,8 @@ class UNetModel(nn.Module):
             timesteps: (N,), integers or reals; (1,) where all images share it, which is faster.
             y: labels: class indices (N,), with multiclass 0/1 vectors (N, num_classes); None without classes.
 
-        Returns (N, out_channels, H, W) in the type of x. Raises ValueError for labels and sides that do not fit.
+        Returns (N, out_channels, H, W) in the type and memory layout of x, whatever those of the weights. Raises
+        ValueError for labels and sides that do not fit.
         """
         self._check_input(x, y)
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(self.head_dtype))  # (N, E)
@@ -154,7 +155,9 @@ class UNetModel(nn.Module):
         h = self.middle_block(h, emb)
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
-        return self.out(h.to(self.head_dtype)).to(x.dtype)
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        output = self.out(h.to(self.head_dtype)).to(x.dtype)
+        return output.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def _check_input(self, x: torch.Tensor, y: torch.Tensor | None) -> None:
         height, width = x.shape[-2:]

@@ -88,7 +88,8 @@ class ResBlock(nn.Module):
         emb = self.emb_layers(emb)
         norm, activation, dropout, conv = self.out_layers
         if self.use_scale_shift_norm:
-            h = norm(h, *emb.chunk(2, dim=1))
+            scale, shift = emb.chunk(2, dim=1)
+            h = norm(h, scale, shift)
         else:
             h = norm(h + emb.to(h.dtype)[:, :, None, None])
         return self.skip_connection(self.resample(x)) + conv(dropout(activation(h)))

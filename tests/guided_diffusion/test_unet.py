@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from guided_diffusion.nn import timestep_embedding
+from guided_diffusion.nn import SiLUInPlace, normalization, timestep_embedding
 from guided_diffusion.script_util import create_model_and_diffusion
 from guided_diffusion.unet import UNetModel
 from guided_diffusion.unet_blocks import AttentionBlock
@@ -113,6 +113,41 @@ def test_channels_last_changes_nothing_but_the_layout(inputs, resblock_updown):
     output = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), t)
     assert output.is_contiguous(memory_format=torch.channels_last)
     assert relative_error(output, expected) <= ROUNDING
+    assert model(x, t).is_contiguous()  # of the weights alone: the caller notices nothing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["base", "additive_emb", "labels_multi"])
+@torch.no_grad()
+def test_one_timestep_for_all_images(inputs, variant, dtype):
+    x, labels = inputs[0], (rnd(2, 2, 40) > 0).float() if variant == "labels_multi" else None
+    model = fill_(build(**VARIANTS[variant]))
+    model.convert_to(dtype)
+    expected = model(x, torch.tensor([480, 480]), labels).numpy()
+    # bfloat16: scale and shift are not rounded to 8 bits when they join the norm's parameters
+    assert relative_error(model(x, torch.tensor([480]), labels), expected) <= {torch.float32: ROUNDING}.get(dtype, 0.03)
+
+
+def test_a_norm_in_half_precision_computes_in_float32():
+    norm, x = fill_(normalization(64)), (3 + rnd(0, 2, 64, 8, 8)).bfloat16()
+    expected = norm(x.float()).bfloat16()
+    assert torch.equal(norm(x), expected)
+    gradients = []
+    for u in (x.clone().requires_grad_(), x.float().requires_grad_()):
+        norm.zero_grad()
+        norm(u).float().square().sum().backward()
+        gradients.append(norm.weight.grad.clone())
+    assert gradients[0].dtype == torch.float32
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=0.5)  # sums of 128 numbers that were rounded to 8 bits
+
+
+def test_activations_in_place_leave_gradients_alone():
+    activation, x = SiLUInPlace(), rnd(0, 5)
+    expected = torch.nn.functional.silu(x)
+    with torch.no_grad():
+        assert activation(u := x.clone()) is not None and torch.equal(u, expected)
+    u = x.clone().requires_grad_()
+    assert torch.equal(activation(u), expected) and torch.equal(u, x)
 
 
 @torch.no_grad()
