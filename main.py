@@ -14,9 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from core.arithmetic import keep_freed_memory, prepare_unet
 from core.checkpoints import load_classifier, load_perceptual, load_unet, output_column
 from core.cli import run, say, select_device
+from core.compiled import CompiledUNet, compile_unet
 from core.datasets import CelebA, chunk_of, open_dataset, select_ids
 from core.errors import InputError
 from core.evaluation import face_features, oracle_logits, summary_figures
@@ -24,7 +27,7 @@ from core.explain import Explainer
 from core.features import Machine
 from core.guidance import BinaryAttribute, Guidance
 from core.job import Check, Job, require_images
-from core.job_flags import PRECISIONS, parse_flags
+from core.job_flags import parse_flags
 from core.merging import merge_chunks
 from core.methods import METHODS, Settings
 from core.noise import NOISE_SOURCES, PerImageNoise
@@ -42,7 +45,6 @@ from guided_diffusion.script_util import (
     diffusion_defaults,
     model_and_diffusion_defaults,
 )
-from guided_diffusion.unet import UNetModel
 
 EXIT_SOME_FAILED = 3
 
@@ -68,9 +70,11 @@ def explain(args: argparse.Namespace, tree: ResultTree, check: Check) -> Summary
     """
     device = select_device(args.gpu)
     args.precision = usable_precision(args, device)
+    keep_freed_memory()
     diffusion = build_diffusion(args)
     dataset, selection = select_images(args)
     explainer = build_explainer(args, diffusion, device, check)
+    args.compile = isinstance(explainer.explainer.model, CompiledUNet)
     job = build_job(args, tree, dataset, selection, device)
     check()
     figures = build_figures(args, device) if args.oracle_figures and args.num_chunks == 1 else None
@@ -155,8 +159,7 @@ def build_explainer(
     """The networks, loaded onto the device, and the method; the check stands before every evaluation."""
     classifier = load_classifier(args.classifier_path, device)
     column = output_column(classifier, args.query_label, args.classifier_path)
-    model = load_model(args, device, check)
-    model.convert_to(PRECISIONS[args.precision])
+    model = load_model(args, device, check, args.precision, args.compile)
     explainer = Explainer(
         model=model,
         diffusion=diffusion,
@@ -172,19 +175,24 @@ def build_explainer(
         noise=NOISE_SOURCES[args.noise](args.seed, device),
         scales=args.classifier_scales,
         keep_frames=kept_frames(args),
-        pad_to=args.batch_size if args.pad_batches else None,
+        pad_to=args.batch_size if args.pad_batches or isinstance(model, CompiledUNet) else None,
     )
 
     def in_float32() -> Explainer:
         """Its noise is each image's own: a second attempt must not move the stream that the others draw from."""
-        return replace(explainer, model=load_model(args, device, check), noise=PerImageNoise(args.seed, device))
+        return replace(explainer, model=load_model(args, device, check, "fp32"), noise=PerImageNoise(args.seed, device))
 
     return RecoveringExplainer(explainer, in_float32 if args.precision != "fp32" else None)
 
 
-def load_model(args: argparse.Namespace, device: torch.device, check: Check) -> UNetModel:
-    """The diffusion model's network, in float32, which may end the job wherever it is evaluated."""
+def load_model(
+    args: argparse.Namespace, device: torch.device, check: Check, precision: str, compile: bool = False
+) -> nn.Module:
+    """The diffusion model's network, ready to compute, which may end the job wherever it is evaluated."""
     model = load_unet(args.model_path, args_to_dict(args, model_and_diffusion_defaults().keys()), device)
+    prepare_unet(model, precision, device)
+    if compile:
+        model = compile_unet(model, torch.Size((args.batch_size, 3, args.image_size, args.image_size)))
     model.register_forward_pre_hook(lambda *_: check())
     return model
 

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-import torch
-
+from core.arithmetic import PRECISIONS
 from core.cli import Parser, attribute, boolean, integer, number, number_list
 from core.datasets import DATASETS
 from core.errors import InputError
@@ -17,8 +16,6 @@ from core.noise import NOISE_SOURCES
 from core.presets import PRESETS
 from core.results import IMAGE_FORMATS
 from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def parse_flags(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -146,6 +143,12 @@ def _network_flags(group: argparse._ArgumentGroup) -> None:
         default=None,
         help="the places of images that have flipped go to the next ones, so that later scales run full batches too; "
         "unset: True, but with --noise stream",
+    )
+    add(
+        "--compile",
+        type=boolean,
+        default=False,
+        help="compile the U-Net (minutes, once), for one batch size: implies --pad_batches; checked before it is used",
     )
     add(
         "--pad_batches",
