@@ -1,4 +1,4 @@
-"""Small stand-ins whose behaviour is known: a counting model, a short process, the plain loop of the paper."""
+"""Small stand-ins whose behaviour is known: a counting model, gradients in closed form, a short process."""
 
 from __future__ import annotations
 
@@ -38,39 +38,3 @@ class ToyPull:
 def toy_diffusion(timesteps: int) -> SpacedDiffusion:
     """A process of this many respaced timesteps, of 500."""
     return create_gaussian_diffusion(steps=500, learn_sigma=True, timestep_respacing=str(timesteps))
-
-
-def plain_loop(
-    model: nn.Module,
-    diffusion: SpacedDiffusion,
-    x: torch.Tensor,
-    tau: int,
-    pull: ToyPull,
-    seed: int,
-    clip: bool = True,
-    stochastic: bool = True,
-    guided_iterations: int = 9_999_999,
-) -> torch.Tensor:
-    """Section 1 of the paper's algorithm as it is written down, every evaluation made, on torch's global generator."""
-
-    def at(i: int) -> torch.Tensor:
-        return torch.full((len(x),), i)
-
-    torch.manual_seed(seed)
-    z, x_t = diffusion.q_sample(x, at(tau), noise=torch.randn_like(x)), x
-    for step, i in enumerate(reversed(range(tau))):
-        p = diffusion.p_mean_variance(model, z, at(i), clip_denoised=clip)
-        mean, eps = p["mean"], torch.randn_like(z)
-        if step < guided_iterations:
-            root = float(diffusion.sqrt_alphas_cumprod[i])
-            g_dist = pull.distance_gradient(z) + pull.perceptual_gradient(x_t) / root
-            mean = mean - p["variance"] * (pull.class_gradient(x_t) / root + g_dist)
-        z = mean + (0.5 * p["log_variance"]).exp() * eps if i > 0 else mean
-        if i > 0 and step < guided_iterations:
-            x_t = z
-            for j in reversed(range(i)):
-                if stochastic:
-                    x_t = diffusion.p_sample(model, x_t, at(j))["sample"]
-                else:
-                    x_t = diffusion.p_mean_variance(model, x_t, at(j))["mean"]
-    return z

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.plain_loop import plain_loop
 from core.guidance import BinaryAttribute, Guidance
 from core.methods import Settings, dime
 from core.noise import PerImageNoise, StreamNoise
 from core.sampler import Denoiser, Sampler
 from tests.helpers import golden, reference_arithmetic, relative_error, rnd
 from tests.networks import base_unet, classifier, vgg19_features
-from tests.toys import CountingModel, ToyPull, plain_loop, toy_diffusion
+from tests.toys import CountingModel, ToyPull, toy_diffusion
 
 X = rnd(30, 3, 3, 64, 64).clamp(-1, 1)
 Y = torch.tensor([1, 0, 1])

@@ -1,0 +1,351 @@
+"""How fast the methods are, beside the plain loop of the paper, in one run on one machine.
+
+usage: python bench/speed.py [--network small|paper] [--device cpu|0] [--batch_size N] [--repeats N] [--run_steps N]
+
+Networks have random weights, which cost what trained ones do. The rows take turns, so that a disturbance of the machine
+hits all of them alike; the table has medians, with minimum and maximum. bench/README.md explains it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.machine import described, share_of_peak
+from bench.plain_loop import plain_loop
+from bench.results import write_section
+from core.arithmetic import keep_freed_memory, prepare_unet
+from core.cli import Parser, boolean, integer, run, say, select_device
+from core.compiled import compile_unet
+from core.errors import InputError
+from core.guidance import BinaryAttribute, Guidance, Pull
+from core.methods import METHODS, Settings
+from core.noise import PerImageNoise
+from core.sampler import Denoiser
+from guided_diffusion.respace import SpacedDiffusion
+from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
+from guided_diffusion.unet import UNetModel
+from models.classifiers import DenseNetClassifier
+from models.perceptual import PerceptualFeatures
+from models.small_cnn import SmallCNN
+
+TAU, RESPACING, STEPS = 60, "200", 500
+"""The published process and noise level."""
+HALF = {"cpu": "bf16", "cuda": "fp16"}
+"""The half precision that a kind of device is timed in."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What is timed: a U-Net, and what pulls it.
+
+    flags: of create_model_and_diffusion. classifier: makes one. perceptual_layer: of VGG19; None: no such distance.
+    """
+
+    flags: dict[str, object]
+    classifier: Callable[[], nn.Module]
+    perceptual_layer: int | None
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images."""
+        return int(self.flags["image_size"])
+
+
+NETWORKS = {
+    "small": Networks(
+        {"image_size": 64, "num_channels": 32, "num_res_blocks": 1, "num_heads": 2, "attention_resolutions": "16,8"}
+        | {"channel_mult": "1,2,3,4"},
+        SmallCNN,
+        None,
+    ),
+    "paper": Networks(
+        {"image_size": 128, "num_channels": 128, "num_res_blocks": 2, "num_heads": 4}
+        | {"attention_resolutions": "32,16,8", "resblock_updown": True},
+        DenseNetClassifier,
+        18,
+    ),
+    "tiny": Networks(
+        {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "num_heads": 1, "attention_resolutions": "8"}
+        | {"channel_mult": "1,1"},
+        SmallCNN,
+        None,
+    ),
+}
+"""The demo's networks; the paper's with the losses of its commands; the smallest that run, to try the program."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the plain loop where method is None, else a method with its settings."""
+
+    name: str
+    precision: str
+    method: str | None = None
+    settings: tuple[tuple[str, object], ...] = ()
+
+
+def rows(half: str) -> list[Row]:
+    """All rows; the plain loop is the first."""
+    made = [Row("plain loop", "fp32")]
+    for name, method, settings in (
+        ("dime (exact)", "dime", ()),
+        ("dime --inner_steps 1", "dime", (("inner_steps", "1"),)),
+        ("fastdime", "fastdime", ()),
+        ("maskdime", "maskdime", ()),
+    ):
+        made += [Row(name, precision, method, settings) for precision in ("fp32", half)]
+    return made
+
+
+class Meter(nn.Module):
+    """A network that counts its evaluations and measures the seconds that they take."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        self.on_gpu = device.type == "cuda"
+        self.spans: list[tuple] = []
+
+    def forward(self, *inputs: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
+        """As the network's."""
+        start = self._now()
+        output = self.network(*inputs, **labels)
+        self.spans.append((start, self._now()))
+        return output
+
+    def take(self) -> tuple[int, float]:
+        """Evaluations and their seconds since the last call; the device must be idle."""
+        spans, self.spans = self.spans, []
+        if self.on_gpu:
+            return len(spans), sum(start.elapsed_time(end) for start, end in spans) / 1e3
+        return len(spans), sum(end - start for start, end in spans)
+
+    def _now(self) -> float | torch.cuda.Event:
+        """A moment: on a GPU an event in its queue, which holds nothing up."""
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class SpeedBench:
+    """The networks on their device, and the rows run on them.
+
+    Args:
+        networks: see NETWORKS. batch_size: images explained together. run_steps: outer steps really run, up to τ.
+        compile: see main.py.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        device: torch.device,
+        batch_size: int,
+        run_steps: int,
+        half: str,
+        compile: bool = False,
+    ) -> None:
+        self.device, self.run_steps = device, run_steps
+        self.diffusion = create_gaussian_diffusion(steps=STEPS, learn_sigma=True, timestep_respacing=RESPACING)
+        size = networks.image_size
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.rand(batch_size, 3, size, size, generator=generator).mul_(2).sub_(1).to(device)
+        self.plain_unet, self.pull = self._unet(networks), self._pull(networks)
+        self.meters = {"plain": Meter(self.plain_unet, device)}
+        for precision in ("fp32", half):
+            unet = prepare_unet(self._unet(networks), precision, device)
+            self.meters[precision] = Meter(compile_unet(unet, self.x.shape) if compile else unet, device)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one evaluation for the batch."""
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.plain_unet(self.x[:1], torch.zeros(1, device=self.device))
+        return counter.get_total_flops() * len(self.x)
+
+    def run(self, row: Row) -> tuple[float, float]:
+        """Seconds of a whole chain of the row, and of one of its evaluations.
+
+        Of a chain of fewer steps than τ, the evaluations' time is multiplied up to the number that τ steps need, and
+        what is left (gradients, random numbers) by the steps. Raises InputError if the result is not finite.
+        """
+        meter = self.meters[row.precision if row.method else "plain"]
+        meter.take()
+        self._synchronise()
+        start = time.perf_counter()
+        cf = self._chain(row, meter, self.run_steps)
+        self._synchronise()
+        seconds = time.perf_counter() - start
+        count, evaluating = meter.take()
+        if not cf.isfinite().all():
+            raise InputError(f"{row.name} in {row.precision}: the result is not finite, so that its time means nothing")
+        rest = seconds - evaluating
+        whole = evaluations(row, TAU) * evaluating / count + rest * TAU / self.run_steps
+        return (seconds if self.run_steps == TAU else whole), evaluating / count
+
+    def warm_up(self, row: Row) -> None:
+        """A short chain that is not timed."""
+        self._chain(row, self.meters[row.precision if row.method else "plain"], tau=1)
+
+    def _chain(self, row: Row, model: nn.Module, tau: int) -> torch.Tensor:
+        """The counterfactuals of a row's method from tau outer steps."""
+        if row.method is None:
+            return plain_loop(model, self.diffusion, self.x, tau, self.pull, seed=4)
+        return method_chain(row, model, self.diffusion, self.x, tau, self.pull)
+
+    def _unet(self, networks: Networks) -> UNetModel:
+        model, _ = create_model_and_diffusion(**networks.flags, learn_sigma=True, diffusion_steps=STEPS)
+        return random_weights(model).to(self.device)
+
+    def _pull(self, networks: Networks) -> Pull:
+        classifier, perceptual = random_weights(networks.classifier()).to(self.device), None
+        if networks.perceptual_layer:
+            perceptual = random_weights(PerceptualFeatures(networks.perceptual_layer)).to(self.device)
+        guidance = Guidance(
+            classifier, BinaryAttribute(31, use_logits=True), perceptual, l1=0.05, l_perc=30.0 if perceptual else 0.0
+        )
+        with torch.no_grad():
+            features = guidance.input_features(self.x)
+        y = torch.ones(len(self.x), dtype=torch.long, device=self.device)
+        return guidance.towards(self.x, features, y, scale=8.0)
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def method_chain(
+    row: Row, model: nn.Module, diffusion: SpacedDiffusion, x: torch.Tensor, tau: int, pull: Pull
+) -> torch.Tensor:
+    """The counterfactuals (N, 3, H, W) of x by a row's method from tau outer steps."""
+    method = METHODS[row.method](Settings(start_step=tau, **dict(row.settings)))
+    denoiser, noise, ids = Denoiser(model, diffusion), PerImageNoise(4, x.device), range(len(x))
+    noisy = denoiser.noised(x, tau, noise.noising(ids)(x.shape))
+    return method(denoiser, x, noisy, pull, lambda i: noise.step(ids, 0, i))
+
+
+def evaluations(row: Row, tau: int) -> int:
+    """How many evaluations of the U-Net a chain of tau outer steps makes: counted, on images of one pixel."""
+    diffusion = create_gaussian_diffusion(steps=STEPS, learn_sigma=True, timestep_respacing=RESPACING)
+    meter = Meter(_Nothing(), torch.device("cpu"))
+    x = torch.zeros(1, 3, 1, 1)
+    guidance = Guidance(lambda u: u.flatten(1), BinaryAttribute(0, use_logits=True))
+    pull = guidance.towards(x, None, torch.ones(1, dtype=torch.long), scale=1.0)
+    if row.method is None:
+        plain_loop(meter, diffusion, x, tau, pull, seed=0)
+    else:
+        method_chain(row, meter, diffusion, x, tau, pull)
+    return meter.take()[0]
+
+
+class _Nothing(nn.Module):
+    """A network with learned sigma that always predicts zero."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(x.shape[0], 2 * x.shape[1], *x.shape[2:])
+
+
+@torch.no_grad()
+def random_weights(network: nn.Module) -> nn.Module:
+    """The network with weights that keep the size of what passes through it: no zeros, nothing that overflows."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in network.state_dict().items():
+        if value.ndim > 1:
+            value.copy_(torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5)
+        elif value.is_floating_point():  # norms as they begin, biases 0
+            value.fill_(float(name.endswith(("weight", "running_var"))))
+    return network.eval().requires_grad_(False)
+
+
+def main() -> None:
+    """Measure, print the table, and put it into the results' page."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--network", choices=tuple(NETWORKS), default="small", help="the demo's networks, the paper's, or toys")
+    add("--device", default="cpu", help="index of the CUDA GPU, or cpu")
+    add("--batch_size", type=integer(1), default=8, help="images explained together")
+    add("--repeats", type=integer(1), default=3, help="how often every row has its turn")
+    add(
+        "--run_steps",
+        type=integer(1, TAU),
+        default=TAU,
+        help=f"outer steps really run; below {TAU}, times are scaled up",
+    )
+    add("--compile", type=boolean, default=False, help="compile the U-Net of all rows but the plain loop")
+    add(
+        "--output", type=Path, default=Path(__file__).with_name("RESULTS.md"), help="the page whose section is replaced"
+    )
+    args = parser.parse_args()
+    device = select_device(args.device)
+    keep_freed_memory()
+    bench = SpeedBench(NETWORKS[args.network], device, args.batch_size, args.run_steps, HALF[device.type], args.compile)
+    measured = measure(bench, rows(HALF[device.type]), args.repeats)
+    title = f"Speed: {args.network} network, {device.type.upper()}, batch {args.batch_size}"
+    text = table(measured, bench, device) + "\n" + conditions(args.run_steps, args.repeats, device)
+    print(text)
+    write_section(args.output, title + (", compiled" if args.compile else ""), text)
+
+
+def measure(bench: SpeedBench, rows: list[Row], repeats: int) -> dict[Row, list[tuple[float, float]]]:
+    """Row -> (seconds of a chain, of an evaluation) of each repeat; the rows take turns."""
+    for row in rows:
+        bench.warm_up(row)
+    measured = {row: [] for row in rows}
+    for repeat in range(repeats):
+        for row in rows:
+            measured[row].append(bench.run(row))
+            say(f"{repeat + 1}/{repeats} {row.name}, {row.precision}: {measured[row][-1][0]:.2f} s")
+    return measured
+
+
+def table(measured: dict[Row, list[tuple[float, float]]], bench: SpeedBench, device: torch.device) -> str:
+    """Markdown: a row per method and precision."""
+    images = len(bench.x)
+    medians = {row: statistics.median(seconds for seconds, _ in times) for row, times in measured.items()}
+    plain = next(iter(medians.values()))
+    lines = [
+        "| | U-Net in | evaluations | s per image: median (min … max) | times faster | ms per evaluation | of peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row, times in measured.items():
+        chains = [seconds / images for seconds, _ in times]
+        evaluation = statistics.median(seconds for _, seconds in times)
+        share = share_of_peak(bench.flops / evaluation, row.precision, device)
+        lines.append(
+            f"| {row.name} | {row.precision} | {evaluations(row, TAU)} "
+            f"| {statistics.median(chains):.3g} ({min(chains):.3g} … {max(chains):.3g}) | {plain / medians[row]:.2f} "
+            f"| {1e3 * evaluation:.3g} | {'' if share is None else f'{share:.0%}'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def conditions(run_steps: int, repeats: int, device: torch.device) -> str:
+    """How the table came about."""
+    scaled = (
+        f"Only {run_steps} of the {TAU} outer steps were run; the times of evaluations and steps are scaled up to all. "
+        if run_steps < TAU
+        else ""
+    )
+    return (
+        f"{scaled}{repeats} repeats. {described(device)}. {datetime.date.today()}, "
+        f"`python bench/speed.py {shlex.join(sys.argv[1:])}`\n"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,71 @@
+"""bench/speed.py: what it counts, how it scales up, and that its page keeps the other sections."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import pytest
+import torch
+
+from bench import speed
+from bench.machine import share_of_peak
+from bench.results import write_section
+from core.errors import InputError
+
+CPU = torch.device("cpu")
+ROWS = {(row.name, row.precision): row for row in speed.rows("bf16")}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("plain loop", 1830), ("dime (exact)", 1771), ("dime --inner_steps 1", 60), ("fastdime", 60), ("maskdime", 60)],
+)
+def test_evaluations_are_counted(name, count):
+    assert speed.evaluations(ROWS[name, "fp32"], 60) == count
+
+
+def test_the_whole_program(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "RESULTS.md"
+    command = f"speed.py --network tiny --batch_size 2 --repeats 2 --run_steps 2 --output {page}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    speed.main()
+    text = page.read_text()
+    assert text.split("\n## ")[1].startswith("Speed: tiny network, CPU, batch 2\n")
+    assert "| plain loop | fp32 | 1830 |" in text and "| maskdime | bf16 | 60 |" in text
+    assert "Only 2 of the 60 outer steps were run" in text
+    assert text.count("\n| ") == len(ROWS) + 1
+
+
+def test_a_part_of_a_chain_is_scaled_up_by_what_it_counts(monkeypatch):
+    bench = speed.SpeedBench(speed.NETWORKS["tiny"], CPU, batch_size=1, run_steps=3, half="bf16")
+    ticks = itertools.count()
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: float(next(ticks)))
+    # a clock that counts how often it is read: each evaluation takes 1, and 1 lies before, between and after them
+    seconds, evaluation = bench.run(ROWS["plain loop", "fp32"])
+    assert evaluation == 1
+    assert seconds == 1830 * 1 + (6 + 1) * 60 / 3
+
+
+def test_a_result_that_is_not_finite_is_refused():
+    bench = speed.SpeedBench(speed.NETWORKS["tiny"], CPU, batch_size=1, run_steps=1, half="bf16")
+    bench.plain_unet.out[2].bias.fill_(torch.nan)
+    with pytest.raises(InputError, match="not finite"):
+        bench.run(ROWS["plain loop", "fp32"])
+
+
+def test_the_two_loops_do_the_same_work():
+    bench = speed.SpeedBench(speed.NETWORKS["tiny"], CPU, batch_size=2, run_steps=3, half="bf16")
+    for row in speed.rows("bf16"):
+        bench.run(row)  # raises if the result is not finite
+    assert bench.flops > 0
+    assert share_of_peak(bench.flops, "bf16", CPU) is None
+
+
+def test_a_section_is_replaced_and_the_others_stay(tmp_path):
+    page = tmp_path / "RESULTS.md"
+    for title, text in (("A", "one"), ("A b", "two"), ("C", "three"), ("A", "four\n\n### more")):
+        write_section(page, title, text)
+    head, *sections = page.read_text().split("\n## ")
+    assert head.startswith("# Measured")
+    assert [section.strip() for section in sections] == ["A\n\nfour\n\n### more", "A b\n\ntwo", "C\n\nthree"]
