@@ -236,7 +236,7 @@ def method_chain(
     method = METHODS[row.method](Settings(start_step=tau, **dict(row.settings)))
     denoiser, noise, ids = Denoiser(model, diffusion), PerImageNoise(4, x.device), range(len(x))
     noisy = denoiser.noised(x, tau, noise.noising(ids)(x.shape))
-    return method(denoiser, x, noisy, pull, lambda i: noise.step(ids, 0, i))
+    return method(denoiser, x, noisy, pull, lambda i: noise.step(ids, [0] * len(x), i))
 
 
 def evaluations(row: Row, tau: int) -> int:
