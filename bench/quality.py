@@ -40,6 +40,8 @@ from core.files import write_atomically
 from core.job_flags import parse_flags
 from core.plots import png
 
+MASKDIME = "--grad_scale 8 --topk_ratio 0.05 --x_t_rate 0.5 --blur_kernel 5 --per_channel False --grads_clip False"
+"""Its published flags for CelebA."""
 SETTINGS = {
     "exact": "",
     **{f"K={k}": f"--inner_steps {k}" for k in (10, 5, 3, 2, 1)},
@@ -52,8 +54,8 @@ SETTINGS = {
     "fastdime2": "--method fastdime2",
     "fastdime2+": "--method fastdime2+ --warmup_step 15",
     "gmd": "--method gmd --warmup_step 15",
-    "maskdime": "--method maskdime --grad_scale 8 --topk_ratio 0.05 --x_t_rate 0.5 --blur_kernel 5 "
-    "--per_channel False --grads_clip False",  # as published for CelebA
+    "maskdime": f"--method maskdime {MASKDIME}",
+    "maskdime2 K=1": f"--method maskdime2 --inner_steps 1 {MASKDIME}",
 }
 """Name -> flags of main.py."""
 
@@ -248,7 +250,7 @@ def plot(results: dict) -> bytes:
     ):
         for name, figures in results["settings"].items():
             point = (figures["evaluations"], figures[column])
-            axes.plot(*point, "o", color="C0" if name == "exact" or name.startswith("K=") else "C1")
+            axes.plot(*point, "o", color="C0" if name == "exact" or "K=" in name else "C1")
             axes.annotate(name, point, xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="U-Net evaluations per image", ylabel=label)
     panels[1].axhline(results["input to truth"], color="black", linewidth=0.5, label="the input itself")

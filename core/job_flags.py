@@ -209,14 +209,14 @@ def _method_flags(group: argparse._ArgumentGroup) -> None:
         "--inner_steps",
         type=_inner_steps,
         default="0",
-        help="dime: evaluations K of the chain behind x_t, over evenly spread indices; or a schedule such as 8:20,1 "
-        "(8 in the first 20 steps, then 1); 1 costs nothing beyond the step's own evaluation; 0 is all indices",
+        help="dime, maskdime2: evaluations K of the chain behind x_t, over evenly spread indices; or a schedule "
+        "such as 8:20,1 (8 in the first 20 steps, then 1); 1 costs nothing beyond the step's own; 0 is all indices",
     )
     add(
         "--inner_sampler",
         choices=("ddpm", "ddim"),
         default="ddpm",
-        help="dime: the steps of that chain; ddim is deterministic",
+        help="the steps of that chain; ddim is deterministic",
     )
     add("--use_ddim", type=boolean, default=False, help="accepted as published; has no effect")
 

@@ -23,10 +23,10 @@ class Settings:
     guided_iterations: int = 9_999_999
     sampling_scale: float = 1.0
     use_sampling_on_x_t: bool = True
-    # DiME with shorter chains
+    # DiME with shorter chains, maskdime2
     inner_steps: str = "0"
     inner_sampler: str = "ddpm"
-    # FastDiME and GMD
+    # FastDiME, GMD, maskdime2
     scale_grads: bool = False
     warmup_step: int = 30
     dilation: int = 5
@@ -72,6 +72,8 @@ class TwoPasses:
     first: Sampler
     dilation: int
     threshold: float
+    second: Sampler | None = None
+    """None: the first pass's settings."""
 
     @property
     def tau(self) -> int:
@@ -90,7 +92,7 @@ class TwoPasses:
         """As Sampler.__call__; only the second pass is observed, and its random numbers are its own."""
         found = self.first(denoiser, x, z_t, pull, noise)
         mask = FixedMask(changed_region(x, found, self.dilation, self.threshold))
-        second = replace(self.first, mask=mask)
+        second = replace(self.second or self.first, mask=mask)
         return second(denoiser, x, z_t, pull, lambda i: noise(self.tau + i), observe)
 
 
@@ -100,6 +102,11 @@ Method = Sampler | TwoPasses
 def dime(s: Settings) -> Method:
     """Jeanneret et al. 2022; with `inner_steps` its chains visit a part of the indices only."""
     return s.sampler(s.inner_chain())
+
+
+def maskdime2(s: Settings) -> Method:
+    """MaskDiME finds where to change, DiME changes there, with the noise of ordinary denoising."""
+    return TwoPasses(maskdime(s), s.dilation, s.masking_threshold, second=s.sampler(s.inner_chain()))
 
 
 def direct(s: Settings) -> Method:
@@ -150,6 +157,7 @@ def maskdime(s: Settings) -> Method:
 
 METHODS: dict[str, Callable[[Settings], Method]] = {
     "dime": dime,
+    "maskdime2": maskdime2,
     "direct": direct,
     "naive": naive,
     "fastdime": fastdime,
@@ -161,5 +169,5 @@ METHODS: dict[str, Callable[[Settings], Method]] = {
 }
 """The choices of --method."""
 
-WITH_INNER_CHAIN = frozenset({"dime"})
+WITH_INNER_CHAIN = frozenset({"dime", "maskdime2"})
 """Those that know `inner_steps` and `inner_sampler`."""

@@ -18,6 +18,7 @@ TAU = 8
 X = rnd(1, 3, 3, 8, 8).clamp(-1, 1)
 EVALUATIONS = {
     "dime": 1 + TAU * (TAU - 1) // 2,
+    "maskdime2": TAU + 1 + TAU * (TAU - 1) // 2,
     "direct": TAU,
     "naive": TAU,
     "fastdime": TAU,
@@ -62,6 +63,16 @@ def test_evaluations(method):
 def test_evaluations_of_shorter_chains(inner_steps, evaluations, sampler):
     """A chain of K costs K - 1, the first being the step's own; the first step has none, the last has one index."""
     assert run("dime", inner_steps=inner_steps, inner_sampler=sampler)[1] == evaluations
+
+
+def test_maskdime2_changes_only_where_maskdime_did():
+    flags = {"dilation": 1, "masking_threshold": 0.9}
+    cf, evaluations = run("maskdime2", inner_steps="1", **flags)
+    assert evaluations == 2 * TAU
+    changed = changed_region(X, run("maskdime")[0], 1, 0.9)
+    assert torch.equal(torch.where(changed, X, cf), X)
+    kept = (cf == X).all(dim=1)
+    assert kept.any() and not kept.all()
 
 
 @pytest.mark.parametrize("stochastic", [True, False])
