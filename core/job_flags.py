@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from core.arithmetic import PRECISIONS
@@ -30,7 +30,8 @@ def parse_flags(description: str, arguments: Sequence[str] | None = None) -> arg
     add_dict_to_argparser(diffusion_group, model_and_diffusion_defaults())
     args = parser.parse_args(arguments)
     if args.preset:
-        parser.set_defaults(**PRESETS[args.preset])
+        for name in args.preset:
+            parser.set_defaults(**PRESETS[name])
         args = parser.parse_args(arguments)
     if args.chunk >= args.num_chunks:
         raise InputError(
@@ -163,9 +164,10 @@ def _method_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--preset",
-        choices=tuple(PRESETS),
-        help="other defaults for several flags: "
-        + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items()),
+        type=_presets,
+        default=[],
+        metavar="NAMES",
+        help=f"other defaults for several flags (core/presets.py); one or several of {', '.join(PRESETS)}",
     )
     add("--seed", type=integer(0, 2**63 - 1), default=4, help="seed of all noise")
     add(
@@ -248,10 +250,6 @@ def _family_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _spelled(flags: Mapping[str, str]) -> str:
-    return " ".join(f"--{name} {value}" for name, value in flags.items())
-
-
 def _inner_steps(text: str) -> str:
     """Flag type: see core.estimates.chain_lengths."""
     try:
@@ -259,6 +257,15 @@ def _inner_steps(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def _presets(text: str) -> list[str]:
+    """Flag type: names of presets, separated by commas; where two set the same flag, the later one wins."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in PRESETS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no preset is called {unknown[0]!r}; there are {', '.join(PRESETS)}")
+    return names
 
 
 def _odd(text: str) -> int:

@@ -16,11 +16,23 @@ def parsed(*arguments: str) -> dict:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_flags_it_stands_for(name):
     spelled = [text for flag, value in PRESETS[name].items() for text in (f"--{flag}", value)]
-    assert parsed("--preset", name) == parsed(*spelled) | {"preset": name}
+    assert parsed("--preset", name) == parsed(*spelled) | {"preset": [name]}
 
 
 def test_the_exact_preset_is_the_default():
-    assert parsed("--preset", "exact") == parsed() | {"preset": "exact"}
+    assert parsed("--preset", "exact") == parsed() | {"preset": ["exact"]}
+
+
+def test_presets_add_up_and_the_later_one_wins():
+    both = parsed("--preset", "demo, fast,exact")
+    assert both == parsed("--preset", "demo") | {"preset": ["demo", "fast", "exact"]}
+    assert parsed("--preset", "exact,fast")["inner_steps"] == "1"
+
+
+def test_an_unknown_preset_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        parsed("--preset", "demo,slow")
+    assert "no preset is called 'slow'; there are exact, fast" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
