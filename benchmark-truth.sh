@@ -12,22 +12,18 @@ OUT="${TRUTH_PATH:-truth}"
 IMAGES="${TRUTH_IMAGES:-64}" # faces to explain
 TRAINING_FACES="${TRUTH_TRAINING_FACES:-3000}"
 AGREEMENT="${TRUTH_AGREEMENT:-1}" # P(eyeglasses | smile) = P(none | no smile) in the shortcut's training data
-METHODS="${TRUTH_METHODS:-dime fast fastdime}"
-DIFFUSION="${TRUTH_DIFFUSION:-models/demo/ddpm.safetensors}"
-ORACLE="${TRUTH_ORACLE:-models/demo/oracle.safetensors}"
-MODEL_FLAGS="--image_size 64 --num_channels 32 --channel_mult 1,2,3,4 --num_res_blocks 1 --attention_resolutions 16,8
-    --num_heads 2 --learn_sigma True --diffusion_steps 500"
-SAMPLE_FLAGS="${TRUTH_SAMPLE_FLAGS:---timestep_respacing 100 --start_step 30 --classifier_scales 4,8,15 --use_logits True
-    --l1_loss 0.05 --precision bf16}"
+METHODS="${TRUTH_METHODS:-dime fast maskdime2}"
+SAMPLE_FLAGS="${TRUTH_SAMPLE_FLAGS:---precision bf16}" # on top of --preset demo
 declare -A METHOD_FLAGS=(
     [dime]="--method dime"
-    [fast]="--method dime --preset fast"
+    [fast]="--inner_steps 1"
     [fastdime]="--method fastdime --warmup_step 15"
     [fastdimenomask]="--method fastdimenomask"
     [direct]="--method direct"
     [naive]="--method naive"
     [gmd]="--method gmd --warmup_step 15"
     [maskdime]="--method maskdime"
+    [maskdime2]="--method maskdime2 --inner_steps 1"
 )
 
 # the same faces twice: eyeglasses as they come, and eyeglasses that go with smiles
@@ -44,9 +40,9 @@ for kind in honest shortcut; do
 done
 
 explain() { # NAME KIND FLAGS…
-    "$PYTHON" -W ignore main.py $MODEL_FLAGS $SAMPLE_FLAGS --dataset CelebA --data_dir "$OUT/faces" --gpu 0 \
+    "$PYTHON" -W ignore main.py --preset demo $SAMPLE_FLAGS --data_dir "$OUT/faces" --gpu 0 \
         --query_label Smiling --batch_size 16 --num_batches "$(((IMAGES + 15) / 16))" --image_format png \
-        --model_path "$DIFFUSION" --classifier_path "$OUT/classifier-$2/classifier.pth" \
+        --classifier_path "$OUT/classifier-$2/classifier.pth" \
         --output_path "$OUT" --exp_name "$1" "${@:3}"
 }
 experiments=()
@@ -60,4 +56,4 @@ done
 explain unguided honest --method naive --classifier_scales 0 --l1_loss 0
 
 "$PYTHON" benchmark-truth.py --output-path "$OUT" --exp-name "${experiments[@]}" unguided --shortcut Eyeglasses \
-    --oracle-path "$ORACLE" --json "$OUT/truth.json"
+    --oracle-path models/demo/oracle.safetensors --json "$OUT/truth.json"
