@@ -12,18 +12,18 @@ OUT="${TRUTH_PATH:-truth}"
 IMAGES="${TRUTH_IMAGES:-64}" # faces to explain
 TRAINING_FACES="${TRUTH_TRAINING_FACES:-3000}"
 AGREEMENT="${TRUTH_AGREEMENT:-1}" # P(eyeglasses | smile) = P(none | no smile) in the shortcut's training data
-METHODS="${TRUTH_METHODS:-dime fast maskdime2}"
+METHODS="${TRUTH_METHODS:-dime fast local}"
 SAMPLE_FLAGS="${TRUTH_SAMPLE_FLAGS:---precision bf16}" # on top of --preset demo
 declare -A METHOD_FLAGS=(
-    [dime]="--method dime"
-    [fast]="--inner_steps 1"
+    [dime]="--preset demo"
+    [fast]="--preset demo,fast"
     [fastdime]="--method fastdime --warmup_step 15"
     [fastdimenomask]="--method fastdimenomask"
     [direct]="--method direct"
     [naive]="--method naive"
     [gmd]="--method gmd --warmup_step 15"
     [maskdime]="--method maskdime"
-    [maskdime2]="--method maskdime2 --inner_steps 1"
+    [local]="--preset demo,local"
 )
 
 # the same faces twice: eyeglasses as they come, and eyeglasses that go with smiles
@@ -53,7 +53,7 @@ for method in $METHODS; do
     done
 done
 # noised and denoised without any pull: what the diffusion model alone costs
-explain unguided honest --method naive --classifier_scales 0 --l1_loss 0
+explain unguided honest --method naive --classifier_scales 0 --l1_loss 0 --l_perc 0
 
 "$PYTHON" benchmark-truth.py --output-path "$OUT" --exp-name "${experiments[@]}" unguided --shortcut Eyeglasses \
     --oracle-path models/demo/oracle.safetensors --json "$OUT/truth.json"
