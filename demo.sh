@@ -23,7 +23,7 @@ done
 
 # faces that no network has seen in its training; the train partition is there for its labels alone, which CD reads
 "$PYTHON" make-drawn-faces.py --output_path demo/data --num_train 1000 --num_val 200 --seed 2026
-"$PYTHON" -W ignore main.py --preset demo,fast --data_dir demo/data --query_label "$ATTRIBUTE" \
+"$PYTHON" -W ignore main.py --preset demo,local --data_dir demo/data --query_label "$ATTRIBUTE" \
     --batch_size "$IMAGES" --num_batches 1 --gpu 0 --save_x_t True --save_z_t True \
     --output_path demo/results --exp_name "$ATTRIBUTE" "${REST[@]}"
 "$PYTHON" evaluate.py --output-path demo/results --exp-name "$ATTRIBUTE" --celeba-path demo/data \

@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 import torch
 
+from core.arithmetic import prepare_unet
 from core.cli import Parser, integer, run, select_device
 from core.explain import Batch, Explainer, Explanations
 from core.guidance import BinaryAttribute, Guidance
@@ -74,7 +75,7 @@ def main() -> None:
     device = select_device(args.gpu)
     torch.manual_seed(0)
     model, diffusion = create_model_and_diffusion(**args_to_dict(args, SMALL.keys()))
-    model.to(device).eval().requires_grad_(False).convert_to(PRECISIONS[args.precision])
+    prepare_unet(model.to(device).eval().requires_grad_(False), args.precision, device)
     calls: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
     explainer = Planned(

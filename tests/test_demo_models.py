@@ -54,7 +54,7 @@ def test_the_drawn_attributes_are_recognised(images, name):
 
 
 def test_sixteen_faces_change_their_smile(faces, tmp_path):
-    """As demo.sh, in float32 with one scale and half as many steps: 14 of 16 must flip."""
+    """A fast setting, one scale and half as many steps: 14 of 16 must flip."""
     result = run_main(
         *("--preset", "demo,fast", "--data_dir", str(faces), "--query_label", "Smiling", "--gpu", "cpu"),
         *("--batch_size", "16", "--num_batches", "1", "--output_path", str(tmp_path), "--exp_name", "smile"),
