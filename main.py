@@ -190,7 +190,7 @@ def load_model(
 ) -> nn.Module:
     """The diffusion model's network, ready to compute, which may end the job wherever it is evaluated."""
     model = load_unet(args.model_path, args_to_dict(args, model_and_diffusion_defaults().keys()), device)
-    prepare_unet(model, precision, device, gradients=args.method == "gmd")
+    prepare_unet(model, precision, device, published=args.noise == "stream" or args.method == "gmd")
     if compile:
         model = compile_unet(model, torch.Size((args.batch_size, 3, args.image_size, args.image_size)))
     model.register_forward_pre_hook(lambda *_: check())

@@ -19,17 +19,18 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
-def prepare_unet(model: UNetModel, precision: str, device: torch.device, gradients: bool = False) -> UNetModel:
+def prepare_unet(model: UNetModel, precision: str, device: torch.device, published: bool = False) -> UNetModel:
     """The network, changed in place: its convolutions in a precision, its weights in the layout that is fastest there.
 
     Channels-last on a CPU (oneDNN then reorders nothing) and, in half precision, on a GPU (tensor cores); features
     follow the weights. torch's group norm of channels-last features on a CPU takes the variance as E[x²] - E[x]²: 1e-6
     to 1e-5 off for noised images, more for perfectly constant ones, which a noised image never is.
 
-    gradients: they will pass through the network (gmd); then the layout stays, for the more exact group norm.
+    published: keep the layout, and with it the more exact group norm, for figures to be compared with published ones
+    and for gradients through the network (gmd).
     """
     model.convert_to(PRECISIONS[precision])
-    if not gradients and (device.type == "cpu" or precision != "fp32"):
+    if not published and (device.type == "cpu" or precision != "fp32"):
         model.to(memory_format=torch.channels_last)
     return model
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import traceback
+
 import pytest
 
 from tests.metric_world import MetricWorld, make_metric_world
@@ -20,3 +23,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def metric_world(tmp_path_factory: pytest.TempPathFactory, world: World) -> MetricWorld:
     """Result trees and weights for the metrics."""
     return make_metric_world(tmp_path_factory.mktemp("metrics"), world)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test marked own_process in a fork: the threads that it lets torch start would forbid later forks."""
+    if pyfuncitem.get_closest_marker("own_process") is None:
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        outcome = "passed"
+        try:
+            pyfuncitem.obj(**arguments)
+        except pytest.skip.Exception as skipped:
+            outcome = f"skipped {skipped}"
+        except BaseException:
+            outcome = f"failed {traceback.format_exc()}"
+        finally:
+            os.write(writer, outcome.encode()[-60_000:])
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        outcome, _, text = pipe.read().decode(errors="replace").partition(" ")
+    os.waitpid(child, 0)
+    if outcome == "skipped":
+        pytest.skip(text)
+    if outcome != "passed":
+        pytest.fail(text or "the process of the test died", pytrace=False)
+    return True

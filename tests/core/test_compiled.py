@@ -14,6 +14,8 @@ from core.compiled import CompiledUNet, compile_unet
 from guided_diffusion.unet import UNetModel
 from tests.helpers import fill_, relative_error, rnd
 
+pytestmark = pytest.mark.own_process  # it starts threads of autograd
+
 SHAPE = torch.Size((2, 3, 8, 8))
 X, T = rnd(0, *SHAPE), torch.tensor([7])
 

@@ -25,6 +25,8 @@ from models.small_cnn import SmallCNN
 from tests.helpers import BASE, rnd
 from tests.toys import ToyPull
 
+pytestmark = pytest.mark.own_process  # it starts threads of autograd
+
 TAU = 3
 GPU = torch.device("cuda", 0)
 CASES = {method: {} for method in METHODS if method != "gmd"} | {  # gmd needs autograd, which knows real GPUs alone

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("core", "guided_diffusion", "models", "slurm", "tools")
+PACKAGES = ("bench", "core", "guided_diffusion", "models", "slurm", "tools")
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))])
 PLAIN_PICKLE = {"load", "loads", "Unpickler"}
 """Of the module pickle; a class that inherits Unpickler and says what it finds is no plain one."""
