@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, ScalarFormatter
 from PIL import Image
 from torch import nn
 
@@ -253,6 +254,10 @@ def plot(results: dict) -> bytes:
             axes.plot(*point, "o", color="C0" if name == "exact" or "K=" in name else "C1")
             axes.annotate(name, point, xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="U-Net evaluations per image", ylabel=label)
+        axes.xaxis.set_major_locator(LogLocator(base=2))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.minorticks_off()
+        axes.margins(x=0.15)
     panels[1].axhline(results["input to truth"], color="black", linewidth=0.5, label="the input itself")
     panels[1].legend()
     return png(figure)
