@@ -21,6 +21,13 @@ from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffus
 def parse_flags(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags of the command line, or of `arguments`, each one checked as far as it can be alone."""
     parser = Parser(description=description)
+    parser.add_argument(
+        "--preset",
+        type=_presets,
+        default=[],
+        metavar="NAMES",
+        help=f"other defaults for several flags (core/presets.py); one or several of {', '.join(PRESETS)}",
+    )
     _data_flags(parser.add_argument_group("data"))
     _output_flags(parser.add_argument_group("output"))
     _network_flags(parser.add_argument_group("networks and machine"))
@@ -162,13 +169,6 @@ def _network_flags(group: argparse._ArgumentGroup) -> None:
 def _method_flags(group: argparse._ArgumentGroup) -> None:
     """The algorithm and its weights."""
     add = group.add_argument
-    add(
-        "--preset",
-        type=_presets,
-        default=[],
-        metavar="NAMES",
-        help=f"other defaults for several flags (core/presets.py); one or several of {', '.join(PRESETS)}",
-    )
     add("--seed", type=integer(0, 2**63 - 1), default=4, help="seed of all noise")
     add(
         "--noise",
