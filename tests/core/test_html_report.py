@@ -123,13 +123,6 @@ def test_text_from_files_is_escaped(tmp_path):
     assert data_of(page)["experiments"][0]["name"] == IMAGE_TAG
 
 
-def test_tables_that_refer_to_themselves_are_refused(tmp_path):
-    tree = make_experiment(tmp_path, "exp", range(2))
-    tree.report("summary.yaml").write_text("&a\nn: 2\nbkl: *a\nclass-cor: *a\ncf-cor: [1, 2]\nl_1: 2026-01-01\n")
-    with pytest.raises(InputError, match=r"summary.yaml: not readable \(it holds references"):
-        read_experiment(tree)
-
-
 def test_figures_that_are_not_finite_are_left_out(tmp_path):
     tree = make_experiment(tmp_path, "exp", [0])
     info = next(tree.results.rglob("0000000.txt"))

@@ -68,10 +68,18 @@ def test_an_unreadable_table_is_named(tmp_path, name, content):
         read_experiment(tree)
 
 
-def test_yaml_cannot_make_objects(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("n: !!python/object/apply:os.system ['true']\n", ""),
+        ("&a\nn: 2\nbkl: *a\n", r": not readable \(it holds references"),
+    ],
+    ids=["an object", "a table within itself"],
+)
+def test_yaml_holds_plain_values_only(tmp_path, text, reason):
     tree = make_experiment(tmp_path, "exp", range(2))
-    tree.report("summary.yaml").write_text("n: !!python/object/apply:os.system ['true']\n")
-    with pytest.raises(InputError, match=r"summary\.yaml"):
+    tree.report("summary.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"summary\.yaml" + reason):
         read_experiment(tree)
 
 
