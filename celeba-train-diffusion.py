@@ -18,7 +18,7 @@ from core.diffusion_training import Monitor
 from core.training_data import seed_everything, training_batches
 from core.training_script import PRECISIONS, add_training_flags, library_errors, open_log
 from guided_diffusion import dist_util
-from guided_diffusion.resample import create_named_schedule_sampler
+from guided_diffusion.resample import SAMPLERS, create_named_schedule_sampler
 from guided_diffusion.script_util import (
     add_dict_to_argparser,
     args_to_dict,
@@ -58,8 +58,7 @@ def parse_args() -> argparse.Namespace:
 def add_loop_flags(group: argparse._ArgumentGroup) -> None:
     """The arguments of TrainLoop."""
     add = group.add_argument
-    samplers = ("uniform", "loss-second-moment")
-    add("--schedule_sampler", choices=samplers, default="uniform", help="which timesteps to train on")
+    add("--schedule_sampler", choices=tuple(SAMPLERS), default="uniform", help="which timesteps to train on")
     add("--lr", type=number(0), default=1e-4, help="learning rate of AdamW")
     add("--weight_decay", type=number(0), default=0.0, help="weight decay of AdamW")
     add("--lr_anneal_steps", type=integer(0), default=0, help="updates over which lr falls to 0; then training ends")

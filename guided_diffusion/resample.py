@@ -15,11 +15,10 @@ from guided_diffusion import dist_util
 
 
 def create_named_schedule_sampler(name: str, diffusion: Any) -> ScheduleSampler:
-    """The sampler over `diffusion.num_timesteps`: 'uniform' or 'loss-second-moment'. Raises ValueError otherwise."""
-    samplers = {"uniform": UniformSampler, "loss-second-moment": LossSecondMomentResampler}
-    if name not in samplers:
-        raise ValueError(f"schedule_sampler {name!r}: expected one of {', '.join(samplers)}")
-    return samplers[name](diffusion)
+    """The sampler over `diffusion.num_timesteps` of this name, one of SAMPLERS. Raises ValueError otherwise."""
+    if name not in SAMPLERS:
+        raise ValueError(f"schedule_sampler {name!r}: expected one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name](diffusion)
 
 
 class ScheduleSampler(ABC):
@@ -64,22 +63,19 @@ class LossAwareSampler(ScheduleSampler):
         """Take up what `state_dict` gave."""
 
 
-class LossSecondMomentResampler(LossAwareSampler):
-    """p(t) ∝ sqrt(E[L_t²]) over the last losses at each t; uniform until every t has a full history (eq. 18)."""
+class LossHistorySampler(LossAwareSampler):
+    """A sampler that keeps the last losses at each timestep, of all processes."""
 
-    def __init__(self, diffusion: Any, history_per_term: int = 10, uniform_prob: float = 0.001) -> None:
+    def __init__(self, diffusion: Any, history_per_term: int = 10) -> None:
         super().__init__(diffusion)
         self.history_per_term = history_per_term
-        self.uniform_prob = uniform_prob
         self._history = np.zeros((self.num_timesteps, history_per_term))  # the newest last
         self._counts = np.zeros(self.num_timesteps, dtype=np.int64)
 
-    def weights(self) -> np.ndarray:
-        if (self._counts < self.history_per_term).any():
-            return np.ones(self.num_timesteps)
-        weights = np.sqrt(np.mean(self._history**2, axis=-1))
-        weights /= np.sum(weights)
-        return weights * (1 - self.uniform_prob) + self.uniform_prob / self.num_timesteps
+    @property
+    def warmed_up(self) -> bool:
+        """Whether every timestep has a full history."""
+        return bool((self._counts == self.history_per_term).all())
 
     def update_with_local_losses(self, local_t: torch.Tensor, local_losses: torch.Tensor) -> None:
         for t, losses in dist_util.gather((local_t.tolist(), local_losses.tolist())):
@@ -104,3 +100,46 @@ class LossSecondMomentResampler(LossAwareSampler):
         if history.shape != self._history.shape:
             raise ValueError(f"schedule sampler: history of shape {history.shape}, expected {self._history.shape}")
         self._history, self._counts = history.copy(), counts.copy()
+
+
+class LossSecondMomentResampler(LossHistorySampler):
+    """p(t) ∝ sqrt(E[L_t²]) over the last losses at each t; uniform until every t has a full history (eq. 18)."""
+
+    def __init__(self, diffusion: Any, history_per_term: int = 10, uniform_prob: float = 0.001) -> None:
+        super().__init__(diffusion, history_per_term)
+        self.uniform_prob = uniform_prob
+
+    def weights(self) -> np.ndarray:
+        if not self.warmed_up:
+            return np.ones(self.num_timesteps)
+        weights = np.sqrt(np.mean(self._history**2, axis=-1))
+        weights /= np.sum(weights)
+        return weights * (1 - self.uniform_prob) + self.uniform_prob / self.num_timesteps
+
+
+class LossBalancingSampler(LossHistorySampler):
+    """Every timestep alike, and every timestep's share of the loss too: its weight is the inverse of its mean loss.
+
+    Not unbiased, and not meant to be. At large t the loss of ε is small whatever the network does, and what is wrong
+    there, the mean colour of the image, is learnt last although sampling settles it first. The balance is that of
+    the learnt uncertainties of Karras et al. 2024 (Analyzing and Improving the Training Dynamics of Diffusion
+    Models, section 2.2), with the last losses in place of a network.
+    """
+
+    def weights(self) -> np.ndarray:
+        return np.ones(self.num_timesteps)
+
+    def sample(self, batch_size: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw t (batch_size,) int64 uniformly, and weights (batch_size,) float32 with mean 1 over all t."""
+        t, weights = super().sample(batch_size, device)
+        if self.warmed_up:
+            inverse = 1 / np.mean(self._history, axis=-1)
+            weights *= torch.from_numpy(inverse / inverse.mean()).float().to(device)[t]
+        return t, weights
+
+
+SAMPLERS = {
+    "uniform": UniformSampler,
+    "loss-second-moment": LossSecondMomentResampler,
+    "loss-balancing": LossBalancingSampler,
+}

@@ -57,6 +57,19 @@ def test_the_importance_weights_keep_a_mean_unbiased():
     assert abs(float((value * weights).mean()) - 1.5) < 0.05  # ten standard errors
 
 
+def test_balancing_gives_every_timestep_its_share_of_the_loss():
+    sampler = create_named_schedule_sampler("loss-balancing", DIFFUSION)
+    assert sampler.sample(100, "cpu")[1].tolist() == [1.0] * 100  # nothing is known yet
+    losses = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    full_history(sampler, losses.tolist())
+    np.random.seed(0)
+    t, weights = sampler.sample(4000, "cpu")
+    assert min(np.bincount(t, minlength=4)) > 900  # uniform: 1000 expected, standard deviation 27
+    share = losses[t] * weights
+    torch.testing.assert_close(share, share[:1].expand_as(share))
+    assert abs(float(weights[[int((t == k).nonzero()[0]) for k in range(4)]].mean()) - 1) < 1e-6
+
+
 def test_the_oldest_loss_goes_first():
     sampler = LossSecondMomentResampler(DIFFUSION, history_per_term=2)
     for loss in (1.0, 2.0, 3.0):
@@ -75,7 +88,7 @@ def test_the_state_comes_back():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="expected one of uniform, loss-second-moment"):
+    with pytest.raises(ValueError, match="expected one of uniform, loss-second-moment, loss-balancing"):
         create_named_schedule_sampler("both", DIFFUSION)
     state = LossSecondMomentResampler(SimpleNamespace(num_timesteps=5)).state_dict()
     with pytest.raises(ValueError, match=r"history of shape \(5, 10\)"):
