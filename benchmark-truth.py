@@ -6,21 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from core import truth_benchmark as truth
 from core.cli import Parser, attribute, run, say
 from core.datasets import ATTRIBUTES
 from core.drawn_faces.attributes import require_drawn
 from core.errors import InputError
-from core.metric_cli import machine, metric_parser, tree, write_file
-from core.protocol import Report
-from core.report import as_json
+from core.evaluation.cli import machine, metric_parser, tree, write_file
+from core.evaluation.protocol import Report
+from core.evaluation.table import as_json
 from core.results import ResultTree
-from core.truth_benchmark import Benchmark
-from core.truth_faces import Case, DrawnFaces, Task
-from core.truth_oracle import AttributeOracle
-from core.truth_plot import EXAMPLES, Panel, truth_plot
-from core.truth_report import markdown
-from core.truth_shortcut import Shortcut
+from core.truth import benchmark as truth
+from core.truth.benchmark import Benchmark
+from core.truth.faces import Case, DrawnFaces, Task
+from core.truth.oracle import AttributeOracle
+from core.truth.plot import EXAMPLES, Panel, truth_plot
+from core.truth.shortcut import Shortcut
+from core.truth.tables import markdown
 
 DEFAULT_ORACLE = "models/demo/oracle.safetensors"
 RIGHT = "Are the counterfactuals right?"

@@ -14,9 +14,9 @@ from typing import Any
 
 from core.cli import Parser, boolean, integer, number, run, say
 from core.datasets import ATTRIBUTES
-from core.diffusion_training import Monitor
-from core.training_data import seed_everything, training_batches
-from core.training_script import PRECISIONS, add_training_flags, library_errors, open_log
+from core.training.data import seed_everything, training_batches
+from core.training.monitor import Monitor
+from core.training.script import PRECISIONS, add_training_flags, library_errors, open_log
 from guided_diffusion import dist_util
 from guided_diffusion.resample import SAMPLERS, create_named_schedule_sampler
 from guided_diffusion.script_util import (

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from core.cli import run
-from core.evaluation import oracle_logits, select_pairs, spurious_correlations, train_labels
-from core.metric_cli import add_query_flag, machine, metric_parser, note, show, tree, write_file
-from core.plots import correlation_plot
-from core.published import recorded
+from core.evaluation.cli import add_query_flag, machine, metric_parser, note, show, tree, write_file
+from core.evaluation.measures import oracle_logits, select_pairs, spurious_correlations, train_labels
+from core.evaluation.plots import correlation_plot
+from core.evaluation.published import recorded
 
 
 def main() -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from core.checkpoints import load_classifier, output_column
 from core.cli import run
-from core.evaluation import class_transition, select_pairs
-from core.metric_cli import add_query_flag, machine, metric_parser, show, tree, write_file
-from core.plots import transition_plot
+from core.evaluation.cli import add_query_flag, machine, metric_parser, show, tree, write_file
+from core.evaluation.measures import class_transition, select_pairs
+from core.evaluation.plots import transition_plot
 
 
 def main() -> None:

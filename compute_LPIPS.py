@@ -4,8 +4,8 @@ them.
 
 from core.checkpoints import load_lpips
 from core.cli import run
-from core.evaluation import diversity
-from core.metric_cli import add_seeds_flags, machine, metric_parser, seed_trees, show
+from core.evaluation.cli import add_seeds_flags, machine, metric_parser, seed_trees, show
+from core.evaluation.measures import diversity
 
 
 def main() -> None:

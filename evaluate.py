@@ -3,11 +3,10 @@
 import argparse
 from pathlib import Path
 
-from core import report as tables
 from core.cli import Parser, attribute, run
 from core.errors import InputError
-from core.evaluation import FEATURE_NETWORKS
-from core.metric_cli import (
+from core.evaluation import table as tables
+from core.evaluation.cli import (
     NETWORK_FLAGS,
     add_seeds_flags,
     machine,
@@ -16,8 +15,9 @@ from core.metric_cli import (
     tree,
     write_file,
 )
-from core.protocol import Request, evaluate
-from core.published import PUBLISHED
+from core.evaluation.measures import FEATURE_NETWORKS
+from core.evaluation.protocol import Request, evaluate
+from core.evaluation.published import PUBLISHED
 
 
 def main() -> None:

@@ -14,9 +14,9 @@ import torch
 from core.checkpoints import load_unet
 from core.cli import Parser, boolean, integer, run, say
 from core.datasets import ATTRIBUTES, PARTITIONS, CelebA
-from core.diffusion_likelihood import measure_likelihood
-from core.training_data import own_share, seed_everything
-from core.training_script import library_errors
+from core.training.data import own_share, seed_everything
+from core.training.likelihood import measure_likelihood
+from core.training.script import library_errors
 from guided_diffusion import dist_util
 from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.image_datasets import load_data

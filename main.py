@@ -22,20 +22,20 @@ from core.cli import run, say, select_device
 from core.compiled import CompiledUNet, compile_unet
 from core.datasets import CelebA, chunk_of, open_dataset, select_ids
 from core.errors import InputError
-from core.evaluation import face_features, oracle_logits, summary_figures
+from core.evaluation.features import Machine
+from core.evaluation.measures import face_features, oracle_logits, summary_figures
 from core.explain import Explainer
-from core.features import Machine
 from core.guidance import BinaryAttribute, Guidance
-from core.job import Check, Job, require_images
-from core.job_flags import parse_flags
-from core.merging import merge_chunks
+from core.job.chunk import Check, Job, require_images
+from core.job.flags import parse_flags
+from core.job.identity import identity_of
+from core.job.merging import merge_chunks
+from core.job.preemption import EXIT_INTERRUPTED, Interrupted, Preemption, farewell
+from core.job.progress_log import ProgressLog
+from core.job.recovery import RecoveringExplainer
 from core.methods import METHODS, Settings
 from core.noise import NOISE_SOURCES, PerImageNoise
-from core.preemption import EXIT_INTERRUPTED, Interrupted, Preemption, farewell
-from core.progress_log import ProgressLog
-from core.recovery import RecoveringExplainer
 from core.results import FRAME_KINDS, ResultTree
-from core.run_identity import identity_of
 from core.summary import Summary, write_summary
 from core.weight_files import VGG19_URL, pretrained_weights
 from guided_diffusion.respace import SpacedDiffusion

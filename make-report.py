@@ -12,11 +12,11 @@ from PIL import Image
 
 from core.cli import Parser, integer, run, say
 from core.errors import InputError
-from core.evaluation import oracle_logits
-from core.html_report import Limits, chosen_ids, render
-from core.metric_cli import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
-from core.report_data import Experiment, ImageResult, attribute_changes, read_experiment
-from core.report_images import contact_sheet, denoising_animation
+from core.evaluation.cli import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
+from core.evaluation.measures import oracle_logits
+from core.report.data import Experiment, ImageResult, attribute_changes, read_experiment
+from core.report.images import contact_sheet, denoising_animation
+from core.report.page import Limits, chosen_ids, render
 from core.results import ResultTree
 
 

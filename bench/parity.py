@@ -25,7 +25,7 @@ from bench.machine import described
 from bench.results import write_section
 from core.cli import Parser, boolean, run, say, select_device
 from core.explain import Batch, Explanations
-from core.job_flags import parse_flags
+from core.job.flags import parse_flags
 
 
 def main() -> None:

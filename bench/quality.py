@@ -30,16 +30,16 @@ from torch import nn
 
 import main as main_script
 from core.checkpoints import load_classifier, load_oracle, output_column
-from core.classifier_files import logits_of
 from core.cli import Parser, integer, run, say, select_device
 from core.datasets import ATTRIBUTES, CelebA, image_transform
 from core.drawn_faces import counterfactual, draw, region
 from core.drawn_faces.folder import load_faces
 from core.errors import InputError
+from core.evaluation.plots import png
 from core.explain import Batch, Explanations
 from core.files import write_atomically
-from core.job_flags import parse_flags
-from core.plots import png
+from core.job.flags import parse_flags
+from core.training.classifier_files import logits_of
 
 MASKDIME = "--grad_scale 8 --topk_ratio 0.05 --x_t_rate 0.5 --blur_kernel 5 --per_channel False --grads_clip False"
 """Its published flags for CelebA."""

@@ -24,10 +24,10 @@ from core.arithmetic import prepare_unet
 from core.cli import Parser, integer, run, select_device
 from core.explain import Batch, Explainer, Explanations
 from core.guidance import BinaryAttribute, Guidance
-from core.job_flags import PRECISIONS
+from core.job.flags import PRECISIONS
+from core.job.work_queue import WorkQueue
 from core.methods import METHODS, Settings
 from core.noise import PerImageNoise
-from core.work_queue import WorkQueue
 from guided_diffusion.script_util import (
     add_dict_to_argparser,
     args_to_dict,

@@ -1,7 +1,7 @@
 """The numbers of the papers as functions: features and decisions in, values per image or one number out.
 
 Names as in the papers: FVA and FS (faces), MNAC (attributes), CD (correlations), COUT (transition), MAD, flip
-rate. The Fréchet distances have a file of their own (core.frechet).
+rate. The Fréchet distances have a file of their own (core.evaluation.frechet).
 """
 
 from __future__ import annotations

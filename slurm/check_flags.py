@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.cli import run
 from core.errors import InputError
-from core.job_flags import parse_flags
+from core.job.flags import parse_flags
 from evaluate import build_parser
 
 

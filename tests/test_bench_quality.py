@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bench import quality
-from core.classifier_files import to_file
 from core.datasets import ATTRIBUTES, open_dataset
 from core.drawn_faces.folder import Plan, write_folder
 from core.errors import InputError
+from core.training.classifier_files import to_file
 from guided_diffusion.checkpoint_util import save_state_dict
 from guided_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from models.small_cnn import SmallCNN

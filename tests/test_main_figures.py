@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from core.evaluation import changed_attributes, face_features, face_verification, oracle_logits, select_pairs
-from core.features import Machine
+from core.evaluation.features import Machine
+from core.evaluation.measures import changed_attributes, face_features, face_verification, oracle_logits, select_pairs
 from core.results import ResultTree
 from tests.worlds import SMALL_FLAGS, as_arguments, refused, run_main
 

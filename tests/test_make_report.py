@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from core.report_data import read_experiment
+from core.report.data import read_experiment
 from core.results import ResultTree
 from tests.browser import page_after_scripts, require_browser, title, with_script
 from tests.metric_world import run_script

@@ -12,13 +12,13 @@ import torch
 import yaml
 from PIL import Image
 
-from core.classifier_files import to_file
 from core.datasets import ATTRIBUTES, CelebA, image_transform
 from core.drawn_faces import DRAWN, counterfactual, draw
 from core.drawn_faces.folder import Plan, write_folder
 from core.images import input_to_uint8, to_hwc
+from core.job.writer import write_image
 from core.results import ResultTree
-from core.writer import write_image
+from core.training.classifier_files import to_file
 from models.small_cnn import SmallCNN
 
 SEED = 5

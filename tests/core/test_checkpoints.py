@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from core import checkpoints, weight_files
-from core.classifier_files import to_file
 from core.errors import InputError
+from core.training.classifier_files import to_file
 from guided_diffusion.checkpoint_util import save_state_dict
 from guided_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from models.perceptual import PerceptualFeatures

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from core.checkpoints import load_classifier, load_oracle, load_perceptual, load_unet
-from core.classifier_files import to_file
 from core.errors import InputError
+from core.training.classifier_files import to_file
 from core.weight_files import read_checkpoint, write_safetensors
 from guided_diffusion.checkpoint_util import save, save_state_dict
 from guided_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from core.errors import InputError
-from core.merging import merge, merge_chunks
+from core.job.merging import merge, merge_chunks
 from core.results import ResultTree
 from core.summary import ImageRecord, read_stats, summarise, write_stats, write_summary
 

@@ -8,9 +8,9 @@ import torch
 from core.errors import InputError
 from core.explain import Batch, Explainer, Explanations
 from core.guidance import BinaryAttribute, Guidance
+from core.job.recovery import RecoveringExplainer
 from core.methods import Settings, dime
 from core.noise import PerImageNoise, StreamNoise
-from core.recovery import RecoveringExplainer
 from tests.core.test_explain import Brightness
 from tests.helpers import rnd
 from tests.toys import CountingModel, toy_diffusion

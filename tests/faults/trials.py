@@ -24,9 +24,9 @@ from PIL import Image
 import core.files
 import main as main_script
 from core.images import to_uint8
-from core.preemption import EXIT_INTERRUPTED
+from core.job.preemption import EXIT_INTERRUPTED
+from core.job.writer import write_image
 from core.summary import ImageRecord
-from core.writer import write_image
 from tests.faults.forks import Fork, wait_for
 from tests.faults.images import BAD
 from tests.helpers import rnd

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from core.job_flags import parse_flags
+from core.job.flags import parse_flags
 from evaluate import build_parser
 from tests.worlds import Run, run_command
 

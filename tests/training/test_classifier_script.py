@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from core.checkpoints import load_classifier, load_oracle
-from core.classifier_files import to_file
-from core.classifier_training import positive_weights
+from core.training.classifier import positive_weights
+from core.training.classifier_files import to_file
 from guided_diffusion import checkpoint_util
 from models.classifiers import DenseNetClassifier
 from models.resnet import Oracle, caffe_resnet50

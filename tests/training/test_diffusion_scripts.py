@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core.diffusion_likelihood import Likelihood
+from core.training.likelihood import Likelihood
 from guided_diffusion import checkpoint_util
 from tests.training.scripts import SMALL_UNET, run_script, unpack_celeba
 

@@ -1,0 +1,1 @@
+"""The metrics on result trees: features, measures, the whole protocol, and its table."""

@@ -1,0 +1,245 @@
+"""The whole evaluation: every metric whose weights are present, over several experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from core.checkpoints import load_classifier, load_lpips, output_column
+from core.datasets import ATTRIBUTES
+from core.errors import InputError, UndefinedError
+from core.evaluation.features import ImageFeatures, Machine
+from core.evaluation.measures import (
+    SMALL_FS,
+    Measurement,
+    changed_attributes,
+    class_transition,
+    decision_change,
+    diversity,
+    face_features,
+    face_verification,
+    feature_similarity,
+    flip_rate,
+    frechet_features,
+    frechet_names,
+    oracle_logits,
+    realism,
+    remembered,
+    select_pairs,
+    small_features,
+    spurious_correlations,
+    train_labels,
+)
+from core.evaluation.published import caveats, recorded
+from core.results import Pair, ResultTree
+from core.weight_files import SAFETENSORS
+
+SMILING = ATTRIBUTES.index("Smiling")
+
+
+@dataclass
+class Request:
+    """What to evaluate and with what; networks are loaded when the first metric needs them.
+
+    trees: the experiments. seeds: those of them that are one method under several seeds (for sigma_L), or
+    none. query: the attribute explained; None: what each experiment's own configuration says, else Smiling. partition:
+    cor, inc or all (COUT takes cor in place of all, as defined).
+    """
+
+    trees: Sequence[ResultTree]
+    machine: Machine
+    query: int | None
+    partition: str
+    seeds: Sequence[ResultTree]
+    weights_path: Path
+    oracle_path: Path
+    classifier_path: Path
+    celeba_path: str | None
+    inception_weights: Path | None
+    feature_network: str
+
+    def pairs(self, tree: ResultTree, flipped_only: bool = True) -> list[Pair]:
+        """The pairs of an experiment in this partition."""
+        return select_pairs(tree, self.partition, flipped_only)
+
+    def query_of(self, tree: ResultTree) -> int:
+        """The attribute that an experiment explains."""
+        if self.query is not None:
+            return self.query
+        known = {query for query in recorded(tree, "query_label") if isinstance(query, int)}
+        return known.pop() if len(known) == 1 else SMILING
+
+    @cached_property
+    def faces(self) -> ImageFeatures:
+        """VGGFace2 features, or those of the small network in its place."""
+        return (face_features if self.has_face_network else small_features)(self.weights_path, self.machine)
+
+    @property
+    def has_face_network(self) -> bool:
+        """Whether --weights-path is the face network that FVA is defined by, which is published as a pickle."""
+        return self.weights_path.suffix != SAFETENSORS
+
+    @cached_property
+    def attributes(self) -> ImageFeatures:
+        """The oracle's logits."""
+        return oracle_logits(self.oracle_path, self.machine)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """CelebA's train labels."""
+        if self.celeba_path is None:
+            raise InputError("needs --celeba-path, a folder in CelebA's layout, for the train labels")
+        return train_labels(self.celeba_path)
+
+    @cached_property
+    def classifier(self) -> nn.Module:
+        """The classifier that was explained."""
+        classifier = load_classifier(self.classifier_path, self.machine.device)
+        for tree in self.trees:
+            output_column(classifier, self.query_of(tree), self.classifier_path)
+        return classifier
+
+    @cached_property
+    def logits(self) -> ImageFeatures:
+        """The classifier's logits."""
+        return ImageFeatures(self.classifier, self.machine)
+
+    @cached_property
+    def frechet(self) -> tuple[ImageFeatures, Path]:
+        """Features for Fréchet distances, and their weights."""
+        weights = self.inception_weights if self.feature_network == "inception" else self.oracle_path
+        return frechet_features(self.feature_network, weights, self.machine)
+
+    @cached_property
+    def sigma(self) -> Measurement:
+        """sigma_L over the seeds."""
+        if not self.seeds:
+            raise InputError("needs --exp-pattern and --exp-values: one method under several seeds")
+        return diversity(self.seeds, load_lpips(self.machine.device), self.machine, self.partition)
+
+
+@dataclass
+class Report:
+    """What came out: experiment -> metric -> measurement, why others are missing, and what does not compare."""
+
+    measurements: dict[str, dict[str, Measurement]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    caveats: dict[str, list[str]] = field(default_factory=dict)
+
+    def of(self, experiment: str) -> Report:
+        """The same for one of the experiments."""
+        return Report({experiment: self.measurements[experiment]}, self.missing, {experiment: self.caveats[experiment]})
+
+
+Compute = Callable[[Request, ResultTree], Sequence[Measurement]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One step of the protocol.
+
+    prepare: loads what it needs, raising InputError where that is not present. compute: its numbers on one
+    experiment. flipped_only: whether it looks at counterfactuals that reached their target only.
+    """
+
+    prepare: Callable[[Request], Any]
+    compute: Compute
+    flipped_only: bool = True
+
+
+def evaluate(request: Request) -> Report:
+    """Compute every metric that can be computed. Raises InputError for damaged images and experiments."""
+    report = Report({tree.exp_name: {} for tree in request.trees})
+    for tree in request.trees:
+        request.pairs(tree, flipped_only=False)  # what is wrong with a tree shows before the hours of work
+    for name, metric in METRICS.items():
+        try:
+            metric.prepare(request)
+        except InputError as error:
+            report.missing.append(f"{name}: {error}")
+            continue
+        for tree in request.trees:
+            if metric.flipped_only and not any(pair.flipped for pair in request.pairs(tree, flipped_only=False)):
+                report.missing.append(f"{name}: no counterfactual of {tree.exp_name} reached its target")
+                continue
+            try:
+                measurements = metric.compute(request, tree)
+            except UndefinedError as error:
+                report.missing.append(f"{name} of {tree.exp_name}: {error}")
+                continue
+            for measurement in measurements:
+                report.measurements[tree.exp_name][measurement.name] = measurement
+    for tree in request.trees:
+        measured = report.measurements[tree.exp_name]
+        report.caveats[tree.exp_name] = caveats(tree, request.pairs(tree, flipped_only=False), measured)
+    return report
+
+
+def _same_person(pairs: Sequence[Pair], request: Request) -> Sequence[Measurement]:
+    if request.has_face_network:
+        return face_verification(pairs, request.faces)
+    return [feature_similarity(pairs, request.faces)]
+
+
+def _realism(request: Request, tree: ResultTree) -> Sequence[Measurement]:
+    features, weights = request.frechet
+    inputs = remembered(features, tree, request.feature_network, weights)
+    return realism(tree, request.partition, request.feature_network, inputs, features)
+
+
+def _transition(request: Request, tree: ResultTree) -> Sequence[Measurement]:
+    partition = "cor" if request.partition == "all" else request.partition
+    pairs = select_pairs(tree, partition, flipped_only=False)
+    return [class_transition(pairs, request.classifier, _column(request, tree), request.machine)[0]]
+
+
+def _column(request: Request, tree: ResultTree) -> int:
+    return output_column(request.classifier, request.query_of(tree), request.classifier_path)
+
+
+METRICS: dict[str, Metric] = {
+    "flip rate": Metric(
+        prepare=lambda request: None,
+        compute=lambda request, tree: [flip_rate(tree, request.partition)],
+        flipped_only=False,
+    ),
+    "FVA, FS": Metric(
+        prepare=lambda request: request.faces,
+        compute=lambda request, tree: _same_person(request.pairs(tree), request),
+    ),
+    "MNAC": Metric(
+        prepare=lambda request: request.attributes,
+        compute=lambda request, tree: [changed_attributes(request.pairs(tree), request.attributes)],
+    ),
+    "CD": Metric(
+        prepare=lambda request: (request.labels, request.attributes),
+        compute=lambda request, tree: [
+            spurious_correlations(request.pairs(tree), request.attributes, request.labels, request.query_of(tree))[0]
+        ],
+    ),
+    "MAD": Metric(
+        prepare=lambda request: request.classifier,
+        compute=lambda request, tree: [
+            decision_change(request.pairs(tree, flipped_only=False), request.logits, _column(request, tree))
+        ],
+        flipped_only=False,
+    ),
+    "COUT": Metric(prepare=lambda request: request.classifier, compute=_transition, flipped_only=False),
+    "FID, sFID": Metric(prepare=lambda request: request.frechet, compute=_realism),
+    "sigma_L": Metric(
+        prepare=lambda request: request.sigma,
+        compute=lambda request, tree: [request.sigma] * (tree in request.seeds),
+        flipped_only=False,
+    ),
+}
+"""The protocol, in the order of its table."""
+
+METRIC_NAMES = ("flip rate", "FVA", "FS", SMALL_FS, "MNAC", "CD", "MAD", "COUT", *frechet_names("inception"))
+METRIC_NAMES += (*frechet_names("oracle"), "sigma_L")
+"""The rows of the table."""

@@ -1,0 +1,163 @@
+"""What of a chunk already stands on disk: which images are finished, and where the random numbers were.
+
+An image is finished when its Info file is there, which is written last, and every other file of it too. A run that
+saves no images keeps its records in stats.pth, batch by batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from core.errors import InputError
+from core.files import remove_orphans, write_atomically
+from core.job.lock import exclusive
+from core.results import CELL_FOLDERS, CELLS, FRAME_KINDS, IMAGE_FORMATS, ResultTree, image_files
+from core.summary import ImageRecord, read_stats
+from guided_diffusion import checkpoint_util
+
+LOCK = "running.lock"
+CONFIG, STATS, SUMMARY, FAILED = "config.yaml", "stats.pth", "summary.yaml", "failed.yaml"
+NOISE = "noise.pth"
+"""The reports of a chunk. LOCK and NOISE are there only while it is unfinished."""
+
+
+@dataclass(frozen=True)
+class ProgressLog:
+    """The files of one chunk.
+
+    ids: its images. save_images: whether the tree is written. frames: the kinds of frames saved, `steps` for an image.
+    """
+
+    tree: ResultTree
+    ids: Sequence[int]
+    num_chunks: int = 1
+    chunk: int = 0
+    save_images: bool = True
+    frames: frozenset[str] = frozenset()
+    steps: int = 0
+
+    def report(self, name: str) -> Path:
+        """Where a report of this chunk lies."""
+        return self.tree.report(name, self.num_chunks, self.chunk)
+
+    def finished(self) -> dict[int, ImageRecord]:
+        """The records of all finished images of this chunk, by id."""
+        own = set(self.ids)
+        if self.save_images:
+            return {record.id: record for record in self._written() if record.id in own}
+        path = self.report(STATS)
+        return {record.id: record for record in read_stats(path) if record.id in own} if path.exists() else {}
+
+    def clean(self, finished: Mapping[int, ImageRecord]) -> None:
+        """Remove what dead runs left half done: temporary files, and the images that have only some of their files."""
+        unfinished = [id for id in self.ids if id not in finished]
+        frames = [self.tree.frame_folder(kind, id) for kind in self.frames for id in unfinished]
+        remove_orphans([self.tree.results, *self.tree.folders(), *frames])
+        self._remove_images(set(unfinished))
+
+    def start_afresh(self) -> None:
+        """Remove this chunk's images, frames and reports; of the whole experiment's when there is one chunk only.
+
+        Raises InputError if the folder was made with another number of chunks, or is being written by one of them.
+        """
+        own = [self.report(name) for name in (CONFIG, STATS, SUMMARY, FAILED, NOISE)]
+        ids = set(self.ids)
+        if self.num_chunks == 1:
+            for lock in self.tree.reports(LOCK):
+                if lock != self.report(LOCK):
+                    with exclusive(lock):
+                        pass
+            own = [path for name in (CONFIG, STATS, SUMMARY, FAILED, NOISE) for path in self.tree.reports(name)]
+            ids |= {int(path.stem) for folder in self._cell_folders() for path in _named_by_id(folder)}
+        else:
+            self._require_same_split()
+            with contextlib.suppress(InputError):  # damaged statistics are removed like any others
+                ids |= {record.id for record in read_stats(self.report(STATS))}
+        self._remove_images(ids)
+        for kind in FRAME_KINDS:
+            for id in ids:
+                shutil.rmtree(self.tree.frame_folder(kind, id), ignore_errors=True)
+        for path in own:
+            path.unlink(missing_ok=True)
+
+    def write_failed(self, reasons: Mapping[int, str]) -> None:
+        """failed.yaml: id -> why there is no counterfactual; no file when nothing failed."""
+        if reasons:
+            write_atomically(self.report(FAILED), yaml.safe_dump(dict(reasons), width=1000, allow_unicode=True))
+        else:
+            self.report(FAILED).unlink(missing_ok=True)
+
+    def save_noise(self, batches: int, state: torch.Tensor) -> None:
+        """Keep the state of a stream of random numbers after so many complete batches."""
+        buffer = io.BytesIO()
+        torch.save({"batches": batches, "state": state}, buffer)
+        write_atomically(self.report(NOISE), buffer.getvalue())
+
+    def saved_noise(self) -> tuple[int, torch.Tensor | None]:
+        """What `save_noise` kept; (0, None) if nothing. Raises InputError for a damaged file."""
+        path = self.report(NOISE)
+        if not path.exists():
+            return 0, None
+        try:
+            content = checkpoint_util.load(path)
+            return int(content["batches"]), content["state"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a saved random state ({error}); remove it and run again") from None
+
+    def _written(self) -> Iterator[ImageRecord]:
+        """Every finished image of the tree, of any chunk."""
+        there = {folder: {path.name for path in folder.iterdir()} for folder in self.tree.folders()}
+        for cell in CELLS:
+            for path in _named_by_id(self.tree.results / cell / "Info"):
+                try:
+                    record = ImageRecord.from_text(int(path.stem), path.read_text())
+                except (ValueError, OSError):
+                    continue
+                if self._is_complete(record, there):
+                    yield record
+
+    def _is_complete(self, record: ImageRecord, there: Mapping[Path, set[str]]) -> bool:
+        cell = (record.id, record.correct, record.flipped)
+        files = [self.tree.info(*cell), *(self.tree.image(kind, *cell) for kind in ("CF", "Noise", "SM"))]
+        original = self.tree.original(record.id, record.correct)  # in whichever format
+        return (
+            all(file.name in there[file.parent] for file in files)
+            and any(original.with_suffix(f".{suffix}").name in there[original.parent] for suffix in IMAGE_FORMATS)
+            and all(self._has_frames(kind, record.id) for kind in self.frames)
+        )
+
+    def _has_frames(self, kind: str, id: int) -> bool:
+        folder = self.tree.frame_folder(kind, id)
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        return all(self.tree.frame(kind, id, step).name in names for step in range(self.steps))
+
+    def _remove_images(self, ids: set[int]) -> None:
+        for folder in self._cell_folders():
+            for path in _named_by_id(folder):
+                if int(path.stem) in ids:
+                    path.unlink(missing_ok=True)
+
+    def _cell_folders(self) -> list[Path]:
+        return [self.tree.results / cell / kind for cell in CELLS for kind in CELL_FOLDERS]
+
+    def _require_same_split(self) -> None:
+        same = {self.tree.report(CONFIG, self.num_chunks, chunk) for chunk in range(self.num_chunks)}
+        others = [path for path in self.tree.reports(CONFIG) if path not in same]
+        if others:
+            raise InputError(
+                f"{others[0]}: made with another --num_chunks; one chunk cannot overwrite that: choose another "
+                "--exp_name or remove the folder"
+            )
+
+
+def _named_by_id(folder: Path) -> list[Path]:
+    texts = [path for path in folder.glob("*.txt") if path.stem.isdecimal()]
+    return [*image_files(folder), *texts]

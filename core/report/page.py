@@ -1,0 +1,235 @@
+"""Experiments as one HTML file: it opens offline, asks for nothing, and stays usable with thousands of images.
+
+The page is templates/report.html.j2; its images travel as one JSON block, from which the script fills what comes
+into view. Nothing that a file says is trusted: Jinja escapes text and JSON, the script writes text nodes only, and a
+content security policy lets no other script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tqdm import tqdm
+
+from core.datasets import ATTRIBUTES, read_image
+from core.evaluation.protocol import METRIC_NAMES
+from core.report.data import Experiment, ImageResult
+from core.report.images import STRIP_FRAMES, difference_image, embedded, film_strip, reduced
+
+TEMPLATES = Path(__file__).with_name("templates")
+PLOT_PIXELS = 1200
+NOTHING = "\N{EN DASH}"
+
+SUMMARY_ROWS = {
+    "all images": (),
+    "classified correctly (CC)": ("class-cor",),
+    "CC, target reached (CCF)": ("class-cor", "cf-cor"),
+    "CC, target missed (ICF)": ("class-cor", "cf-inc"),
+    "classified incorrectly (IC)": ("class-inc",),
+    "IC, target reached (CCF)": ("class-inc", "cf-cor"),
+    "IC, target missed (ICF)": ("class-inc", "cf-inc"),
+    "target reached (CCF)": ("cf-cor",),
+    "target missed (ICF)": ("cf-inc",),
+}
+"""A row of the summary table -> where summary.yaml has its figures."""
+SUMMARY_COLUMNS = {"n": "n", "bkl": "BKL", "l_1": "L1", "mad": "MAD"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds the file: images shown, images with a film strip, the longest side of an image."""
+
+    images: int = 5000
+    strips: int = 50
+    pixels: int = 128
+
+
+def chosen_ids(experiments: Sequence[Experiment], limits: Limits) -> tuple[list[int], int]:
+    """The ids that the report shows, the lowest ones, and how many there are altogether."""
+    ids = sorted(set().union(*(experiment.images for experiment in experiments)))
+    return ids[: limits.images], len(ids)
+
+
+def render(experiments: Sequence[Experiment], limits: Limits, num_workers: int = 2) -> str:
+    """The whole page. Raises InputError for a damaged image."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    ids, total = chosen_ids(experiments, limits)
+    attributes = [name.replace("_", " ") for name in ATTRIBUTES]
+    explained = [None if e.query is None else attributes[e.query] for e in experiments]
+    return environment.get_template("report.html.j2").render(
+        style=style,
+        script=script,
+        style_hash=_policy_hash(style),
+        script_hash=_policy_hash(script),
+        explained=", ".join(dict.fromkeys(name for name in explained if name)),
+        experiments=[_overview(experiment) for experiment in experiments],
+        summary=_summary_table(experiments),
+        summary_columns=list(SUMMARY_COLUMNS.values()),
+        evaluation=_evaluation_table(experiments),
+        remarks=_remarks(experiments),
+        notes=_notes(experiments, ids, total, limits),
+        data={
+            "attributes": attributes,
+            "experiments": [
+                {"name": e.tree.exp_name, "query": e.query, "attribute": name}
+                for e, name in zip(experiments, explained, strict=True)
+            ],
+            "images": list(_images(experiments, ids, limits, num_workers)),
+        },
+    )
+
+
+def _policy_hash(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+# the images
+
+
+def _images(
+    experiments: Sequence[Experiment], ids: Sequence[int], limits: Limits, num_workers: int
+) -> Iterator[dict[str, Any]]:
+    def build(item: tuple[int, int]) -> dict[str, Any]:
+        row, id = item
+        results = [experiment.images.get(id) for experiment in experiments]
+        original = next(result for result in results if result is not None).pair.original
+        return {
+            "id": id,
+            "input": embedded(reduced(read_image(str(original)), limits.pixels)),
+            "runs": [
+                result and _run(result, experiment.changes.get(id), limits.pixels, with_strips=row < limits.strips)
+                for result, experiment in zip(results, experiments, strict=True)
+            ],
+        }
+
+    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+        built: Iterable = pool.map(build, enumerate(ids))
+        yield from tqdm(built, total=len(ids), unit="image", leave=False, disable=None)
+
+
+def _run(result: ImageResult, changes: list[tuple[int, int]] | None, pixels: int, with_strips: bool) -> dict[str, Any]:
+    strips = {}
+    if with_strips:
+        for kind, paths in result.frames.items():
+            strips[kind] = {
+                "image": embedded(film_strip(paths)),
+                "shown": min(len(paths), STRIP_FRAMES),
+                "of": len(paths),
+            }
+    return {
+        "correct": result.pair.correct,
+        "flipped": result.pair.flipped,
+        "info": {name: value for name, value in result.info.items() if math.isfinite(value)},
+        "changes": changes,
+        "cf": embedded(reduced(read_image(str(result.pair.counterfactual)), pixels)),
+        "difference": embedded(reduced(difference_image(result), pixels)),
+        "strips": strips,
+        "saved": sorted(result.frames),
+    }
+
+
+# the tables
+
+
+def _overview(experiment: Experiment) -> dict[str, Any]:
+    summary, images = experiment.summary or {}, experiment.images.values()
+    flipped = sum(image.pair.flipped for image in images)
+    figures = {
+        "images": f"{len(experiment.images):,}",
+        "target reached": f"{100 * flipped / len(experiment.images):.1f} %",
+    }
+    if "clean acc" in summary:
+        figures["classified correctly"] = f"{_figure(summary['clean acc'])} %"
+    if "l_1" in summary:
+        figures["mean L1"] = _figure(summary["l_1"])
+    if "bkl" in summary:
+        figures["mean BKL"] = _figure(summary["bkl"])
+    for name in ("FVA", "MNAC", "failed"):
+        if summary.get(name):
+            figures[name] = _figure(summary[name])
+    plot = experiment.plot and embedded(reduced(read_image(str(experiment.plot)), PLOT_PIXELS), quality=90)
+    return {"name": experiment.tree.exp_name, "figures": figures, "plot": plot}
+
+
+def _summary_table(experiments: Sequence[Experiment]) -> list[tuple[str, list[str]]]:
+    """Rows of (label, four figures for each experiment); empty when no experiment has a summary."""
+    if not any(experiment.summary for experiment in experiments):
+        return []
+    return [
+        (label, [_figure(_at(e.summary, place).get(key)) for e in experiments for key in SUMMARY_COLUMNS])
+        for label, place in SUMMARY_ROWS.items()
+    ]
+
+
+def _at(table: Any, place: Sequence[str]) -> dict:
+    for key in place:
+        table = table.get(key) if isinstance(table, dict) else None
+    return table if isinstance(table, dict) else {}
+
+
+def _evaluation_table(experiments: Sequence[Experiment]) -> list[tuple[str, list[str]]]:
+    """Rows of (metric, a cell for each experiment): value [95 % interval] (images)."""
+    measured = [_at(e.evaluation, ("measurements", e.tree.exp_name)) for e in experiments]
+    known = [name for name in METRIC_NAMES if any(name in metrics for metrics in measured)]
+    others = dict.fromkeys(str(name) for metrics in measured for name in metrics if name not in METRIC_NAMES)
+    return [(name, [_measurement(_at(metrics, (name,))) for metrics in measured]) for name in [*known, *others]]
+
+
+def _measurement(cell: dict) -> str:
+    interval = cell.get("interval")
+    bounds = f" [{_figure(interval[0])}, {_figure(interval[1])}]" if _is_interval(interval) else ""
+    return f"{_figure(cell.get('value'))}{bounds} ({_figure(cell.get('n'))})" if cell else NOTHING
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
+def _remarks(experiments: Sequence[Experiment]) -> list[str]:
+    """What evaluate.py said below its table, every line once."""
+    lines: list = []
+    for experiment in experiments:
+        content = experiment.evaluation or {}
+        missing = content.get("missing")
+        cautions = _at(content, ("caveats",)).get(experiment.tree.exp_name)
+        lines += [f"Not computed: {line}" for line in missing] if isinstance(missing, list) else []
+        lines += cautions if isinstance(cautions, list) else []
+    return list(dict.fromkeys(str(line) for line in lines))
+
+
+def _figure(value: Any) -> str:
+    """A number in four digits; other text as it stands; a dash for what is no single value."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return NOTHING
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _notes(experiments: Sequence[Experiment], ids: Sequence[int], total: int, limits: Limits) -> list[str]:
+    """What the reader must know about this file: what was cut, and what is not there."""
+    notes = []
+    if len(ids) < total:
+        notes.append(f"This file shows the {len(ids):,} images with the lowest ids of {total:,} (--max-images).")
+    filmed = sum(any(id in e.images and e.images[id].frames for e in experiments) for id in ids)
+    shown = sum(any(id in e.images and e.images[id].frames for e in experiments) for id in ids[: limits.strips])
+    if shown < filmed:
+        notes.append(
+            f"Film strips are embedded for the first {limits.strips:,} images only: {shown:,} of the {filmed:,} "
+            "that have saved steps (--film-strips)."
+        )
+    plain = [e.tree.exp_name for e in experiments if not any("orig_conf" in i.info for i in e.images.values())]
+    if plain:
+        notes.append(f"No probabilities are recorded in {', '.join(plain)}: only the published figures are shown.")
+    return notes

@@ -1,0 +1,1 @@
+"""Training the networks, and drawing from the diffusion model."""

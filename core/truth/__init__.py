@@ -1,0 +1,1 @@
+"""The truth benchmark (docs/truth.md)."""

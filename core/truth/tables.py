@@ -1,0 +1,55 @@
+"""The tables of the truth benchmark, as Markdown for people and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from core.evaluation.measures import Measurement
+from core.evaluation.protocol import Report
+
+IMAGES = "images"
+
+
+def markdown(report: Report, tables: Mapping[str, Sequence[str]]) -> str:
+    """One table under each title, a column for each experiment that has any of its rows; then what limits the numbers.
+
+    tables: title -> rows. A cell holds value [95 % interval], and (images) where they are not as many as the first row
+    of the table says.
+    """
+    lines: list[str] = []
+    for title, rows in tables.items():
+        columns = {name: found for name, found in report.measurements.items() if any(row in found for row in rows)}
+        lines += [f"**{title}**", "", *_table(columns, rows), ""]
+    lines.append("Cells: value [95 % bootstrap interval over images] (images, where not all).")
+    left_out = [note for notes in report.caveats.values() for note in notes]
+    for title, notes in (("Not computed:", report.missing), ("Left out:", left_out)):
+        lines += ["", title, "", *(f"- {note}" for note in notes)] if notes else []
+    return "\n".join(lines) + "\n"
+
+
+def _table(columns: Mapping[str, Mapping[str, Measurement]], rows: Sequence[str]) -> list[str]:
+    images = {name: max(found[row].n for row in rows if row in found) for name, found in columns.items()}
+    cells = [["", *columns], [IMAGES, *map(str, images.values())]]
+    for row in rows:
+        line = [_cell(found.get(row), images[name]) for name, found in columns.items()]
+        if any(line):
+            cells.append([row, *line])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(columns) + 1)]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    return [lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]]
+
+
+def _cell(measurement: Measurement | None, images: int) -> str:
+    if measurement is None:
+        return ""
+    interval = " [{}, {}]".format(*map(_number, measurement.interval)) if measurement.interval else ""
+    count = f" ({measurement.n})" if measurement.n != images else ""
+    return _number(measurement.value) + interval + count
+
+
+def _number(value: float) -> str:
+    """Two decimals, fewer for large numbers; no minus before a zero."""
+    text = f"{value:.{2 if abs(value) < 10 else 1}f}"
+    return text.lstrip("-") if not float(text) else text

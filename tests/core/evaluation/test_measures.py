@@ -1,0 +1,349 @@
+"""The evaluation protocol against the published code's figures, and the choice of images behind every number."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_fid import fid_score
+from pytorch_fid import inception as reference_inception
+
+from core.checkpoints import load_classifier, load_inception, load_lpips
+from core.errors import InputError, UndefinedError
+from core.evaluation.features import ImageFeatures, Machine
+from core.evaluation.frechet import frechet_distance, gaussian
+from core.evaluation.measures import (
+    changed_attributes,
+    class_transition,
+    decision_change,
+    diversity,
+    face_features,
+    face_verification,
+    flip_rate,
+    frechet_features,
+    oracle_logits,
+    realism,
+    remembered,
+    select_pairs,
+    spurious_correlations,
+    summary_figures,
+    train_labels,
+)
+from core.results import ResultTree
+from tests.helpers import relative_error, rnd
+from tests.metric_world import EXPERIMENTS, SMALL_IDS, MetricWorld
+
+CPU = torch.device("cpu")
+HERE = Machine(CPU, batch_size=32, num_workers=2)
+SMILING = 31
+
+
+@pytest.fixture
+def small(metric_world: MetricWorld, tmp_path: Path) -> Path:
+    """A small tree that a test may spoil."""
+    return metric_world.small_tree(tmp_path / "tree")
+
+
+def every_cf(root: Path, exp: str = "expA") -> list[Path]:
+    return sorted(root.glob(f"Results/{exp}/*/*/CF/*.jpg"))
+
+
+def unflip(root: Path, exp: str = "expA") -> None:
+    """Say of every counterfactual that it did not reach its target."""
+    for path in root.glob(f"Results/{exp}/*/CCF/CF/*.jpg"):
+        path.rename(path.parents[2] / "ICF" / "CF" / path.name)
+
+
+# the published code's figures; each test loads one network and uses it for all that needs it
+
+
+def test_faces_as_published(metric_world):
+    fva, mean_cosine = face_verification(
+        select_pairs(metric_world.tree("expA")), face_features(metric_world.faces, HERE)
+    )
+    assert (fva.value, fva.n) == (1.0, 78)
+    # 2e-5: float32 on another machine, and Pillow's decoder of JPEG
+    assert mean_cosine.value == pytest.approx(0.9944956, abs=2e-5)
+    assert mean_cosine.interval[0] < mean_cosine.value < mean_cosine.interval[1]
+
+
+def test_attributes_as_published(metric_world):
+    attributes = oracle_logits(metric_world.oracle, HERE)
+    labels = train_labels(metric_world.celeba)
+    for exp, mnac, cd in (("expA", 9.974358974, 5.808689273), ("expB", 9.693333333, 7.082130028)):
+        pairs = select_pairs(metric_world.tree(exp))
+        # 0.03: one decision of 78 · 40 that lies at one half may fall either way
+        assert changed_attributes(pairs, attributes).value == pytest.approx(mnac, abs=0.03)
+        measurement, correlations = spurious_correlations(pairs, attributes, labels, SMILING)
+        assert measurement.value == pytest.approx(cd, abs=0.05)
+        assert correlations.undefined == 0
+
+
+def test_decisions_as_published(metric_world):
+    classifier = load_classifier(metric_world.classifier, CPU)
+    logits = ImageFeatures(classifier, HERE)
+    for exp, mad, flips in (("expA", 0.23792914, 0.975), ("expB", 0.22143605, 0.9375)):
+        tree = metric_world.tree(exp)
+        pairs = select_pairs(tree, flipped_only=False)
+        # 2e-5: float32 on another machine
+        assert decision_change(pairs, logits, SMILING).value == pytest.approx(mad, abs=2e-5)
+        assert flip_rate(tree).value == flips
+    correct = select_pairs(metric_world.tree("expA"), "cor", flipped_only=False)
+    result, curves = class_transition(correct, classifier, SMILING, HERE)
+    # 1e-3: many pixels tie, and the published order of ties is not defined
+    assert result.value == pytest.approx(-0.33994803, abs=1e-3)
+    assert (result.n, curves.shape) == (59, (59, 52))
+
+
+def test_diversity_as_published(metric_world):
+    trees = [metric_world.tree(exp) for exp in EXPERIMENTS]
+    result = diversity(trees, load_lpips(CPU), HERE, "all")
+    # 2e-6: float32 on another machine
+    assert result.value == pytest.approx(0.04578539, abs=2e-6)
+
+
+# Fréchet distances
+
+
+def test_inception_as_pytorch_fid_has_it(metric_world, monkeypatch):
+    """Features, and the distance from them, of the same folders."""
+    monkeypatch.setattr(
+        reference_inception, "load_state_dict_from_url", lambda *_, **__: torch.load(metric_world.inception)
+    )
+    reference = reference_inception.InceptionV3([3])
+    pairs = select_pairs(metric_world.tree("expA"))[:9]
+    folders = [[p.original for p in pairs], [p.counterfactual for p in pairs]]
+    network = ImageFeatures(load_inception(metric_world.inception, CPU), HERE)
+    ours = [network(paths).numpy() for paths in folders]
+    theirs = [fid_score.get_activations(paths, reference, 4, 2048, "cpu", 0) for paths in folders]
+    for a, b in zip(ours, theirs, strict=True):
+        assert relative_error(a, b) < 2e-5  # float32, another order of resizing and scaling
+    # in the span of the 18 vectors, where nothing is lost: the root of a 2048 x 2048 product takes a minute
+    basis = np.linalg.qr(np.concatenate(theirs).T)[0]
+    statistics = [((x @ basis).mean(0), np.cov(x @ basis, rowvar=False)) for x in theirs]
+    try:
+        expected = fid_score.calculate_frechet_distance(*statistics[0], *statistics[1])
+    except TypeError:
+        pytest.skip("pytorch-fid's distance asks scipy for an argument that it no longer has")
+    assert frechet_distance(*(gaussian(x) for x in ours)) == pytest.approx(expected, rel=1e-3)
+
+
+def tiny_features(x: torch.Tensor) -> torch.Tensor:
+    """Stands for a feature network: 12 averages of the image."""
+    return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+def test_realism_of_counterfactuals_that_are_their_inputs(metric_world, small):
+    shutil.rmtree(small / "Results" / "expB")
+    for path in every_cf(small):
+        original = next((small / "Original").glob(f"*/{path.name}"))
+        cf = small / "Results/expB/CC/CCF/CF" / path.name
+        cf.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(original, cf)
+    features = ImageFeatures(tiny_features, HERE)
+    fid, sfid = realism(ResultTree(small, "expB"), "all", "inception", features, features)
+    assert abs(fid.value) < 1e-3
+    assert sfid.value > 1e-3
+    assert (fid.name, sfid.name, fid.interval) == ("FID", "sFID", None)
+
+
+def test_realism_takes_all_inputs_and_only_flipped_counterfactuals(metric_world):
+    tree = metric_world.tree("expC")
+    features = ImageFeatures(tiny_features, HERE)
+    distance, _ = realism(tree, "all", "oracle", features, features)
+    inputs = features(tree.originals()).numpy()
+    cfs = features([pair.counterfactual for pair in tree.pairs() if pair.flipped]).numpy()
+    assert (len(inputs), len(cfs)) == (80, 71)
+    assert distance.value == pytest.approx(frechet_distance(gaussian(inputs), gaussian(cfs)))
+    assert distance.n == 71 and "oracle" in distance.name
+    correct, _ = realism(tree, "cor", "oracle", features, features)
+    rows = [pair.correct for pair in tree.pairs()]
+    assert correct.n == 51 and sum(rows) == 59
+
+
+def test_features_of_inputs_serve_the_next_experiment(metric_world, small):
+    counts, values = [], []
+    for exp in ("expA", "expA", "expB"):
+        computed = []
+        tree = ResultTree(small, exp)
+        network = ImageFeatures(lambda x, computed=computed: computed.append(len(x)) or tiny_features(x), HERE)
+        inputs = remembered(network, tree, "inception", metric_world.inception)
+        values.append(realism(tree, "all", "inception", inputs, ImageFeatures(tiny_features, HERE))[0].value)
+        counts.append(sum(computed))
+    assert values[0] == values[1] != values[2]
+    assert counts == [12, 0, 0]
+
+
+def test_frechet_features_of_the_oracle_are_its_bottleneck(metric_world, small):
+    features, weights = frechet_features("oracle", metric_world.oracle, HERE)
+    assert weights == metric_world.oracle
+    assert features(every_cf(small)[:1]).shape == (1, 128)
+
+
+# what must not matter
+
+
+class Thirds(torch.nn.Module):
+    """A quick stand-in for LPIPS."""
+
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x]
+
+    def forward(self, a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+        return (a[0] - b[0]).square().mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("batch_size", [1, 11, 12])
+def test_batches_and_tails_of_one_change_nothing(small, batch_size):
+    def classify(x: torch.Tensor) -> torch.Tensor:
+        return 5 * x.mean(dim=(2, 3))
+
+    def numbers(machine: Machine) -> list[float]:
+        tree = ResultTree(small, "expA")
+        pairs = select_pairs(tree, flipped_only=False)
+        features = ImageFeatures(tiny_features, machine)
+        return [
+            face_verification(pairs, features)[1].value,
+            changed_attributes(pairs, features).value,
+            class_transition(pairs, classify, 0, machine)[0].value,
+            diversity([ResultTree(small, exp) for exp in EXPERIMENTS], Thirds(), machine, "all").value,
+            realism(tree, "all", "inception", features, features)[0].value,
+        ]
+
+    # 1e-6: sums over images in another order
+    assert numbers(Machine(CPU, batch_size)) == pytest.approx(numbers(HERE), rel=1e-6)
+
+
+def test_diversity_in_closed_form(small):
+    """Grey counterfactuals at three levels: the mean over the three pairs of the squared difference."""
+    levels = {"expA": 0, "expB": 51, "expC": 255}
+    for exp, level in levels.items():
+        for path in every_cf(small, exp):
+            Image.new("RGB", (64, 64), (level,) * 3).save(path, quality=100)
+    result = diversity([ResultTree(small, exp) for exp in levels], Thirds(), HERE, "all")
+    a, b, c = (level / 127.5 for level in levels.values())
+    assert result.value == pytest.approx(((a - b) ** 2 + (a - c) ** 2 + (b - c) ** 2) / 3, rel=1e-5)
+
+
+def test_diversity_counts_images_in_the_same_folder_everywhere(small):
+    trees = [ResultTree(small, exp) for exp in EXPERIMENTS]
+    before = diversity(trees, Thirds(), HERE, "all").n
+    moved = next((small / "Results/expB/CC/CCF/CF").glob("*.jpg"))
+    moved.rename(small / "Results/expB/CC/ICF/CF" / moved.name)
+    assert diversity(trees, Thirds(), HERE, "all").n == before - 1
+
+
+# which images
+
+
+def test_partitions_divide_the_images(metric_world):
+    tree = metric_world.tree("expB")
+    sizes = {p: len(select_pairs(tree, p, flipped_only=False)) for p in ("cor", "inc", "all")}
+    assert sizes == {"cor": 59, "inc": 21, "all": 80}
+    assert len(select_pairs(tree, "inc")) == 20
+
+
+def test_no_flipped_counterfactual(small):
+    tree = ResultTree(small, "expA")
+    flips = sum(pair.flipped for pair in tree.pairs())
+    assert flip_rate(tree).value == pytest.approx(flips / 12) and flips > 0
+    unflip(small)
+    assert flip_rate(tree).value == 0
+    with pytest.raises(InputError, match="reached its target"):
+        select_pairs(tree)
+
+
+def test_empty_experiment(small):
+    for path in every_cf(small):
+        path.unlink()
+    with pytest.raises(InputError, match="holds no counterfactual"):
+        select_pairs(ResultTree(small, "expA"))
+
+
+def test_counterfactual_without_its_input(small):
+    name = every_cf(small)[3].name
+    next((small / "Original").glob(f"*/{name}")).unlink()
+    with pytest.raises(InputError, match=name.removesuffix(".jpg")):
+        select_pairs(ResultTree(small, "expA"))
+
+
+def test_realism_counts_an_input_once_and_one_without_counterfactual_too(small):
+    """Two experiments that judge an input differently leave it in both folders of Original/."""
+    tree, features = ResultTree(small, "expA"), ImageFeatures(tiny_features, HERE)
+    expected = [m.value for m in realism(tree, "all", "oracle", features, features)]
+    for path in list((small / "Original" / "Correct").iterdir())[:5]:
+        shutil.copy(path, small / "Original" / "Incorrect")
+    inputs = tree.originals()
+    assert len(inputs) == len({path.name for path in inputs}) == SMALL_IDS
+    assert [m.value for m in realism(tree, "all", "oracle", features, features)] == pytest.approx(expected)
+    every_cf(small)[0].unlink()
+    seen = []
+    realism(tree, "all", "oracle", lambda paths: seen.append(paths) or features(paths), features)
+    assert seen == [inputs]  # all of Original/, explained or not
+
+
+def test_realism_of_very_few_images(small):
+    tree, features = ResultTree(small, "expA"), ImageFeatures(tiny_features, HERE)
+    flipped = [path for path in every_cf(small) if path.parents[1].name == "CCF"]
+    for path in flipped[2:]:
+        path.unlink()
+    assert realism(tree, "all", "inception", features, features)[0].name == "FID"
+    flipped[1].unlink()
+    with pytest.raises(UndefinedError, match="at least 2 images on each side, found 1"):
+        realism(tree, "all", "inception", features, features)
+
+
+def test_an_input_of_another_size(small):
+    name = every_cf(small)[3].name
+    every_cf(small)[3].unlink()
+    Image.new("RGB", (32, 32)).save(next((small / "Original").glob(f"*/{name}")))
+    features = ImageFeatures(tiny_features, HERE)
+    with pytest.raises(InputError, match="32x32"):
+        realism(ResultTree(small, "expA"), "all", "oracle", features, features)
+
+
+def test_images_of_two_sizes(small):
+    path = every_cf(small)[3]
+    Image.new("RGB", (64, 32)).save(path)
+    with pytest.raises(InputError, match=f"{path.name}: is 64x32, but .* is 64x64"):
+        select_pairs(ResultTree(small, "expA"), flipped_only=False)
+
+
+@pytest.mark.parametrize("length", [0, 10, 700])
+def test_damaged_image(small, length):
+    """Its head is read when images are chosen, its pixels when they are needed."""
+    path = every_cf(small)[3]
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InputError, match=f"{path.name}: not a readable image"):
+        pairs = select_pairs(ResultTree(small, "expA"), flipped_only=False)
+        face_verification(pairs, ImageFeatures(tiny_features, HERE))
+
+
+def test_diversity_needs_two_experiments_and_a_common_image(small):
+    trees = [ResultTree(small, exp) for exp in ("expA", "expB")]
+    with pytest.raises(InputError, match="at least two"):
+        diversity(trees[:1], Thirds(), HERE, "all")
+    for path in every_cf(small, "expB"):
+        path.rename(path.with_name(f"1{path.name[1:]}"))
+        original = next((small / "Original").glob(f"*/{path.name}"))
+        shutil.copy(original, original.with_name(f"1{path.name[1:]}"))
+    with pytest.raises(InputError, match="no image lies in the same folder"):
+        diversity(trees, Thirds(), HERE, "all")
+
+
+def test_oracle_of_other_attributes(small):
+    pairs = select_pairs(ResultTree(small, "expA"))
+    with pytest.raises(InputError, match="12 outputs, but CelebA has 40"):
+        spurious_correlations(pairs, ImageFeatures(tiny_features, HERE), rnd(1, 9, 40).numpy(), SMILING)
+
+
+def test_summary_figures(metric_world, small):
+    faces, attributes = face_features(metric_world.faces, HERE), oracle_logits(metric_world.oracle, HERE)
+    figures = summary_figures(ResultTree(small, "expA"), faces, attributes)
+    assert figures["FVA"] == 1 and 0 < figures["MNAC"] < 40
+    unflip(small)
+    assert summary_figures(ResultTree(small, "expA"), faces, attributes) == {"FVA": 0, "MNAC": 0}

@@ -1,0 +1,84 @@
+"""The table of an evaluation, in each of its forms."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from core.evaluation.measures import Measurement
+from core.evaluation.protocol import METRIC_NAMES, Report
+from core.evaluation.published import PUBLISHED, caveats
+from core.evaluation.table import as_csv, as_json, markdown
+from core.results import ResultTree
+
+REPORT = Report(
+    measurements={
+        "a": {"FVA": Measurement("FVA", 0.5, 12, (0.25, 0.75)), "FID": Measurement("FID", 3.25, 12)},
+        "b/c": {"FVA": Measurement("FVA", 1.0, 11, (1.0, 1.0))},
+    },
+    missing=["MNAC: oracle.pth: no such file"],
+    caveats={"a": ["few images", "JPEG"], "b/c": ["JPEG"]},
+)
+
+
+def test_markdown():
+    lines = markdown(REPORT, ["DiME"]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
+    assert cells[0] == ["metric", "a", "b/c", "DiME (paper)"]
+    assert cells[2] == ["FVA", "0.5 [0.25, 0.75] (12)", "1 [1, 1] (11)", "0.983"]
+    assert cells[3] == ["FID", "3.25 (12)", "", "3.17"]
+    assert len({len(line) for line in lines[:4]}) == 1  # columns are aligned
+    assert lines[lines.index("Not computed:") + 2 :][0] == "- MNAC: oracle.pth: no such file"
+    assert [line for line in lines if line.startswith("- ")][1:] == ["- few images", "- JPEG"]
+
+
+def test_nothing_missing_and_no_caveat_need_no_words():
+    text = markdown(Report({"a": REPORT.measurements["a"]}, [], {"a": []}))
+    assert "Not computed" not in text and "Compare" not in text
+
+
+def test_csv_and_json_hold_the_same():
+    rows = list(csv.DictReader(io.StringIO(as_csv(REPORT))))
+    assert [(row["experiment"], row["metric"], float(row["value"]), row["low"], row["n"]) for row in rows] == [
+        ("a", "FVA", 0.5, "0.25", "12"),
+        ("a", "FID", 3.25, "", "12"),
+        ("b/c", "FVA", 1.0, "1.0", "11"),
+    ]
+    content = json.loads(as_json(REPORT))
+    assert content["measurements"]["a"]["FVA"] == {"name": "FVA", "value": 0.5, "n": 12, "interval": [0.25, 0.75]}
+    assert content["missing"] == REPORT.missing and content["caveats"] == REPORT.caveats
+
+
+def test_report_of_one_experiment():
+    own = REPORT.of("b/c")
+    assert list(own.measurements) == ["b/c"] and own.caveats == {"b/c": ["JPEG"]}
+
+
+def test_every_published_figure_has_a_row():
+    assert {name for figures in PUBLISHED.values() for name in figures} <= set(METRIC_NAMES)
+
+
+@pytest.mark.parametrize(("n", "warned"), [(100, True), (2048, False)])
+def test_few_images_are_a_caveat_of_the_fid(tmp_path, n, warned):
+    lines = caveats(ResultTree(tmp_path, "exp"), [], {"FID": Measurement("FID", 1.0, n)})
+    assert any("fewer than 2048 images" in line for line in lines) == warned
+
+
+def test_the_mini_validation_set_is_a_caveat(tmp_path):
+    tree = ResultTree(tmp_path, "exp")
+    tree.create()
+    tree.report("config.yaml", 2, 1).write_text("dataset: CelebA\n")
+    assert caveats(tree, [], {}) == []
+    tree.report("config.yaml", 2, 0).write_text("dataset: CelebAMV\n")
+    assert "mini-validation" in caveats(tree, [], {})[0]
+    tree.report("config.yaml", 2, 0).write_text("[")
+    assert caveats(tree, [], {}) == []
+
+
+def test_another_feature_space_is_a_caveat(tmp_path):
+    name = "Frechet distance (oracle features)"
+    lines = caveats(ResultTree(tmp_path, "exp"), [], {name: Measurement(name, 1.0, 5000)})
+    assert len(lines) == 1 and "oracle" in lines[0]
