@@ -72,6 +72,7 @@ def add_loop_flags(group: argparse._ArgumentGroup) -> None:
     add("--resume_checkpoint", default="", help="…/modelNNNNNN.pt to start from, with its siblings")
     add("--precision", choices=PRECISIONS, default=None, help="of the network; unset: fp16 with --use_fp16, else fp32")
     add("--fp16_scale_growth", type=number(0), default=1e-3, help="growth of log2(loss scale) with each update")
+    add("--offset_noise", type=number(0), default=0.0, help="shift the noise of each image and channel; 0.1, say")
     add("--random_crop", type=boolean, default=False, help="crop 95 to 100 %% of the area at random")
 
 
@@ -122,6 +123,7 @@ PASSED_ON = (
     "output_path",
     "max_steps",
     "grad_clip",
+    "offset_noise",
     "keep_checkpoints",
 )
 """Flags that are arguments of TrainLoop as they are."""

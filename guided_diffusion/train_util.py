@@ -71,6 +71,7 @@ class TrainLoop:
         max_steps: updates, over resumes, after which training ends; 0: no limit.
         precision: fp32, fp16 or bf16 (torch.autocast).
         grad_clip: largest norm of the gradient; 0: any.
+        offset_noise: standard deviation of a shift of the noise, drawn for each image and channel; 0: none.
         keep_checkpoints: how many of the sets that it wrote stay; 0: all.
         observer: told what happens.
 
@@ -100,6 +101,7 @@ class TrainLoop:
         max_steps: int = 0,
         precision: str = "",
         grad_clip: float = 0.0,
+        offset_noise: float = 0.0,
         keep_checkpoints: int = 0,
         observer: TrainObserver | None = None,
     ) -> None:
@@ -115,6 +117,7 @@ class TrainLoop:
         self.lr_warmup_steps = lr_warmup_steps
         self.max_steps = max_steps
         self.grad_clip = grad_clip
+        self.offset_noise = offset_noise
         self.dtype = _dtype(precision or ("fp16" if use_fp16 else "fp32"))
         self.observer = observer or TrainObserver()
         self.meter = LossMeter(diffusion.num_timesteps)
@@ -188,12 +191,18 @@ class TrainLoop:
             micro_cond = {key: value[part].to(self.device, non_blocking=True) for key, value in cond.items()}
             t, weights = self.schedule_sampler.sample(len(micro), self.device)
             with self._averaging(is_last=part.stop >= len(batch)):
-                losses = self.diffusion.training_losses(self._network, micro, t, model_kwargs=micro_cond)
+                noise = {"noise": self._shifted_noise(micro)} if self.offset_noise else {}
+                losses = self.diffusion.training_losses(self._network, micro, t, model_kwargs=micro_cond, **noise)
                 if isinstance(self.schedule_sampler, LossAwareSampler):
                     self.schedule_sampler.update_with_local_losses(t, losses["loss"].detach())
                 weighted = {name: loss * weights for name, loss in losses.items()}
                 self.scaler.scale(weighted["loss"].mean()).backward()
             self.meter.add(self.updates, t, weighted)
+
+    def _shifted_noise(self, batch: torch.Tensor) -> torch.Tensor:
+        """Noise whose mean over an image is no longer nearly nothing (Guttenberg 2023, Diffusion with Offset Noise)."""
+        shift = torch.randn(*batch.shape[:2], 1, 1, device=batch.device)  # (N, 3, 1, 1)
+        return torch.randn_like(batch) + self.offset_noise * shift
 
     def optimize(self) -> bool:
         """Step the optimizer; False if gradients overflowed half precision: then only the loss scale is halved."""

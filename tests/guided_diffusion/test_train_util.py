@@ -89,6 +89,24 @@ def test_microbatch_gradients_are_summed():
     torch.testing.assert_close(gradients[1], 2 * gradients[0], rtol=1e-4, atol=1e-6)
 
 
+def test_offset_noise_shifts_each_channel_of_each_image():
+    loop = make(offset_noise=0.5)
+    seen = []
+
+    def losses(network, x, t, model_kwargs, noise):
+        seen.append(noise)
+        return {"loss": network(x, torch.zeros(len(x))).mean((1, 2, 3))}
+
+    loop.diffusion.training_losses = losses
+    for _ in range(100):
+        loop.forward_backward(rnd(1, 4, 3, 8, 8), {})
+    noise = torch.cat(seen)
+    assert noise.shape[1:] == (3, 8, 8)
+    # the mean of 64 values has variance 1/64, the shift 1/4; 1200 of them tell it to 4 %, five times that is allowed
+    assert float(noise.mean((2, 3)).var()) == pytest.approx(1 / 4 + 1 / 64, rel=0.2)
+    assert float(noise.var((2, 3)).mean()) == pytest.approx(1, rel=0.05)
+
+
 def test_ema_closed_form():
     loop = make(ema_rate="0.9,0.5")
     assert list(loop.state.ema) == [0.9, 0.5]
