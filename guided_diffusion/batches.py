@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import os
 import signal
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class EndlessBatches:
             batch_sampler=_Order(len(self.dataset), self.batch_size, self.shuffle, self.seed, self._taken),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_survive_the_first_signal,
+            worker_init_fn=_heed_the_parent_alone,
             generator=torch.Generator(),  # else it draws from the global one whenever it starts
         )
 
@@ -118,21 +119,26 @@ class _Seeded(Dataset):
 
 
 def _close(batches: weakref.ref[EndlessBatches]) -> None:
-    """At exit, before multiprocessing would wait for workers that do not heed its SIGTERM."""
+    """At exit: else PyTorch waits five seconds for workers that are not asked to end."""
     if (alive := batches()) is not None:
         alive.close()
 
 
-def _survive_the_first_signal(worker: int) -> None:
-    """A cluster signals every process, and a worker that died of it would take the last save away.
+def _heed_the_parent_alone(worker: int) -> None:
+    """A cluster and torchrun signal every process, and a worker that died of it would take the last save away.
 
-    A second SIGTERM does end a worker: multiprocessing sends it at exit, and waits.
+    The training's own process ends its workers by SIGTERM at exit, and waits: that one is obeyed. Where the system
+    does not tell who sent a signal, workers stay as torch made them.
     """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    parent = os.getppid()
+    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # and so in every thread that this one starts
 
-    def let_the_next_one_through(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+    def wait() -> None:
+        while signal.sigwaitinfo(signals).si_pid != parent:
+            pass
+        os._exit(0)
 
-    signal.signal(signal.SIGTERM, let_the_next_one_through)
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=wait, daemon=True).start()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -137,8 +139,25 @@ def test_workers_end_with_their_batches():
     assert not set(multiprocessing.active_children()) - before
 
 
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal")
+def test_workers_survive_signals_to_every_process():
+    before = set(multiprocessing.active_children())
+    data = EndlessBatches(Numbers(), 2, num_workers=2)
+    next(data)
+    workers = list(set(multiprocessing.active_children()) - before)
+    assert len(workers) == 2
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGTERM"):
+        for worker in workers:  # from another process: the parent's own SIGTERM is an order
+            subprocess.run(["bash", "-c", f"kill -{name} {worker.pid}"], check=True)
+    for _ in range(20):  # more than they have read ahead
+        next(data)
+    assert all(worker.is_alive() for worker in workers)
+    workers[0].terminate()
+    workers[0].join(10)
+    assert workers[0].exitcode == 0
+
+
 def test_a_program_with_workers_ends(tmp_path):
-    """Workers ignore the SIGTERM by which multiprocessing ends them; they are stopped before."""
     script = (
         "from guided_diffusion.batches import EndlessBatches\n"
         "data = EndlessBatches(list(range(8)), 2, num_workers=2)\n"
