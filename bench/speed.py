@@ -85,7 +85,7 @@ NETWORKS = {
         None,
     ),
 }
-"""The demo's networks; the paper's with the losses of its commands; the smallest that run, to try the program."""
+"""Small ones of 4.0 and 1.2 M parameters; the paper's with the losses of its commands; the smallest that run, to try the program."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def main() -> None:
     """Measure, print the table, and put it into the results' page."""
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--network", choices=tuple(NETWORKS), default="small", help="the demo's networks, the paper's, or toys")
+    add("--network", choices=tuple(NETWORKS), default="small", help="small networks, the paper's, or toys")
     add("--device", default="cpu", help="index of the CUDA GPU, or cpu")
     add("--batch_size", type=integer(1), default=8, help="images explained together")
     add("--repeats", type=integer(1), default=3, help="how often every row has its turn")
