@@ -85,7 +85,7 @@ NETWORKS = {
         None,
     ),
 }
-"""Small ones of 4.0 and 1.2 M parameters; the paper's with the losses of its commands; the smallest that run, to try the program."""
+"""Small ones (4.0 and 1.2 M parameters); the paper's with the losses of its commands; toys, to try the program."""
 
 
 @dataclass(frozen=True)
