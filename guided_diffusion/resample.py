@@ -123,7 +123,7 @@ class LossBalancingSampler(LossHistorySampler):
     Not unbiased, and not meant to be. At large t the loss of ε is small whatever the network does, and what is wrong
     there, the mean colour of the image, is learnt last although sampling settles it first. The balance is that of
     the learnt uncertainties of Karras et al. 2024 (Analyzing and Improving the Training Dynamics of Diffusion
-    Models, section 2.2), with the last losses in place of a network.
+    Models), with the last losses in place of a network. docs/training.md says what it costs.
     """
 
     def weights(self) -> np.ndarray:
