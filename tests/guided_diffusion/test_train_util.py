@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from guided_diffusion import checkpoint_util, logger
-from guided_diffusion.resample import LossSecondMomentResampler, create_named_schedule_sampler
+from guided_diffusion.resample import LossAwareSampler, LossSecondMomentResampler, create_named_schedule_sampler
 from guided_diffusion.script_util import create_model_and_diffusion
 from guided_diffusion.train_util import TrainLoop, TrainObserver
 from tests.helpers import BASE, fill_, golden, relative_error, rnd
@@ -87,6 +88,51 @@ def test_microbatch_gradients_are_summed():
         gradients.append(torch.cat([p.grad.flatten() for p in loop.state.params]))
     # the mean over 4 is half the sum of two means over 2; float32 sums in another order
     torch.testing.assert_close(gradients[1], 2 * gradients[0], rtol=1e-4, atol=1e-6)
+
+
+class ScriptedSampler(LossAwareSampler):
+    """Hands out timesteps and weights in turn, and keeps what it is told."""
+
+    def __init__(self, diffusion, t: list[int], weights: list[float]) -> None:
+        super().__init__(diffusion)
+        self.script = list(zip(t, weights, strict=True))
+        self.told: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def weights(self):
+        raise NotImplementedError
+
+    def sample(self, batch_size, device):
+        drawn, self.script = self.script[:batch_size], self.script[batch_size:]
+        t, weights = zip(*drawn, strict=True)
+        return torch.tensor(t), torch.tensor(weights)
+
+    def update_with_local_losses(self, local_t, local_losses):
+        self.told.append((local_t, local_losses))
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_the_losses_are_weighted_in_the_gradient_and_not_in_what_the_sampler_learns():
+    t, weights = [5, 70, 11, 40], [3.0, 0.5, 2.0, 0.25]
+    loop = make(microbatch=2)
+    loop.schedule_sampler = sampler = ScriptedSampler(loop.diffusion, t, weights)
+    loop.diffusion.training_losses = lambda network, x, t, model_kwargs: {
+        "loss": network(x, t).square().mean((1, 2, 3))
+    }
+    batch, params = rnd(1, 4, 3, 8, 8), loop.state.params
+    losses = loop.diffusion.training_losses(loop.state.model, batch, torch.tensor(t), {})["loss"]
+    alone = [torch.autograd.grad(loss, params, retain_graph=True) for loss in losses]
+    loop.forward_backward(batch, {})
+    for k, p in enumerate(params):
+        parts = [weight * gradients[k] for weight, gradients in zip(weights, alone, strict=True)]
+        # float32 sums in another order
+        torch.testing.assert_close(p.grad, (parts[0] + parts[1]) / 2 + (parts[2] + parts[3]) / 2, rtol=1e-3, atol=1e-5)
+    assert [told_t.tolist() for told_t, _ in sampler.told] == [[5, 70], [11, 40]]  # after each microbatch
+    torch.testing.assert_close(torch.cat([told for _, told in sampler.told]), losses.detach(), rtol=1e-5, atol=0)
 
 
 def test_offset_noise_shifts_each_channel_of_each_image():
@@ -179,6 +225,20 @@ def test_half_precision_grows_its_scale_and_halves_it_at_an_overflow():
     assert not torch.equal(loop.state.params[0], before[0])
 
 
+@pytest.mark.parametrize(("settings", "growth"), [({"fp16_scale_growth": 0.5}, 0.5), ({}, 1e-3)])
+def test_the_loss_scale_grows_with_each_update_and_an_overflow_takes_one_from_its_exponent(settings, growth):
+    loop = make(use_fp16=True, **settings)
+    loop.diffusion.training_losses = lambda network, x, t, model_kwargs: {  # small: its gradients stay finite
+        "loss": 1e-6 * network(x, t).mean((1, 2, 3))
+    }
+    exponents = [math.log2(loop.scaler.get_scale())]
+    for factor in (1.0, 1.0, float("nan"), 1.0):
+        loop.run_step(factor * rnd(1, 4, 3, 8, 8), {})
+        exponents.append(math.log2(loop.scaler.get_scale()))
+    changes = np.cumsum([growth, growth, -1, growth])
+    assert exponents == pytest.approx([20, *(20 + changes)], abs=1e-6)  # float32 has 24 bits
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.01), ("bf16", 0.05)])
 def test_lower_precision_has_nearly_the_gradient_of_float32(precision, tolerance):
     gradients = []
@@ -254,6 +314,32 @@ def test_what_is_logged(tmp_path):
     assert any(f"loss_q{quartile}" in row for quartile in range(4))
 
 
+def test_each_term_is_logged_by_quartile_of_the_timestep():
+    """Ten timesteps of a process of a hundred: the quartiles are 0-2, 3-4, 5-7 and 8-9."""
+    logged = []
+
+    class Watch(TrainObserver):
+        def on_log(self, loop, values):
+            logged.append(values)
+
+    loop = make(flags={"timestep_respacing": "10"}, batch_size=10, observer=Watch())
+    loop.schedule_sampler = ScriptedSampler(loop.diffusion, list(range(10)), [1.0] * 10)
+
+    def losses(network, x, t, model_kwargs):
+        loss = t.float() ** 2 + 0 * network(x, t).mean((1, 2, 3))
+        return {"loss": loss, "mse": 100.0 + t, "vb": 1000.0 - 10 * t}
+
+    loop.diffusion.training_losses = losses
+    loop.run_step(rnd(1, 10, 3, 8, 8), {})
+    loop.log()
+    expected = {
+        **{"loss": 28.5, "loss_q0": 5 / 3, "loss_q1": 12.5, "loss_q2": 110 / 3, "loss_q3": 72.5},
+        **{"mse": 104.5, "mse_q0": 101, "mse_q1": 103.5, "mse_q2": 106, "mse_q3": 108.5},
+        **{"vb": 955, "vb_q0": 990, "vb_q1": 965, "vb_q2": 940, "vb_q3": 915},
+    }
+    assert {key: logged[0][key] for key in expected} == pytest.approx(expected)
+
+
 # --- resuming
 
 
@@ -317,6 +403,17 @@ def test_resume_checkpoint_numbers_its_first_update_as_the_file(tmp_path):
     loop.run_loop()
     assert names(tmp_path) == ["ema_0.9_000005.pt", "model000005.pt", "opt000005.pt"]
     assert "model000002.pt" in names(tmp_path / "first")  # what it started from is not this run's to remove
+
+
+def test_after_resume_checkpoint_the_updates_of_this_process_decide_when_to_save(tmp_path):
+    """Numbers go on from the file's; the interval starts anew, so that a set follows the first update."""
+    start, out = tmp_path / "model000002.pt", tmp_path / "out"
+    torch.save(network_and_diffusion()[0].state_dict(), start)
+    train(resume_checkpoint=str(start), output_path=str(out), save_interval=3, max_steps=7, keep_checkpoints=0)
+    # its updates are number 2 to 6: a set after its first, its fourth, and with all seven at the end
+    assert sorted(path.name for path in out.glob("model*.pt")) == [f"model{k:06d}.pt" for k in (2, 5, 7)]
+    of_this_process = [checkpoint_util.load(out / f"opt{k:06d}.pt")["state"][0]["step"] for k in (2, 5, 7)]
+    assert of_this_process == [1, 4, 5]
 
 
 def test_the_same_resuming_command_again_goes_on_from_its_own_sets(tmp_path):
