@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from guided_diffusion.resample import LossSecondMomentResampler, create_named_schedule_sampler
 
@@ -68,6 +71,33 @@ def test_balancing_gives_every_timestep_its_share_of_the_loss():
     share = losses[t] * weights
     torch.testing.assert_close(share, share[:1].expand_as(share))
     assert abs(float(weights[[int((t == k).nonzero()[0]) for k in range(4)]].mean()) - 1) < 1e-6
+
+
+@pytest.mark.own_process  # the threads of a process group would forbid later forks
+def test_every_process_learns_the_losses_of_all(tmp_path):
+    reported = [([0, 1], [1.0, 2.0]), ([1, 3], [3.0, 4.0])]
+
+    def report(rank: int) -> None:
+        store = dist.FileStore(str(tmp_path / "store"), 2)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+        sampler = create_named_schedule_sampler("loss-second-moment", DIFFUSION)
+        t, losses = reported[rank]
+        sampler.update_with_local_losses(torch.tensor(t), torch.tensor(losses))
+        torch.save(sampler.state_dict(), tmp_path / f"{rank}.pt")
+        dist.barrier()
+
+    other = os.fork()
+    if other == 0:
+        try:
+            report(1)
+        finally:
+            os._exit(0)
+    report(0)
+    os.waitpid(other, 0)
+    for rank in (0, 1):
+        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert state["counts"].tolist() == [1, 2, 0, 1]
+        assert state["history"][:, :2].tolist() == [[1, 0], [2, 3], [0, 0], [4, 0]]  # in the order of ranks
 
 
 def test_the_oldest_loss_goes_first():
