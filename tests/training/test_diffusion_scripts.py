@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from PIL import Image
 
 from core.training.likelihood import Likelihood
 from guided_diffusion import checkpoint_util
+from guided_diffusion.script_util import model_and_diffusion_defaults
 from tests.training.scripts import SMALL_UNET, run_script, unpack_celeba
+from tests.training.small import ROOT
 
 TRAIN, SAMPLE, NLL = "celeba-train-diffusion.py", "sample-diffusion.py", "image-nll.py"
 ATTRIBUTES = 40
@@ -32,6 +36,34 @@ def error_line(capsys) -> str:
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
+
+
+def test_defaults_are_the_published_ones(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [TRAIN])
+    flags = vars(runpy.run_path(str(ROOT / TRAIN))["parse_args"]())
+    expected = {
+        "data_dir": "",
+        "schedule_sampler": "uniform",
+        "lr": 1e-4,
+        "weight_decay": 0.0,
+        "lr_anneal_steps": 0,
+        "batch_size": 1,
+        "microbatch": -1,
+        "ema_rate": "0.9999",
+        "log_interval": 10,
+        "save_interval": 10000,
+        "resume_checkpoint": "",
+        "use_fp16": False,
+        "fp16_scale_growth": 1e-3,
+        "output_path": "",
+        "gpus": "",
+        **model_and_diffusion_defaults(),
+    }
+    assert {name: flags[name] for name in expected} == expected
+    # what the published script does not have changes nothing of its training
+    own = {"lr_warmup_steps": 0, "max_steps": 0, "precision": None, "grad_clip": 0.0, "offset_noise": 0.0}
+    own["random_crop"] = False
+    assert {name: flags[name] for name in own} == own
 
 
 def test_what_a_training_leaves(data, tmp_path, capsys):
