@@ -4,7 +4,7 @@
 #
 #   bash demo.sh                                     what would change the decision "smiling"
 #   bash demo.sh --attribute Young                   another attribute that is drawn (docs/drawn-faces.md)
-#   bash demo.sh --images 32 --method maskdime       further flags go to main.py
+#   bash demo.sh --preset demo,fast --exp_name fast  another method, beside the first; further flags go to main.py
 set -euo pipefail
 cd "$(dirname "$0")"
 source tools/environment.sh
@@ -12,21 +12,23 @@ dime_environment
 # threads that wait must not spin: where other programs want the same cores, spinning makes this ten times slower
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
-ATTRIBUTE=Smiling IMAGES=24 REST=()
+ATTRIBUTE=Smiling IMAGES=24 NAME= REST=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --attribute) ATTRIBUTE="${2:?--attribute needs a name, such as Young}"; shift 2 ;;
+        --exp_name) NAME="${2:?--exp_name needs a name}"; shift 2 ;;
         --images) IMAGES="${2:?--images needs a number}"; shift 2 ;;
         *) REST+=("$1"); shift ;;
     esac
 done
+NAME="${NAME:-$ATTRIBUTE}"
 
 # faces that no network has seen in its training; the train partition is there for its labels alone, which CD reads
 "$PYTHON" make-drawn-faces.py --output_path demo/data --num_train 1000 --num_val 200 --seed 2026
 "$PYTHON" -W ignore main.py --preset demo,local --data_dir demo/data --query_label "$ATTRIBUTE" \
     --batch_size "$IMAGES" --num_batches 1 --gpu 0 --save_x_t True --save_z_t True \
-    --output_path demo/results --exp_name "$ATTRIBUTE" "${REST[@]}"
-"$PYTHON" evaluate.py --output-path demo/results --exp-name "$ATTRIBUTE" --celeba-path demo/data \
+    --output_path demo/results --exp_name "$NAME" "${REST[@]}"
+"$PYTHON" evaluate.py --output-path demo/results --exp-name "$NAME" --celeba-path demo/data \
     --classifier-path models/demo/classifier.safetensors --oracle-path models/demo/oracle.safetensors \
     --weights-path models/demo/features.safetensors --feature-network oracle
-"$PYTHON" make-report.py demo/results "$ATTRIBUTE" --oracle-path models/demo/oracle.safetensors
+"$PYTHON" make-report.py demo/results "$NAME" --oracle-path models/demo/oracle.safetensors

@@ -38,7 +38,7 @@ def too_few_images(distance: Measurement) -> str | None:
         return None
     return (
         f"Frechet distances of fewer than {FID_IMAGES} images grow as images get fewer: they do not compare with the "
-        "papers', which are of about 20,000"
+        "papers', which use about 20,000"
     )
 
 
