@@ -7,6 +7,6 @@ draw(counterfactual(face, "Smiling")).save("the-same-face-with-the-other-mouth.p
 
 from core.drawn_faces.attributes import DRAWN, Correlation
 from core.drawn_faces.drawing import draw, region
-from core.drawn_faces.face import Face, attributes, counterfactual, sample_face
+from core.drawn_faces.face import Face, counterfactual, labels_of, sample_face
 
-__all__ = ["DRAWN", "Correlation", "Face", "attributes", "counterfactual", "draw", "region", "sample_face"]
+__all__ = ["DRAWN", "Correlation", "Face", "counterfactual", "draw", "labels_of", "region", "sample_face"]

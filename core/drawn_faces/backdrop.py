@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from core.drawn_faces.canvas import smooth_noise
+from core.drawn_faces.face import Backdrop, Clothes
 from core.drawn_faces.geometry import ellipse, half_spline, mirrored, spline, stroke
 from core.drawn_faces.palette import WHITE, hsv, mix
-from core.drawn_faces.scene import Scene
+from core.drawn_faces.scene import Scene, Texture
 
 
 def paint_background(scene: Scene) -> None:
@@ -20,15 +21,15 @@ def paint_background(scene: Scene) -> None:
     angle = np.radians(face.backdrop_angle)
     along = np.cos(angle) * x + np.sin(angle) * y
     share = 0.5 + 0.5 * along
-    rng = scene.random(2)
-    if face.backdrop == 2:
+    rng = scene.random(Texture.BACKDROP)
+    if face.backdrop == Backdrop.STRIPES:
         share = 0.35 * share + 0.3 * (1 + np.tanh(4 * np.sin(along * 9 + face.backdrop_shade * 20)))
-    elif face.backdrop == 3:
+    elif face.backdrop == Backdrop.ROOM:
         share = 0.25 * share + 0.6 * (1 / (1 + np.exp(-40 * (x - 0.6 * np.cos(angle) - 0.15 * y))))
-    elif face.backdrop == 4:
+    elif face.backdrop == Backdrop.CLOUDS:
         share = 0.5 + 0.6 * smooth_noise(rng, scene.pose.size, 45 * scene.pose.pixels)
     canvas.pixels[:] = mix(first, second, share.clip(0, 1))
-    if face.backdrop == 1:
+    if face.backdrop == Backdrop.BOKEH:
         for _ in range(9):
             place = rng.random(2) * (width, height)
             radius = (8 + 16 * rng.random()) * scene.pose.pixels
@@ -51,13 +52,13 @@ def paint_neck(scene: Scene) -> None:
     """The neck down to the neckline, in the shadow of the chin."""
     face = scene.face
     half = 25.0 if scene.has("Male") else 20.5
-    bottom = (86, 80, 96)[face.clothes]
+    bottom = {Clothes.ROUND_NECK: 86, Clothes.SHIRT: 80, Clothes.V_NECK: 96}[face.clothes]
     side = spline([(half - 1, 30), (half - 1, 60), (half + 1.5, 74), (half + 10, 79)])
     tip = half_spline([(half + 10, 79), (half * 0.7, bottom - 3), (0, bottom)])
     scene.paint_body(mirrored(np.concatenate([side, tip[1:]])), scene.skin)
     shade = mirrored(np.concatenate([side[:14], [(half, 70), (half * 0.6, 76), (0, 79)]]))
     scene.paint_body(shade, scene.skin_dark, 0.62, 2.5)
-    if face.clothes == 1:
+    if face.clothes == Clothes.SHIRT:
         cloth = mix(hsv(face.clothes_hue, 0.35, face.clothes_shade), WHITE, 0.25)
         for sign in (1, -1):
             collar = np.array([(half - 1, 72), (half + 13, 78), (half + 4, 100), (3, 88)]) * (sign, 1)

@@ -9,7 +9,7 @@ from core.drawn_faces import backdrop, features, hair, head, wear
 from core.drawn_faces.canvas import Canvas
 from core.drawn_faces.face import Face, counterfactual
 from core.drawn_faces.geometry import Pose
-from core.drawn_faces.scene import Scene
+from core.drawn_faces.scene import Scene, Texture
 
 SIZE = (178, 218)
 """Width and height of CelebA's aligned pictures."""
@@ -49,7 +49,7 @@ def _develop(scene: Scene) -> None:
     face, pixels = scene.face, scene.canvas.pixels
     warmth = 0.025 * face.white_balance
     pixels *= np.array([1 + warmth, 1, 1 - warmth], np.float32) * np.float32(face.exposure)
-    grain = scene.random(0).standard_normal(pixels.shape[:2], np.float32)
+    grain = scene.random(Texture.GRAIN).standard_normal(pixels.shape[:2], np.float32)
     pixels += (face.grain / 255 * grain)[..., None]
 
 

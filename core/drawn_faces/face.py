@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from enum import IntEnum
 
 import numpy as np
 
@@ -21,6 +22,13 @@ from core.errors import InputError
 
 AUBURN = "Auburn_Hair"
 """The hair colour that is none of CelebA's four."""
+
+
+HairLength = IntEnum("HairLength", ["SHORT", "JAW", "SHOULDERS"], start=0)
+Glasses = IntEnum("Glasses", ["ROUND", "SQUARE", "HALF_MOON"], start=0)
+Earring = IntEnum("Earring", ["HOOP", "BALL", "DROP"], start=0)
+Clothes = IntEnum("Clothes", ["ROUND_NECK", "SHIRT", "V_NECK"], start=0)
+Backdrop = IntEnum("Backdrop", ["GRADIENT", "BOKEH", "STRIPES", "ROOM", "CLOUDS"], start=0)
 
 
 def between(low: float, high: float) -> float:
@@ -46,7 +54,7 @@ class Face:
     has: frozenset[str]  # the drawn attributes that the face has
     hair: str  # the colour of the hair, also where the head is bald: one of HAIR_COLOURS or AUBURN
     other_hair: str  # the colour that the hair takes when `hair` is taken away
-    hair_length: int  # 0 short, 1 to the jaw, 2 to the shoulders
+    hair_length: int  # of HairLength
 
     # pose
     roll: float = between(-7, 7)  # degrees in the image plane
@@ -96,19 +104,19 @@ class Face:
     mustache_width: float = between(18, 23)
 
     # things worn
-    glasses: int = one_of(3)  # round, square, half-moon
+    glasses: int = one_of(len(Glasses))
     glasses_colour: int = one_of(5)
     hat: int = one_of(3)  # woollen hat, cap, brimmed hat
     hat_hue: float = between(0, 1)
     hat_shade: float = between(0.35, 0.85)
-    earring: int = one_of(3)  # hoop, ball, drop
+    earring: int = one_of(len(Earring))
     earring_metal: int = one_of(3)
-    clothes: int = one_of(3)  # round neck, shirt collar, v-neck
+    clothes: int = one_of(len(Clothes))
     clothes_hue: float = between(0, 1)
     clothes_shade: float = between(0.2, 0.9)
 
     # around the face
-    backdrop: int = one_of(5)  # gradient, bokeh, stripes, room, clouds
+    backdrop: int = one_of(len(Backdrop))
     backdrop_hue: float = between(0, 1)
     backdrop_contrast: float = between(-1, 1)  # how the second hue differs from the first
     backdrop_shade: float = between(0.4, 1)
@@ -169,7 +177,7 @@ def _scaled(u: float, metadata: Mapping) -> float | int:
 
 def _hair_length(u: float, male: bool) -> int:
     long, medium = (0.04, 0.10) if male else (0.45, 0.75)
-    return 2 if u < long else 1 if u < medium else 0
+    return HairLength.SHOULDERS if u < long else HairLength.JAW if u < medium else HairLength.SHORT
 
 
 def _natural_hair(u: float, has: frozenset[str]) -> str:
@@ -181,7 +189,7 @@ def _natural_hair(u: float, has: frozenset[str]) -> str:
     return rest[int((u - gray) / (1 - gray) * len(rest))]
 
 
-def attributes(face: Face) -> dict[str, bool]:
+def labels_of(face: Face) -> dict[str, bool]:
     """The face's forty CelebA labels, in CelebA's order; those that are not drawn are False."""
     return {name: name in face.has for name in ATTRIBUTES}
 

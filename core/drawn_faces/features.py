@@ -6,7 +6,7 @@ import numpy as np
 
 from core.drawn_faces.geometry import Curve, ellipse, moved, spline, stroke
 from core.drawn_faces.palette import DARK, EYES, LIPSTICKS, TEETH, WHITE, mix, rgb
-from core.drawn_faces.scene import Scene
+from core.drawn_faces.scene import Scene, Texture
 
 NATURAL_LIP = rgb("b4515a")
 TONGUE = rgb("d9606c")
@@ -58,7 +58,7 @@ def paint_brows(scene: Scene) -> None:
     thickness = (4.4 if male else 2.9) + (5.8 if bushy else 0)
     height = -19.5 + face.brow_height + (1.0 if male else -1.0) - (2.0 if bushy else 0)
     arch = face.brow_arch * (0.6 if bushy else 0.7 if male else 1.2)
-    rough = scene.random(4).random((2, 13)).repeat(2, axis=1)[:, :25] - 0.5
+    rough = scene.random(Texture.BROWS).random((2, 13)).repeat(2, axis=1)[:, :25] - 0.5
     for side, noise in zip((1, -1), rough, strict=True):
         s = np.linspace(0, 1, 25)
         line = np.stack(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from core.datasets import ATTRIBUTES, IMAGE_FOLDER, PARTITIONS
 from core.drawn_faces.attributes import Correlation
 from core.drawn_faces.drawing import draw
-from core.drawn_faces.face import Face, attributes, sample_face
+from core.drawn_faces.face import Face, labels_of, sample_face
 from core.errors import InputError
 
 SETTINGS_FILE = "drawn_faces.json"
@@ -132,7 +132,7 @@ def _fill(folder: Path, plan: Plan, num_workers: int, progress: bool) -> None:
     ):
         for block in _blocks(folder, plan, num_workers):
             for face in block:
-                values = attributes(face).values()
+                values = labels_of(face).values()
                 rows.append(",".join([image_name(face.index), *("1" if value else "-1" for value in values)]))
                 faces.write(json.dumps(face.to_dict(), separators=(",", ":")) + "\n")
             bar.update(len(block))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from core.drawn_faces.face import HairLength
 from core.drawn_faces.features import mouth_curves
 from core.drawn_faces.geometry import Curve, half_spline, mirrored, moved, spline
 from core.drawn_faces.head import jaw_right
@@ -17,11 +18,12 @@ HAT_LINE = -40.0
 def paint_back_hair(scene: Scene) -> None:
     """The hair behind head and neck; short hair has none below the ears."""
     face = scene.face
-    if scene.has("Bald") or face.hair_length == 0:
+    if scene.has("Bald") or face.hair_length == HairLength.SHORT:
         return
-    bottom = 58 if face.hair_length == 1 else 104
+    to_jaw = face.hair_length == HairLength.JAW
+    bottom = 58 if to_jaw else 104
     out = 47 + 0.5 * face.hair_volume
-    tip = out + (2 if face.hair_length == 1 else 6)
+    tip = out + (2 if to_jaw else 6)
     side = half_spline(
         [
             (0, -60),
@@ -45,7 +47,7 @@ def paint_front_hair(scene: Scene) -> None:
     face, inside = scene.face, _below_hat(scene)
     top, length = -67 - face.hair_volume, face.hair_length
     out = 45.5 * face.face_width + 0.45 * face.hair_volume
-    end = (8, 52, 84)[length]
+    end = (8, 52, 84)[length]  # by HairLength, as what follows
     inner = (42.5, 40, 40)[length] * face.face_width
     spread = out + (0, 3, 5)[length] - inner  # side locks end in a point
     crown = half_spline(

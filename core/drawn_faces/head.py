@@ -6,7 +6,7 @@ import numpy as np
 
 from core.drawn_faces.geometry import Curve, ellipse, half_spline, mirrored, spline, stroke
 from core.drawn_faces.palette import WHITE, mix, rgb
-from core.drawn_faces.scene import Scene
+from core.drawn_faces.scene import Scene, Texture
 
 BLUSH = rgb("ff2f4e")
 WRINKLE_WIDTH = 2.3
@@ -71,7 +71,7 @@ def _paint_cheeks(scene: Scene, inside: np.ndarray) -> None:
             scene.paint(ellipse(sign * 27, 17, 11.5, 8), blush, 0.60, 3.2, inside=inside)
         scene.paint(ellipse(sign * 26, 17, 10, 8), blush, 0.10 * scene.face.blush, 4, inside=inside)
     if scene.face.freckles > 0:
-        rng = scene.random(3)
+        rng = scene.random(Texture.FRECKLES)
         for x, y in rng.random((14, 2)) * (56, 12) + (-28, 6):
             scene.paint(ellipse(x, y, 0.8, 0.8, count=8), scene.skin_dark, 0.5 * scene.face.freckles)
 

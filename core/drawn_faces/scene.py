@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +14,10 @@ from core.drawn_faces.geometry import Curve, Pose
 from core.drawn_faces.palette import DARK, WHITE, hair_colour, mix, rgb, skin_colour
 
 SHADOW_TINT = rgb("8a3a34")
+
+
+Texture = IntEnum("Texture", ["GRAIN", "HAIR", "BACKDROP", "FRECKLES", "BROWS"], start=0)
+"""What has random numbers of its own."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,9 @@ class Scene:
         """Whether the face has this attribute."""
         return name in self.face.has
 
-    def random(self, purpose: int) -> np.random.Generator:
+    def random(self, texture: Texture) -> np.random.Generator:
         """Random numbers for one texture, the same whatever attributes the face has."""
-        return np.random.default_rng([self.face.seed, self.face.index, purpose])
+        return np.random.default_rng([self.face.seed, self.face.index, texture])
 
     def paint(
         self,
@@ -43,9 +48,9 @@ class Scene:
         """Fill a closed curve on the head, or `lift` in front of it. See Canvas.fill."""
         self.canvas.fill(self.pose.place(curve, lift), colour, opacity, blur * self.pose.pixels, inside)
 
-    def mask(self, curve: Curve, lift: float = 0.0, blur: float = 0.0) -> np.ndarray:
+    def mask(self, curve: Curve) -> np.ndarray:
         """The pixels inside a closed curve on the head, (H, W) in [0, 1]."""
-        return self.canvas.mask(self.pose.place(curve, lift), blur * self.pose.pixels)
+        return self.canvas.mask(self.pose.place(curve))
 
     def paint_body(self, curve: Curve, colour: Colour, opacity: float = 1.0, blur: float = 0.0) -> None:
         """Fill a closed curve on the body, which neither turns nor tilts with the head."""
@@ -99,7 +104,7 @@ class Scene:
     def hair(self) -> np.ndarray:
         """The hair as lit, with strands from the parting outwards, or curls, (H, W, 3)."""
         x, y = self.grid
-        rng = self.random(1)
+        rng = self.random(Texture.HAIR)
         angle = np.arctan2(x - 0.5 * self.face.part, y + 66)
         knots = rng.random(90, np.float32) * 2 - 1
         strands = np.interp(angle / (2 * np.pi) * 90 + 45, np.arange(90), knots).astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from core.drawn_faces.face import Earring, Glasses
 from core.drawn_faces.geometry import Curve, ellipse, half_spline, mirrored, moved, spline, stroke
 from core.drawn_faces.palette import FRAMES, METALS, WHITE, hsv, mix
 from core.drawn_faces.scene import Scene
@@ -35,9 +36,9 @@ def paint_glasses(scene: Scene) -> None:
 
 def _lens(scene: Scene) -> Curve:
     """The outer edge of a right-hand lens around its centre."""
-    if scene.face.glasses == 0:
+    if scene.face.glasses == Glasses.ROUND:
         return ellipse(0, 0, 14.4, 13.2, count=40)
-    if scene.face.glasses == 1:
+    if scene.face.glasses == Glasses.SQUARE:
         return spline(
             [(-13, -10.5), (0, -11.5), (14, -11), (15, 0), (13, 10.5), (0, 11.5), (-12, 10.5), (-14, 0)], closed=True
         )
@@ -107,16 +108,16 @@ def paint_earrings(scene: Scene) -> None:
     metal = METALS[face.earring_metal]
     for side in (1, -1):
         x, y = side * (46.5 * face.face_width), 14 * face.ear_size + 4
-        if face.earring == 0:
+        if face.earring == Earring.HOOP:
             ring = ellipse(x, y + 8, 7.5, 9)
             hole = ellipse(x, y + 8, 4.2, 5.8)
             outline = np.concatenate([ring, ring[:1], hole[:1], hole[::-1]])
             scene.paint(moved(outline, 0.8, 0.8), metal * 0.35, 0.7, 0.8)
             scene.paint(outline, metal)
         else:
-            radius = 6.2 if face.earring == 1 else 5.2
-            length = 3 if face.earring == 1 else 11
+            radius = 6.2 if face.earring == Earring.BALL else 5.2
+            length = 3 if face.earring == Earring.BALL else 11
             scene.paint(stroke([(x, y - 2), (x, y + length)], 2, 0), metal * 0.7)
             scene.paint(ellipse(x, y + length, radius + 1, radius + 1), metal * 0.35, 0.6, 0.8)
-            scene.paint(ellipse(x, y + length, radius, radius * (1 if face.earring == 1 else 1.5)), metal)
+            scene.paint(ellipse(x, y + length, radius, radius * (1 if face.earring == Earring.BALL else 1.5)), metal)
             scene.paint(ellipse(x - 1.5, y + length - 2, 1.8, 1.8, count=12), WHITE, 0.8, 0.4)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from core.datasets import ATTRIBUTES, CelebA
-from core.drawn_faces import DRAWN, Correlation, Face, attributes, counterfactual, draw, folder, region, sample_face
+from core.drawn_faces import DRAWN, Correlation, Face, counterfactual, draw, folder, labels_of, region, sample_face
 from core.drawn_faces.attributes import EXCLUSIVE, HAIR_COLOURS, NATURAL, natural_probability
 from core.drawn_faces.folder import Plan, load_faces, write_folder
 from core.drawn_faces.sheets import contact_sheet, counterfactual_sheet, thumbnail
@@ -83,7 +83,7 @@ def test_any_size_shows_the_same_picture():
 
 
 def test_labels_are_celebas_forty():
-    labels = attributes(FACES[0])
+    labels = labels_of(FACES[0])
     assert tuple(labels) == ATTRIBUTES
     assert {name for name in labels if labels[name]} == FACES[0].has <= set(DRAWN)
 
@@ -253,7 +253,7 @@ def test_folder_is_read_like_celeba(drawn):
     for partition, count in (("train", 40), ("val", 3), ("test", 2)):
         data = CelebA(str(path), partition, 64)
         assert len(data) == count
-        labels = attributes(plan.face(offset))
+        labels = labels_of(plan.face(offset))
         assert data[0].labels.bool().tolist() == list(labels.values())
         assert data[0].image.shape == (3, 64, 64)
         offset += count
