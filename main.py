@@ -30,7 +30,7 @@ from core.job.chunk import Check, Job, require_images
 from core.job.flags import parse_flags
 from core.job.identity import identity_of
 from core.job.merging import merge_chunks
-from core.job.preemption import EXIT_INTERRUPTED, Interrupted, Preemption, farewell
+from core.job.preemption import EXIT_CONTINUE, Interrupted, Preemption
 from core.job.progress_log import ProgressLog
 from core.job.recovery import RecoveringExplainer
 from core.methods import METHODS, Settings
@@ -41,8 +41,7 @@ from core.weight_files import VGG19_URL, pretrained_weights
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.script_util import (
     args_to_dict,
-    create_gaussian_diffusion,
-    diffusion_defaults,
+    create_diffusion,
     model_and_diffusion_defaults,
 )
 
@@ -53,12 +52,14 @@ def main() -> int:
     """Run one chunk, or merge the summaries of all of them."""
     args = parse_flags(__doc__.splitlines()[0])
     tree = ResultTree(Path(args.output_path), args.exp_name, args.image_format)
+    # --overwrite, given again, would start afresh
+    preemption = Preemption("run the same command again" + (", without --overwrite," if args.overwrite else ""))
     try:
-        with Preemption() as preemption:
+        with preemption:
             summary = merge(args, tree) if args.merge_and_eval else explain(args, tree, preemption.check)
     except Interrupted as interrupted:
-        print(farewell(str(interrupted)), file=sys.stderr)
-        return EXIT_INTERRUPTED
+        print(preemption.farewell(str(interrupted)), file=sys.stderr)
+        return EXIT_CONTINUE
     report(summary, tree)
     return EXIT_SOME_FAILED if summary.get("failed") else 0
 
@@ -70,6 +71,8 @@ def explain(args: argparse.Namespace, tree: ResultTree, check: Check) -> Summary
     """
     device = select_device(args.gpu)
     args.precision = usable_precision(args, device)
+    if (args.save_x_t or args.save_z_t) and not args.save_images:
+        say("--save_images False: no image is written, and no frame of --save_x_t and --save_z_t.")
     keep_freed_memory()
     diffusion = build_diffusion(args)
     dataset, selection = select_images(args)
@@ -90,10 +93,8 @@ def merge(args: argparse.Namespace, tree: ResultTree) -> Summary:
 
 def build_diffusion(args: argparse.Namespace) -> SpacedDiffusion:
     """The respaced diffusion process; start_step must lie inside it."""
-    flags = args_to_dict(args, diffusion_defaults().keys())
-    flags["steps"] = flags.pop("diffusion_steps")
     try:
-        diffusion = create_gaussian_diffusion(**flags)
+        diffusion = create_diffusion(vars(args))
     except ValueError as error:
         raise InputError(str(error)) from None
     if not 1 <= args.start_step < diffusion.num_timesteps:
@@ -122,7 +123,7 @@ def build_job(
     """The images of this chunk, and what makes this run the one that it is."""
     weights = {name: getattr(args, name) for name in ("model_path", "classifier_path")}
     if args.l_perc:
-        weights["l_perc"] = args.perceptual_path or pretrained_weights(VGG19_URL)
+        weights["perceptual_path"] = args.perceptual_path or pretrained_weights(VGG19_URL)
     log = ProgressLog(
         tree,
         ids=chunk_of(selection, args.num_chunks, args.chunk),

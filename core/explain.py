@@ -126,12 +126,12 @@ class BatchExplainer(ABC):
     """Explains images in two parts: `begin` once, then `attempt` until an image has flipped or no scale is left."""
 
     @abstractmethod
-    def begin(self, batch: Batch, shape: int = 0) -> list[Trial]:
-        """Predict, pick the target, noise. `shape`: compute on at least so many images, repeating one."""
+    def begin(self, batch: Batch, at_least: int = 0) -> list[Trial]:
+        """Predict, pick the target, noise. `at_least`: compute on so many images, repeating one."""
 
     @abstractmethod
     def attempt(
-        self, trials: Sequence[Trial], shape: int = 0, progress: Progress | None = None
+        self, trials: Sequence[Trial], at_least: int = 0, progress: Progress | None = None
     ) -> tuple[Explanations, list[Trial]]:
         """Try each image with its next scale, all together: what is finished, and who must be tried again."""
 
@@ -168,9 +168,9 @@ class Explainer(BatchExplainer):
     pad_to: int | None = None
 
     @torch.no_grad()
-    def begin(self, batch: Batch, shape: int = 0) -> list[Trial]:
+    def begin(self, batch: Batch, at_least: int = 0) -> list[Trial]:
         """See BatchExplainer."""
-        rows = self._padded(range(len(batch)), shape)
+        rows = self._padded(range(len(batch)), at_least)
         ids, x = [batch.ids[row] for row in rows], batch.x[rows]
         # as published: noised to schedule index tau, while denoising starts at index tau - 1
         noisy = Denoiser(self.model, self.diffusion).noised(x, self.method.tau, self.noise.noising(ids)(x.shape))
@@ -196,10 +196,10 @@ class Explainer(BatchExplainer):
 
     @torch.no_grad()
     def attempt(
-        self, trials: Sequence[Trial], shape: int = 0, progress: Progress | None = None
+        self, trials: Sequence[Trial], at_least: int = 0, progress: Progress | None = None
     ) -> tuple[Explanations, list[Trial]]:
         """See BatchExplainer; every attempt starts from the same noised image."""
-        result = self._attempt(trials, self._padded(trials, shape), progress)
+        result = self._attempt(trials, self._padded(trials, at_least), progress)
         last = len(self.scales) - 1
         over = [
             flipped or trial.attempt == last for trial, flipped in zip(trials, result.flipped.tolist(), strict=True)
@@ -253,8 +253,8 @@ class Explainer(BatchExplainer):
             frames=recorder.frames(),
         )
 
-    def _padded(self, items: Sequence, shape: int) -> list:
-        return [*items, *list(items[:1]) * max(max(self.pad_to or 0, shape) - len(items), 0)]
+    def _padded(self, items: Sequence, at_least: int) -> list:
+        return [*items, *list(items[:1]) * max(max(self.pad_to or 0, at_least) - len(items), 0)]
 
 
 def _stacked(trials: Sequence[Trial], name: str) -> torch.Tensor | None:

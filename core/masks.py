@@ -14,12 +14,13 @@ def changed_region(x: torch.Tensor, other: torch.Tensor, dilation: int, threshol
     """Where two images [-1, 1] (N, 3, H, W) differ: booleans (N, 1, H, W) (FastDiME, section 3.3).
 
     The difference is summed over channels, divided by its largest value in the image, and widened to squares of
-    `dilation` pixels; what then reaches the threshold has changed. Equal images have no such place.
+    `dilation` pixels; what then reaches the threshold has changed. Equal images have no such place, and an image that
+    is not finite has changed everywhere, so that it stays visible as such.
     """
     difference = ((x + 1) / 2 - (other + 1) / 2).abs().sum(dim=1, keepdim=True)
     largest = difference.amax(dim=(2, 3), keepdim=True)
     relative = difference / largest.clamp_min(torch.finfo(x.dtype).tiny)
-    return _dilated(relative, dilation) >= threshold
+    return ~(_dilated(relative, dilation) < threshold)
 
 
 @dataclass(frozen=True)

@@ -89,11 +89,15 @@ class TwoPasses:
         noise: Callable[[int], Draw],
         observe: Observer | None = None,
     ) -> torch.Tensor:
-        """As Sampler.__call__; only the second pass is observed, and its random numbers are its own."""
+        """As Sampler.__call__; only the second pass is observed, and its random numbers are its own.
+
+        Where the first pass is not finite, neither is the result.
+        """
         found = self.first(denoiser, x, z_t, pull, noise)
         mask = FixedMask(changed_region(x, found, self.dilation, self.threshold))
         second = replace(self.second or self.first, mask=mask)
-        return second(denoiser, x, z_t, pull, lambda i: noise(self.tau + i), observe)
+        cf = second(denoiser, x, z_t, pull, lambda i: noise(self.tau + i), observe)
+        return torch.where(found.isfinite().all(dim=(1, 2, 3), keepdim=True), cf, torch.nan)
 
 
 Method = Sampler | TwoPasses

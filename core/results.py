@@ -109,7 +109,11 @@ class ResultTree:
     def folders(self) -> list[Path]:
         """Every folder that all images share."""
         folders = [self._originals(correct) for correct in (True, False)]
-        return [*folders, *(self.results / cell / kind for cell in CELLS for kind in CELL_FOLDERS)]
+        return [*folders, *self.cell_folders()]
+
+    def cell_folders(self) -> list[Path]:
+        """The folders of this experiment alone."""
+        return [self.results / cell / kind for cell in CELLS for kind in CELL_FOLDERS]
 
     def create(self) -> None:
         """Make every folder of the tree. Raises InputError where that is impossible."""

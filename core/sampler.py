@@ -155,8 +155,8 @@ class Sampler:
         limit: applied to the class gradient after the mask has seen it.
         through_network: take the class gradient at z_t, through the network's prediction.
         clip_denoised: clip the prediction of the clean image to [-1, 1].
-        guided_iterations: from this outer step on, no gradient and no new estimate. class_unending: but the class
-            gradient goes on.
+        guided_iterations: how many outer steps have gradients. The estimate after the last of them is still made, as
+            published, for its draws and its frame. class_unending: the class gradient goes on after them.
         sampling_scale: multiplies the ε's of the reverse steps.
     """
 

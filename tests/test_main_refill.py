@@ -44,6 +44,7 @@ def test_batches_are_full(world, tmp_path, monkeypatch):
 
 def test_with_a_stream_of_noise_there_is_no_refill(world, tmp_path):
     assert "--noise stream" in refused(world, tmp_path / "refused", noise="stream", refill=True)
+    assert "--noise stream" in refused(world, tmp_path / "refused", noise="stream", pad_batches=True)
     left_out = results(world, tmp_path / "a", noise="stream", num_batches=1)
     assert left_out == results(world, tmp_path / "b", noise="stream", num_batches=1, refill=False)
 

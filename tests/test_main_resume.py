@@ -19,6 +19,7 @@ import yaml
 
 import core.files
 import main as main_script
+from core.job.preemption import EXIT_CONTINUE, Interrupted
 from tests.worlds import SMALL_FLAGS, World, refused, run_main, tree_of
 
 TWO_SCALES = {"query_label": 1, "classifier_scales": "8,30", "save_z_t": True}
@@ -213,6 +214,14 @@ def test_other_labels_are_refused(world, shared_run, tmp_path):
     assert "--data_dir" in refused(world, shared_run, data_dir=data)
 
 
+def test_another_weight_of_the_perceptual_loss_is_another_run(world, tmp_path):
+    """The identity names its network as well: one must not stand in the place of the other."""
+    flags = {"num_batches": 1, "l_perc_layer": 4}
+    world.explain(tmp_path, l_perc=30, **flags)
+    assert "--l_perc is 20.0 here, and was 30.0 there" in refused(world, tmp_path, l_perc=20, **flags)
+    world.explain(tmp_path, l_perc=30, **flags)
+
+
 def test_flags_without_effect_may_differ(world, shared_run, tmp_path):
     weights = tmp_path / "elsewhere.pt"
     weights.write_bytes(world.unet().read_bytes())
@@ -253,6 +262,17 @@ def test_overwrite_starts_afresh_and_touches_nothing_of_others(world, tmp_path):
     assert {k: v for k, v in alone.items() if "/CF/" in k} == {
         k: v for k, v in after.items() if "exp/" in k and "/CF/" in k
     }
+
+
+def test_the_same_command_would_not_continue_an_interrupted_overwrite(world, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(main_script, "explain", interrupted)
+    for overwrite in (False, True):
+        result = run_main(*world.command(tmp_path, SMALL_FLAGS | {"overwrite": overwrite}))
+        assert result.code == EXIT_CONTINUE and "run the same command again" in result.err
+        assert ("without --overwrite" in result.err) == overwrite
 
 
 def test_overwriting_a_chunk_leaves_the_others(world, tmp_path):

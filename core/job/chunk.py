@@ -145,7 +145,7 @@ class Job:
     def _queue(self, explain: RecoveringExplainer, records: dict[int, ImageRecord]) -> tuple[WorkQueue, dict[int, int]]:
         """What is to be done, and how many attempts each finished image has had, which need not be made again.
 
-        A stream of random numbers is taken up after the last batch that was complete, or from its beginning.
+        A stream of random numbers goes on after the last batch that was complete, or from its beginning.
         """
         ids, size = self.log.ids, self.batch_size
         unfinished = [place for place, id in enumerate(ids) if id not in records]

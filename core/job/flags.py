@@ -11,7 +11,7 @@ from core.cli import Parser, attribute, boolean, integer, number, number_list
 from core.datasets import DATASETS
 from core.errors import InputError
 from core.estimates import chain_lengths
-from core.methods import METHODS, WITH_INNER_CHAIN
+from core.methods import METHODS, WITH_INNER_CHAIN, Settings
 from core.noise import NOISE_SOURCES
 from core.presets import PRESETS
 from core.results import IMAGE_FORMATS
@@ -48,6 +48,10 @@ def parse_flags(description: str, arguments: Sequence[str] | None = None) -> arg
         raise InputError(f"--exp_name {args.exp_name}: must be a name below OUTPUT_PATH/Results, such as exp/name")
     if args.refill and args.noise == "stream":
         raise InputError("--refill True: --noise stream draws for one batch after the other; leave one of them out")
+    if (args.pad_batches or args.compile) and args.noise == "stream":
+        raise InputError("--pad_batches, --compile: --noise stream would draw for the padding too; leave them out")
+    if args.oracle_figures and not (args.save_images or args.merge_and_eval):
+        raise InputError("--oracle_figures True: is measured on the saved images; leave out --save_images False")
     if args.refill is None:
         args.refill = args.noise != "stream"
     if args.method not in WITH_INNER_CHAIN and (args.inner_steps != "0" or args.inner_sampler != "ddpm"):
@@ -196,28 +200,38 @@ def _method_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--use_sampling_on_x_t",
         type=boolean,
-        default=True,
+        default=Settings.use_sampling_on_x_t,
         help="sample the chains behind x_t; else their means",
     )
-    add("--sampling_scale", type=number(0), default=1.0, help="multiplies the noise of the reverse steps")
+    add(
+        "--sampling_scale",
+        type=number(0),
+        default=Settings.sampling_scale,
+        help="multiplies the noise of the reverse steps",
+    )
     add(
         "--guided_iterations",
         type=integer(0),
-        default=9999999,
+        default=Settings.guided_iterations,
         help="steps with gradients, counted from the first",
     )
-    add("--clip_denoised", type=boolean, default=True, help="clip the predicted clean images to [-1, 1]")
+    add(
+        "--clip_denoised",
+        type=boolean,
+        default=Settings.clip_denoised,
+        help="clip the predicted clean images to [-1, 1]",
+    )
     add(
         "--inner_steps",
         type=_inner_steps,
-        default="0",
+        default=Settings.inner_steps,
         help="dime, maskdime2: evaluations K of the chain behind x_t, over evenly spread indices; or a schedule "
         "such as 8:20,1 (8 in the first 20 steps, then 1); 1 costs nothing beyond the step's own; 0 is all indices",
     )
     add(
         "--inner_sampler",
         choices=("ddpm", "ddim"),
-        default="ddpm",
+        default=Settings.inner_sampler,
         help="the steps of that chain; ddim is deterministic",
     )
     add("--use_ddim", type=boolean, default=False, help="accepted as published; has no effect")
@@ -229,24 +243,43 @@ def _family_flags(group: argparse._ArgumentGroup) -> None:
     add("--method", choices=tuple(METHODS), default="dime", help="how the counterfactual is made")
     for flag in ("--self_optimized_masking", "--mask"):
         add(flag, type=boolean, default=True, help="accepted as published; no effect: --method decides")
-    for_fast = "fastdime and gmd: "
+    masks, largest = "fastdime, gmd and the methods of two passes: ", "maskdime, maskdime2: "
     add(
-        "--scale_grads", type=boolean, default=False, help="fastdime: divide gradients by sqrt(alpha_bar), as dime does"
+        "--scale_grads",
+        type=boolean,
+        default=Settings.scale_grads,
+        help="fastdime and its relatives: divide gradients by sqrt(alpha_bar), as dime does",
     )
-    add("--warmup_step", type=integer(0), default=30, help=for_fast + "outer step from which the mask is used")
-    add("--dilation", type=_odd, default=5, help=for_fast + "side of the squares that widen the mask, odd")
     add(
-        "--masking_threshold", type=number(0, 1), default=0.15, help=for_fast + "relative change that counts as changed"
+        "--warmup_step",
+        type=integer(0),
+        default=Settings.warmup_step,
+        help="fastdime, fastdime2+, gmd: outer step from which the mask is used",
     )
-    add("--grad_scale", type=number(0), default=1.5, help="maskdime: factor on all gradients")
-    add("--topk_ratio", type=number(0, 1), default=0.4, help="maskdime: share of the pixels that may change")
-    add("--x_t_rate", type=number(0, 1), default=0.05, help="maskdime: share of those in the clean estimate")
-    add("--blur_kernel", type=_odd, default=7, help="maskdime: side of the squares that widen the masks, odd")
-    add("--blur_sigma", type=number(0), default=3.0, help="maskdime: accepted as published; has no effect")
-    add("--per_channel", type=boolean, default=True, help="maskdime: each colour channel has its own mask")
-    add("--grads_clip", type=boolean, default=True, help="maskdime: clamp the class gradient to its usual range")
+    add("--dilation", type=_odd, default=Settings.dilation, help=masks + "side of the squares that widen the mask, odd")
     add(
-        "--clip_sigma", type=number(0), default=3.0, help="maskdime: that range, in standard deviations around the mean"
+        "--masking_threshold",
+        type=number(0, 1),
+        default=Settings.masking_threshold,
+        help=masks + "relative change that counts as changed",
+    )
+    add("--grad_scale", type=number(0), default=Settings.grad_scale, help=largest + "factor on all gradients")
+    add("--topk_ratio", type=number(0, 1), default=Settings.topk_ratio, help=largest + "share of pixels that change")
+    add("--x_t_rate", type=number(0, 1), default=Settings.x_t_rate, help=largest + "share of those in the estimate")
+    add("--blur_kernel", type=_odd, default=Settings.blur_kernel, help=largest + "side of the squares, odd")
+    add("--blur_sigma", type=number(0), default=3.0, help="accepted as published; has no effect")
+    add("--per_channel", type=boolean, default=Settings.per_channel, help=largest + "a mask for each colour channel")
+    add(
+        "--grads_clip",
+        type=boolean,
+        default=Settings.grads_clip,
+        help=largest + "clamp the class gradient to its usual range",
+    )
+    add(
+        "--clip_sigma",
+        type=number(0),
+        default=Settings.clip_sigma,
+        help=largest + "that range, in standard deviations around the mean",
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from guided_diffusion.stop_signal import StopSignal
 
-EXIT_INTERRUPTED = 75
+EXIT_CONTINUE = 75
 """EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command continues."""
 PATIENCE = 8.0
 """Seconds in which a safe point is waited for; every file is whole at any moment, so what follows loses only time."""
@@ -26,10 +26,13 @@ class Preemption:
     """A context in which those signals make the next `check` raise Interrupted.
 
     Should no check come within PATIENCE seconds (a long computation on a CPU, a file system that hangs), the process
-    ends with EXIT_INTERRUPTED from where it is.
+    ends with EXIT_CONTINUE from where it is.
+
+    advice: how the run is continued, for its last line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, advice: str = "run the same command again") -> None:
+        self.advice = advice
         self._signal = StopSignal(_SIGNALS)
         self._left = threading.Event()
 
@@ -51,10 +54,14 @@ class Preemption:
             self._wakeup.close()
         self._signal.__exit__(*exception)
 
-    def check(self, *_: object) -> None:
-        """A safe point: raise Interrupted if a signal has come. Takes any arguments, so that it can be a hook."""
+    def check(self) -> None:
+        """A safe point: raise Interrupted if a signal has come."""
         if self._signal.received:
             raise Interrupted(self._signal.received)
+
+    def farewell(self, reason: str) -> str:
+        """The last line of an interrupted run."""
+        return f"{Path(sys.argv[0]).name}: stopped by {reason}; what is finished is kept: {self.advice} to continue"
 
     def _watch(self, receiver: socket.socket) -> None:
         numbers = [getattr(signal, name, None) for name in _SIGNALS]
@@ -62,12 +69,6 @@ class Preemption:
             while received := receiver.recv(1):
                 if received[0] in numbers:
                     if not self._left.wait(PATIENCE):
-                        print(farewell(signal.Signals(received[0]).name), file=sys.stderr, flush=True)
-                        os._exit(EXIT_INTERRUPTED)
+                        print(self.farewell(signal.Signals(received[0]).name), file=sys.stderr, flush=True)
+                        os._exit(EXIT_CONTINUE)
                     return
-
-
-def farewell(reason: str) -> str:
-    """The last line of an interrupted run."""
-    name = Path(sys.argv[0]).name
-    return f"{name}: stopped by {reason}; what is finished is kept: run the same command again to continue"

@@ -19,7 +19,7 @@ import yaml
 from core.errors import InputError
 from core.files import remove_orphans, write_atomically
 from core.job.lock import exclusive
-from core.results import CELL_FOLDERS, CELLS, FRAME_KINDS, IMAGE_FORMATS, ResultTree, image_files
+from core.results import CELLS, FRAME_KINDS, IMAGE_FORMATS, ResultTree, image_files
 from core.summary import ImageRecord, read_stats
 from guided_diffusion import checkpoint_util
 
@@ -76,7 +76,7 @@ class ProgressLog:
                     with exclusive(lock):
                         pass
             own = [path for name in (CONFIG, STATS, SUMMARY, FAILED, NOISE) for path in self.tree.reports(name)]
-            ids |= {int(path.stem) for folder in self._cell_folders() for path in _named_by_id(folder)}
+            ids |= {int(path.stem) for folder in self.tree.cell_folders() for path in _named_by_id(folder)}
         else:
             self._require_same_split()
             with contextlib.suppress(InputError):  # damaged statistics are removed like any others
@@ -140,13 +140,10 @@ class ProgressLog:
         return all(self.tree.frame(kind, id, step).name in names for step in range(self.steps))
 
     def _remove_images(self, ids: set[int]) -> None:
-        for folder in self._cell_folders():
+        for folder in self.tree.cell_folders():
             for path in _named_by_id(folder):
                 if int(path.stem) in ids:
                     path.unlink(missing_ok=True)
-
-    def _cell_folders(self) -> list[Path]:
-        return [self.tree.results / cell / kind for cell in CELLS for kind in CELL_FOLDERS]
 
     def _require_same_split(self) -> None:
         same = {self.tree.report(CONFIG, self.num_chunks, chunk) for chunk in range(self.num_chunks)}

@@ -41,37 +41,39 @@ class RecoveringExplainer(BatchExplainer):
         """The random numbers that run on from batch to batch, if they do."""
         return self.explainer.noise if isinstance(self.explainer.noise, StreamNoise) else None
 
-    def begin(self, batch: Batch, shape: int = 0) -> list[Trial]:
+    def begin(self, batch: Batch, at_least: int = 0) -> list[Trial]:
         """See BatchExplainer. Raises InputError as `attempt`."""
         rows = list(range(len(batch)))
-        parts = self._in_parts(lambda part, shape: self.explainer.begin(batch.rows(part), shape), rows, shape)
+        parts = self._in_parts(lambda part, at_least: self.explainer.begin(batch.rows(part), at_least), rows, at_least)
         return [trial for part in parts for trial in part]
 
     def attempt(
-        self, trials: Sequence[Trial], shape: int = 0, progress: Progress | None = None
+        self, trials: Sequence[Trial], at_least: int = 0, progress: Progress | None = None
     ) -> tuple[Explanations, list[Trial]]:
         """See BatchExplainer.
 
         Raises InputError if a single image does not fit, or if smaller batches would change the random numbers.
         """
         parts = list(
-            self._in_parts(lambda part, shape: self.explainer.attempt(part, shape, progress), list(trials), shape)
+            self._in_parts(
+                lambda part, at_least: self.explainer.attempt(part, at_least, progress), list(trials), at_least
+            )
         )
         finished = joined([finished for finished, _ in parts])
         return self._mended(finished, progress), [trial for _, again in parts for trial in again]
 
-    def _in_parts(self, run: Callable[[list[Item], int], Result], items: list[Item], shape: int) -> Iterator[Result]:
+    def _in_parts(self, run: Callable[[list[Item], int], Result], items: list[Item], at_least: int) -> Iterator[Result]:
         """What `run` gives for the items, all at once while memory suffices."""
         while items:
             part = items[: self.limit]
             try:
-                result = run(part, min(shape, self.limit or shape))
+                result = run(part, min(at_least, self.limit or at_least))
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
                 result = None  # and leave the handler, which keeps the failed attempt's tensors alive
             if result is None:
-                self._halve(max(len(part), shape))
+                self._halve(max(len(part), at_least))
                 continue
             yield result
             items = items[len(part) :]

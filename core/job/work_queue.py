@@ -20,7 +20,7 @@ class Group(NamedTuple):
 
 
 class WorkQueue:
-    """Groups of at most `size` images, until none is left. Whoever works one off sets `again` before the next.
+    """Groups of at most `size` images, until none is left. After each one, set `again` before asking for the next.
 
     Args:
         ids: the images, in the order of their first attempts.

@@ -10,7 +10,7 @@ from core.estimates import input_image
 from core.explain import Batch, Explainer
 from core.guidance import BinaryAttribute, Guidance
 from core.images import to_uint8
-from core.methods import Settings, dime
+from core.methods import METHODS, Settings, dime
 from core.noise import PerImageNoise
 from core.sampler import Sampler
 from tests.helpers import rnd
@@ -174,6 +174,30 @@ def test_a_passing_nan_is_noticed(evaluation):
     result = explainer(model=model, guidance=guidance, scales=[5000.0])(batch(EVERYONE))
     assert model.evaluations == 7
     assert result.finite.tolist() == [row != 3 for row in EVERYONE]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_hides_a_passing_nan(name):
+    """Neither in its mask, which could leave the input in the place of what is broken, nor in a first pass."""
+
+    class PoisonsOnce(CountingModel):
+        poisoned_call = 0
+
+        def forward(self, x, t):
+            output = super().forward(x, t)
+            if self.evaluations == self.poisoned_call:
+                row = torch.arange(len(output)) == 3
+                output = torch.where(row[:, None, None, None], torch.nan, output)
+            return output
+
+    method = METHODS[name](Settings(start_step=TAU, warmup_step=1, inner_steps="2"))
+    model = PoisonsOnce()
+    assert explainer(model=model, method=method, scales=[50.0])(batch(EVERYONE)).finite.all()
+    for call in range(1, model.evaluations + 1):
+        model = PoisonsOnce()
+        model.poisoned_call = call
+        result = explainer(model=model, method=method, scales=[50.0])(batch(EVERYONE))
+        assert result.finite.tolist() == [row != 3 for row in EVERYONE], f"evaluation {call}"
 
 
 def test_a_conditional_model_is_told_each_images_own_labels():

@@ -13,7 +13,7 @@ import yaml
 
 import main as main_script
 from core.job import preemption
-from core.job.preemption import EXIT_INTERRUPTED
+from core.job.preemption import EXIT_CONTINUE
 from tests.faults.forks import Fork, wait_for
 from tests.test_main_resume import comparable
 from tests.worlds import SMALL_FLAGS, World, run_main
@@ -54,7 +54,7 @@ def test_a_signal_ends_the_run_which_then_continues(world, expected, tmp_path, n
     wait_for(lambda: any(out.rglob("Info/*.txt")))
     asked = time.monotonic()
     fork.kill(getattr(signal, name))
-    assert fork.wait() == EXIT_INTERRUPTED, fork.said()
+    assert fork.wait() == EXIT_CONTINUE, fork.said()
     assert time.monotonic() - asked < 5
     last = fork.said().splitlines()[-1]
     assert name in last and "run the same command again" in last
@@ -87,7 +87,7 @@ def test_a_computation_that_reaches_no_safe_point_is_ended_all_the_same(world, e
     time.sleep(0.3)
     asked = time.monotonic()
     fork.kill(signal.SIGTERM)
-    assert fork.wait() == EXIT_INTERRUPTED, fork.said()
+    assert fork.wait() == EXIT_CONTINUE, fork.said()
     assert time.monotonic() - asked < 5
     assert "run the same command again" in fork.said()
     finish(command, tmp_path)

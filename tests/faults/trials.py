@@ -24,7 +24,7 @@ from PIL import Image
 import core.files
 import main as main_script
 from core.images import to_uint8
-from core.job.preemption import EXIT_INTERRUPTED
+from core.job.preemption import EXIT_CONTINUE
 from core.job.writer import write_image
 from core.summary import ImageRecord
 from tests.faults.forks import Fork, wait_for
@@ -239,9 +239,9 @@ def signalled(bench: Bench, number: int) -> Outcome:
     asked = time.monotonic()
     fork.kill(getattr(signal, name))
     code, took = fork.wait(), time.monotonic() - asked
-    if code not in (EXIT_INTERRUPTED, EXIT_OK):  # it may have been about to end
+    if code not in (EXIT_CONTINUE, EXIT_OK):  # it may have been about to end
         return Outcome(f"{name}: exit code {code}: {fork.said()}", took)
-    if code == EXIT_INTERRUPTED and "run the same command again" not in fork.said():
+    if code == EXIT_CONTINUE and "run the same command again" not in fork.said():
         return Outcome(f"{name}: does not say how to continue: {fork.said()}", took)
     if took >= 10:
         return Outcome(f"{name}: took {took:.1f} s", took)
