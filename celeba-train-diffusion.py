@@ -27,6 +27,27 @@ from guided_diffusion.script_util import (
 )
 from guided_diffusion.train_util import TrainLoop
 
+PASSED_ON = (
+    "batch_size",
+    "microbatch",
+    "lr",
+    "ema_rate",
+    "log_interval",
+    "save_interval",
+    "resume_checkpoint",
+    "use_fp16",
+    "fp16_scale_growth",
+    "weight_decay",
+    "lr_anneal_steps",
+    "lr_warmup_steps",
+    "output_path",
+    "max_steps",
+    "grad_clip",
+    "offset_noise",
+    "keep_checkpoints",
+)
+"""Flags that are arguments of TrainLoop as they are."""
+
 
 def main() -> None:
     """Train until the flags or a signal end it."""
@@ -103,30 +124,8 @@ def build_loop(args: argparse.Namespace) -> TrainLoop:
         schedule_sampler=create_named_schedule_sampler(args.schedule_sampler, diffusion),
         precision=args.precision or "",
         observer=build_monitor(args, flags, data.dataset),
-        **{key: getattr(args, key) for key in PASSED_ON},
+        **args_to_dict(args, PASSED_ON),
     )
-
-
-PASSED_ON = (
-    "batch_size",
-    "microbatch",
-    "lr",
-    "ema_rate",
-    "log_interval",
-    "save_interval",
-    "resume_checkpoint",
-    "use_fp16",
-    "fp16_scale_growth",
-    "weight_decay",
-    "lr_anneal_steps",
-    "lr_warmup_steps",
-    "output_path",
-    "max_steps",
-    "grad_clip",
-    "offset_noise",
-    "keep_checkpoints",
-)
-"""Flags that are arguments of TrainLoop as they are."""
 
 
 def build_monitor(args: argparse.Namespace, flags: dict[str, Any], dataset) -> Monitor:

@@ -9,7 +9,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from core.checkpoints import load_unet
 from core.cli import Parser, boolean, integer, run, say
@@ -23,7 +22,7 @@ from guided_diffusion.image_datasets import load_data
 from guided_diffusion.script_util import (
     add_dict_to_argparser,
     args_to_dict,
-    create_model_and_diffusion,
+    create_diffusion,
     model_and_diffusion_defaults,
 )
 
@@ -36,9 +35,8 @@ def main() -> None:
         dist_util.setup_dist(args.gpus)
         seed_everything(args.seed)
         network = load_unet(args.model_path, flags, dist_util.dev())
-        with torch.device("meta"):
-            _, diffusion = create_model_and_diffusion(**flags)
-        for result in measure_likelihood(network, diffusion, open_data(args), args.num_samples, args.clip_denoised):
+        data, diffusion = open_data(args), create_diffusion(flags)
+        for result in measure_likelihood(network, diffusion, data, args.num_samples, args.clip_denoised):
             if dist_util.rank() == 0:
                 say(f"done {result.count} samples: bpd={result.total}")
         if dist_util.rank() == 0:

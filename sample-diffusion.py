@@ -20,7 +20,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.script_util import (
     add_dict_to_argparser,
     args_to_dict,
-    create_model_and_diffusion,
+    create_diffusion,
     model_and_diffusion_defaults,
 )
 
@@ -68,9 +68,7 @@ def build_sampler(args: argparse.Namespace) -> Sampler:
     network = load_unet(args.model_path, flags, dist_util.dev())
     if args.use_fp16 and dist_util.dev().type == "cuda":
         network.convert_to(torch.float16)
-    with torch.device("meta"):
-        _, diffusion = create_model_and_diffusion(**flags)
-    return Sampler(network, diffusion, args.image_size, args.use_ddim, args.eta, args.clip_denoised)
+    return Sampler(network, create_diffusion(flags), args.image_size, args.use_ddim, args.eta, args.clip_denoised)
 
 
 if __name__ == "__main__":

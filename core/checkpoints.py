@@ -37,7 +37,6 @@ from models.perceptual import VGG19_LAYERS, PerceptualFeatures
 from models.resnet import Oracle, caffe_resnet50, oracle_parameter_name
 from models.small_cnn import SmallCNN, SmallOracle, SmallPerceptual
 
-CELEBA_CLASSES = 40
 VGGFACE2_FILES = ("resnet50_vggface2_model.pkl", "resnet50_ft_weight.pkl")
 """The VGGFace2 weights, under the name the metric scripts use and the one they are downloaded as."""
 
@@ -58,7 +57,7 @@ def load_unet(path: str | Path, flags: Mapping[str, Any], device: torch.device) 
         _require_same_flags(path, flags, config)
     try:
         with torch.device("meta"):
-            network, _ = create_model_and_diffusion(**flags, num_classes=CELEBA_CLASSES, multiclass=True)
+            network, _ = create_model_and_diffusion(**flags, num_classes=len(ATTRIBUTES), multiclass=True)
     except ValueError as error:
         raise InputError(str(error)) from None
     _require_fitting_flags(path, network, state, int(flags["image_size"]))
@@ -285,11 +284,11 @@ def _require_fitting_flags(path: str | Path, network: UNetModel, state: State, i
         needed = infer_flags({name: tuple(value.shape) for name, value in state.items()}, image_size)
     except ValueError as error:
         raise InputError(f"{path}: holds {describe(dict(state))}: {error}") from None
-    if needed["class_cond"] and (needed["num_classes"], needed["multiclass"]) != (CELEBA_CLASSES, True):
+    if needed["class_cond"] and (needed["num_classes"], needed["multiclass"]) != (len(ATTRIBUTES), True):
         kind = "0/1 vectors" if needed["multiclass"] else "a table indexed by class"
         raise InputError(
             f"{path}: is conditioned on {needed['num_classes']} classes through {kind}; supported are "
-            f"unconditional networks and those conditioned on vectors of CelebA's {CELEBA_CLASSES} attributes"
+            f"unconditional networks and those conditioned on vectors of CelebA's {len(ATTRIBUTES)} attributes"
         )
     given = infer_flags({name: tuple(value.shape) for name, value in network.state_dict().items()}, image_size)
     wrong = [key for key in given if given[key] != needed[key] and key not in ("num_classes", "multiclass")]

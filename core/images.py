@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.utils import save_image
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
@@ -17,9 +20,9 @@ def input_to_uint8(x: torch.Tensor) -> torch.Tensor:
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def from_image(image: Image.Image) -> torch.Tensor:
-    """An RGB image file's pixels -> (3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(image)).movedim(-1, 0) / 127.5 - 1
+def from_image(image: Image.Image | np.ndarray) -> torch.Tensor:
+    """The pixels of an RGB image, or 8-bit arrays (..., H, W, 3) -> (..., 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).movedim(-1, -3) / 127.5 - 1
 
 
 def to_hwc(images: torch.Tensor) -> np.ndarray:
@@ -37,3 +40,10 @@ def difference_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def mean_difference(a: np.ndarray, b: np.ndarray) -> np.float32:
     """Mean |a - b| over pixels and channels of two 8-bit images, on the scale [0, 1] (the l_1 of the result files)."""
     return np.float32(np.abs(a.astype(np.float64) - b.astype(np.float64)).mean() / 255)
+
+
+def grid_png(x: torch.Tensor, columns: int) -> bytes:
+    """Images (N, 3, H, W) in [-1, 1], side by side in rows of `columns`, as a PNG file."""
+    file = io.BytesIO()
+    save_image(x, file, format="png", nrow=columns, normalize=True, value_range=(-1, 1))
+    return file.getvalue()

@@ -18,8 +18,7 @@ INDEPENDENT_FLAGS = (
     "use_kl",
     "rescale_learned_sigmas",
 )
-"""Flags that may differ between the training of a U-Net and its use; with any other, it makes wrong images.
-"""
+"""Flags that may differ between the training of a U-Net and its use; a mismatch in any other gives wrong images."""
 
 
 def infer_flags(shapes: Shapes, image_size: int) -> dict[str, int | str | bool | None]:
@@ -46,9 +45,8 @@ def _infer(shapes: Shapes, image_size: int) -> dict[str, int | str | bool | None
     num_channels = shapes["time_embed.0.weight"][1]
     ups = [name for name in shapes if _is_upsampling(name, shapes)]
     levels = 1 + len(ups)
-    blocks_per_level = (
-        _count(shapes, "input_blocks") // levels
-    )  # the residual blocks and one block that halves the size
+    # the residual blocks and one block that halves the size
+    blocks_per_level = _count(shapes, "input_blocks") // levels
     first_blocks = [1 + level * blocks_per_level for level in range(levels)]
     widths = [shapes[f"input_blocks.{block}.0.in_layers.2.weight"][0] for block in first_blocks]
     attention = [

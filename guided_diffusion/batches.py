@@ -72,7 +72,7 @@ class EndlessBatches:
             batch_sampler=_Order(len(self.dataset), self.batch_size, self.shuffle, self.seed, self._taken),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_heed_the_parent_alone,
+            worker_init_fn=ignore_foreign_signals,
             generator=torch.Generator(),  # else it draws from the global one whenever it starts
         )
 
@@ -124,11 +124,12 @@ def _close(batches: weakref.ref[EndlessBatches]) -> None:
         alive.close()
 
 
-def _heed_the_parent_alone(worker: int) -> None:
-    """A cluster and torchrun signal every process, and a worker that died of it would take the last save away.
+def ignore_foreign_signals(worker: int) -> None:
+    """A worker_init_fn: SIGTERM, SIGINT and SIGUSR1 end a worker only if its own training process sends them.
 
-    The training's own process ends its workers by SIGTERM at exit, and waits: that one is obeyed. Where the system
-    does not tell who sent a signal, workers stay as torch made them.
+    A cluster and torchrun signal every process; if that killed a worker, the training would crash before its last
+    save. The training's own process ends its workers by SIGTERM at exit, and waits. Where the system does not tell
+    who sent a signal, workers stay as torch made them.
     """
     if not hasattr(signal, "sigwaitinfo"):
         return

@@ -77,7 +77,7 @@ def require_finite(state_dict: Mapping[str, torch.Tensor], source: str | Path) -
 
 
 def load_optimizer(opt: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take up an optimizer's state. Raises ValueError for moments of other shapes, which torch would let pass."""
+    """Load an optimizer's state. Raises ValueError for moments of other shapes, which torch would let pass."""
     parameters = [parameter for group in opt.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):

@@ -64,7 +64,7 @@ def dev() -> torch.device:
 
 
 def rank() -> int:
-    """This process's number, from 0; the launcher's word counts before the process group is open."""
+    """This process's number, from 0; before the process group is open, as the launcher says."""
     return dist.get_rank() if dist.is_initialized() else detect().rank
 
 

@@ -19,8 +19,8 @@ from guided_diffusion.forward_process import betas_for_alpha_bar, get_named_beta
 from guided_diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
 from guided_diffusion.nn import mean_flat
 from guided_diffusion.reverse_process import (
-    Denoised,
-    Gradient,
+    CondFn,
+    DenoisedFn,
     Kwargs,
     Model,
     ModelMeanType,
@@ -83,8 +83,8 @@ class GaussianDiffusion(ReverseProcess):
         x: torch.Tensor,
         t: torch.Tensor,
         clip_denoised: bool = True,
-        denoised_fn: Denoised | None = None,
-        cond_fn: Gradient | None = None,
+        denoised_fn: DenoisedFn | None = None,
+        cond_fn: CondFn | None = None,
         model_kwargs: Kwargs | None = None,
     ) -> Tensors:
         """A draw of x_{t-1}: sample and pred_xstart. At index 0 it is the mean; noise is drawn even there."""
@@ -102,8 +102,8 @@ class GaussianDiffusion(ReverseProcess):
         x: torch.Tensor,
         t: torch.Tensor,
         clip_denoised: bool = True,
-        denoised_fn: Denoised | None = None,
-        cond_fn: Gradient | None = None,
+        denoised_fn: DenoisedFn | None = None,
+        cond_fn: CondFn | None = None,
         model_kwargs: Kwargs | None = None,
         eta: float = 0.0,
     ) -> Tensors:
@@ -129,7 +129,7 @@ class GaussianDiffusion(ReverseProcess):
         x: torch.Tensor,
         t: torch.Tensor,
         clip_denoised: bool = True,
-        denoised_fn: Denoised | None = None,
+        denoised_fn: DenoisedFn | None = None,
         model_kwargs: Kwargs | None = None,
         eta: float = 0.0,
     ) -> Tensors:
@@ -157,8 +157,8 @@ class GaussianDiffusion(ReverseProcess):
         shape: tuple[int, ...],
         noise: torch.Tensor | None = None,
         clip_denoised: bool = True,
-        denoised_fn: Denoised | None = None,
-        cond_fn: Gradient | None = None,
+        denoised_fn: DenoisedFn | None = None,
+        cond_fn: CondFn | None = None,
         model_kwargs: Kwargs | None = None,
         device: torch.device | str | None = None,
         progress: bool = False,
@@ -189,8 +189,8 @@ class GaussianDiffusion(ReverseProcess):
         shape: tuple[int, ...],
         noise: torch.Tensor | None = None,
         clip_denoised: bool = True,
-        denoised_fn: Denoised | None = None,
-        cond_fn: Gradient | None = None,
+        denoised_fn: DenoisedFn | None = None,
+        cond_fn: CondFn | None = None,
         model_kwargs: Kwargs | None = None,
         device: torch.device | str | None = None,
         progress: bool = False,

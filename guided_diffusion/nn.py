@@ -38,9 +38,8 @@ class GroupNorm32(nn.GroupNorm):
         on_cpu = x.device.type == "cpu"
         if on_cpu and x.shape[2:].numel() >= MIXED_KERNEL_FROM:
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
-        if (
-            not on_cpu and not torch.is_grad_enabled()
-        ):  # this kernel computes in float32 inside, from rounded parameters
+        if not on_cpu and not torch.is_grad_enabled():
+            # this kernel computes in float32 inside, from rounded parameters
             return F.group_norm(x, self.num_groups, weight.to(x.dtype), bias.to(x.dtype), self.eps)
         return F.group_norm(x.to(weight.dtype), self.num_groups, weight, bias, self.eps).to(x.dtype)
 

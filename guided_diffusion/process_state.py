@@ -27,7 +27,7 @@ class ProcessState:
         return dist_util.gather(here)
 
     def load(self, ranks: list[dict[str, Any]]) -> None:
-        """Take up this process's part of what `gather` gave; with another number of processes all starts anew."""
+        """Restore this process's part of a gathered state; with another number of processes, start fresh."""
         if len(ranks) != dist_util.world_size():
             logger.log(f"saved by {len(ranks)} processes: data order and random numbers start anew")
             return
@@ -63,7 +63,7 @@ def get_random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Take up what `get_random_state` gave; a GPU's generator only where there is one."""
+    """Restore what `get_random_state` gave; a GPU's generator only where there is one."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)

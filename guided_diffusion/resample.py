@@ -60,7 +60,7 @@ class LossAwareSampler(ScheduleSampler):
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
 
 
 class LossHistorySampler(LossAwareSampler):
@@ -95,7 +95,7 @@ class LossHistorySampler(LossAwareSampler):
         return {"history": torch.from_numpy(self._history), "counts": torch.from_numpy(self._counts)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Take up a history. Raises ValueError when it belongs to another number of timesteps."""
+        """Restore a history. Raises ValueError when it belongs to another number of timesteps."""
         history, counts = state["history"].numpy(), state["counts"].numpy()
         if history.shape != self._history.shape:
             raise ValueError(f"schedule sampler: history of shape {history.shape}, expected {self._history.shape}")

@@ -14,12 +14,12 @@ from guided_diffusion.forward_process import ForwardProcess
 Model = Callable[..., torch.Tensor]
 """A network, called as model(x, timesteps, **model_kwargs)."""
 
-Gradient = Callable[..., torch.Tensor]
+CondFn = Callable[..., torch.Tensor]
 """A cond_fn, called as cond_fn(x, timesteps, **model_kwargs): the gradient of log p(y | x_t), shaped like x."""
 
 Kwargs = Mapping[str, Any]
 Tensors = dict[str, torch.Tensor]
-Denoised = Callable[[torch.Tensor], torch.Tensor]
+DenoisedFn = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ModelMeanType(enum.Enum):
@@ -93,7 +93,7 @@ class ReverseProcess(ForwardProcess):
         x: torch.Tensor,
         t: torch.Tensor,
         clip_denoised: bool = True,
-        denoised_fn: Denoised | None = None,
+        denoised_fn: DenoisedFn | None = None,
     ) -> Tensors:
         """p(x_{t-1} | x_t) from a raw output. Evaluates no network, draws no random number.
 
@@ -154,7 +154,7 @@ class ReverseProcess(ForwardProcess):
         x: torch.Tensor,
         t: torch.Tensor,
         clip_denoised: bool = True,
-        denoised_fn: Denoised | None = None,
+        denoised_fn: DenoisedFn | None = None,
         model_kwargs: Kwargs | None = None,
     ) -> Tensors:
         """p(x_{t-1} | x_t) of the network: model_output, then interpret_output."""
@@ -163,7 +163,7 @@ class ReverseProcess(ForwardProcess):
 
     def condition_mean(
         self,
-        cond_fn: Gradient,
+        cond_fn: CondFn,
         p_mean_var: Tensors,
         x: torch.Tensor,
         t: torch.Tensor,
@@ -175,7 +175,7 @@ class ReverseProcess(ForwardProcess):
 
     def condition_score(
         self,
-        cond_fn: Gradient,
+        cond_fn: CondFn,
         p_mean_var: Tensors,
         x: torch.Tensor,
         t: torch.Tensor,

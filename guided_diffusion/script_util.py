@@ -108,8 +108,7 @@ def create_model_and_diffusion(
     if unknown:
         raise TypeError(f"create_model_and_diffusion: unknown flags {', '.join(unknown)}; known: {', '.join(defaults)}")
     flags = {**defaults, **flags}
-    diffusion_flags = args_to_dict(argparse.Namespace(**flags), diffusion_defaults())
-    model_flags = {key: value for key, value in flags.items() if key not in diffusion_flags}
+    model_flags = {key: value for key, value in flags.items() if key not in diffusion_defaults()}
 
     model = create_model(
         **model_flags, learn_sigma=flags["learn_sigma"], num_classes=num_classes, multiclass=multiclass
@@ -117,8 +116,16 @@ def create_model_and_diffusion(
     model.config = {**flags, "num_classes": num_classes, "multiclass": multiclass}
     if not isinstance(flags["timestep_respacing"], str):
         model.config["timestep_respacing"] = ",".join(str(count) for count in flags["timestep_respacing"])
-    diffusion = create_gaussian_diffusion(steps=diffusion_flags.pop("diffusion_steps"), **diffusion_flags)
-    return model, diffusion
+    return model, create_diffusion(flags)
+
+
+def create_diffusion(flags: Mapping[str, Any]) -> SpacedDiffusion:
+    """The diffusion process that a program's flags describe: keys of diffusion_defaults(), others are left alone.
+
+    Raises ValueError for values that do not fit together.
+    """
+    settings = {key: flags[key] for key in diffusion_defaults()}
+    return create_gaussian_diffusion(steps=settings.pop("diffusion_steps"), **settings)
 
 
 def create_model(

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, which clusters send before they end a job, as a question that a loop can ask."""
+"""Lets a loop ask whether SIGTERM or SIGUSR1, which clusters send before they end a job, has arrived."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class TrainState:
         yield OPTIMIZER, checkpoint_util.plain({**self.opt.state_dict(), NOTES: notes})
 
     def load(self, start: Start, check: Callable[[str, dict | None], None]) -> dict[str, Any]:
-        """Take up a network and what lies beside it; returns the notes, empty in files of other programs.
+        """Load a network and what lies beside it; returns the notes, empty in files of other programs.
 
         `check` sees each network's path and stored configuration first. Averaged weights that are not there start
         from the network. Raises ValueError for another network's files.

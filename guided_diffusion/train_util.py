@@ -36,7 +36,7 @@ class TrainObserver:
     """Told what happens in a training, for progress bars and pictures; every method may be left out."""
 
     def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
-        """Before a network's file is taken up, with the configuration stored in it; may refuse it by a ValueError."""
+        """Before a network's file is loaded, with the configuration stored in it; may refuse it by a ValueError."""
 
     def on_update(self, loop: TrainLoop) -> None:
         """After each update, in every process."""
@@ -60,7 +60,7 @@ class TrainLoop:
         lr, weight_decay: of AdamW.
         ema_rate: one rate or several, as a number or separated by commas.
         log_interval, save_interval: updates between two lines of the log and two checkpoint sets.
-        resume_checkpoint: …/model000123.pt; the first update is then number 123. Its siblings are taken up too.
+        resume_checkpoint: …/model000123.pt; the first update is then number 123. Its siblings are loaded too.
         use_fp16: as precision='fp16'.
         fp16_scale_growth: growth of log2(loss scale) with each update.
         schedule_sampler: which timesteps to train on; uniform by default.
@@ -110,6 +110,7 @@ class TrainLoop:
         self.batch_size = batch_size
         self.microbatch = microbatch if microbatch > 0 else batch_size
         self.lr = lr
+        self.weight_decay = weight_decay
         self.log_interval = log_interval
         self.save_interval = save_interval
         self.resume_checkpoint = resume_checkpoint
@@ -253,11 +254,13 @@ class TrainLoop:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
     def _resume(self, continue_folder: bool) -> None:
-        """Take up the set to start from, if there is one."""
+        """Load the set to start from, if there is one."""
         start = dist_util.on_rank_0(lambda: find_start(self.folder, self.resume_checkpoint, continue_folder))
         if start is None:
             return
         notes = self.state.load(start, check=self.observer.on_resume)
+        for group in self.opt.param_groups:
+            group["weight_decay"] = self.weight_decay
         self.resume_step = start.number
         if start.is_own and notes:  # the same training: it counts on, and saves when it would have without the break
             with checkpoint_util.damage_named(start.siblings[OPTIMIZER]):
@@ -303,11 +306,14 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _loss_scaler(device: torch.device, dtype: torch.dtype, log2_growth: float) -> torch.amp.GradScaler:
     """Scales the loss of half precision; without effect in the others."""
+    factor, interval = 2.0**log2_growth, 1
+    if factor == 1.0:  # a scale that only overflows change; torch wants a factor, so it is never applied
+        factor, interval = 2.0, 2**31 - 1
     return torch.amp.GradScaler(
         device.type,
         init_scale=INITIAL_LOSS_SCALE,
-        growth_factor=2.0**log2_growth,
-        growth_interval=1,
+        growth_factor=factor,
+        growth_interval=interval,
         enabled=dtype is torch.float16,
     )
 

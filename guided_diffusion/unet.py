@@ -27,7 +27,7 @@ class UNetModel(nn.Module):
         dims: 2, the only kind of image there is here.
         num_classes: number of labels, or None for an unconditional network.
         use_checkpoint: recompute activations in the backward pass: less memory, more time.
-        use_fp16: the wish to run in half precision, recorded; convert_to_fp16 grants it.
+        use_fp16: recorded only; convert_to_fp16 applies it.
         num_heads, num_heads_upsample: attention heads on the way down and up; -1: up as on the way down.
         num_head_channels: channels of a head, in place of num_heads; -1: num_heads decides.
         use_scale_shift_norm: the embedding scales and shifts normalised features instead of being added.

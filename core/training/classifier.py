@@ -22,7 +22,7 @@ from core.training.classifier_files import Architecture, logits_of, to_file
 from core.training.data import LabelledImages
 from core.training.script import Progress
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.batches import EndlessBatches
+from guided_diffusion.batches import EndlessBatches, ignore_foreign_signals
 from guided_diffusion.process_state import ProcessState
 from guided_diffusion.stop_signal import StopSignal
 from guided_diffusion.train_log import Speed
@@ -147,6 +147,7 @@ class ClassifierTraining:
             self.validation,
             batch_size=self.batches.batch_size,
             num_workers=self.batches.num_workers,
+            worker_init_fn=ignore_foreign_signals,
             generator=torch.Generator(),  # else it would draw from the global one
         )
         dist_util.sync_params(self.network.buffers())  # the running means of the norms are each process's own

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.utils import save_image
 
 from core.files import write_atomically
+from core.images import grid_png
 from core.training.script import Progress
 from core.unet_flags import differing_flags
-from guided_diffusion import dist_util, script_util
+from guided_diffusion import dist_util
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.script_util import create_diffusion
 from guided_diffusion.train_util import TrainLoop, TrainObserver
 
 GRID_COLUMNS = 4
@@ -69,9 +69,7 @@ class Monitor(TrainObserver):
             images = self._draw(network, loop.device, loop.microbatch)
         folder = Path(loop.folder.folder) / "samples"
         folder.mkdir(exist_ok=True)
-        picture = io.BytesIO()
-        save_image(images, picture, format="png", nrow=GRID_COLUMNS, normalize=True, value_range=(-1, 1))
-        write_atomically(folder / f"{number:06d}.png", picture.getvalue())
+        write_atomically(folder / f"{number:06d}.png", grid_png(images, GRID_COLUMNS))
 
     def _draw(self, network: torch.nn.Module, device: torch.device, batch_size: int) -> torch.Tensor:
         images = []
@@ -85,7 +83,4 @@ class Monitor(TrainObserver):
 
 def _shortened(flags: Mapping[str, Any], steps: int) -> GaussianDiffusion:
     """The flags' process with `steps` of its timesteps, or all where it has fewer."""
-    settings = {key: flags[key] for key in script_util.diffusion_defaults()}
-    total = settings.pop("diffusion_steps")
-    settings["timestep_respacing"] = str(min(steps, total))
-    return script_util.create_gaussian_diffusion(steps=total, **settings)
+    return create_diffusion({**flags, "timestep_respacing": str(min(steps, flags["diffusion_steps"]))})

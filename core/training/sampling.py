@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchvision.utils import save_image
 from tqdm import tqdm
 
 from core.datasets import ATTRIBUTES, CelebA
 from core.files import write_atomically
+from core.images import from_image, grid_png, to_uint8
 from guided_diffusion import dist_util
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 
@@ -43,7 +43,7 @@ class Sampler:
             x = self.diffusion.ddim_sample_loop(self.network, shape, eta=self.eta, **settings)
         else:
             x = self.diffusion.p_sample_loop(self.network, shape, **settings)
-        return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return to_uint8(x).movedim(1, -1).contiguous()
 
 
 def draw_samples(sampler: Sampler, labels: torch.Tensor | None, count: int, batch_size: int) -> np.ndarray:
@@ -86,8 +86,5 @@ def write_samples(folder: Path, images: np.ndarray, labels: torch.Tensor | None)
     np.savez(content, *arrays)
     path = folder / f"samples_{'x'.join(map(str, images.shape))}.npz"
     write_atomically(path, content.getvalue())
-    picture = io.BytesIO()
-    first = torch.from_numpy(images[:GRID_IMAGES]).permute(0, 3, 1, 2).float() / 255
-    save_image(first, picture, format="png", nrow=GRID_COLUMNS)
-    write_atomically(path.with_suffix(".png"), picture.getvalue())
+    write_atomically(path.with_suffix(".png"), grid_png(from_image(images[:GRID_IMAGES]), GRID_COLUMNS))
     return path

@@ -225,7 +225,9 @@ def test_half_precision_grows_its_scale_and_halves_it_at_an_overflow():
     assert not torch.equal(loop.state.params[0], before[0])
 
 
-@pytest.mark.parametrize(("settings", "growth"), [({"fp16_scale_growth": 0.5}, 0.5), ({}, 1e-3)])
+@pytest.mark.parametrize(
+    ("settings", "growth"), [({"fp16_scale_growth": 0.5}, 0.5), ({"fp16_scale_growth": 0.0}, 0), ({}, 1e-3)]
+)
 def test_the_loss_scale_grows_with_each_update_and_an_overflow_takes_one_from_its_exponent(settings, growth):
     loop = make(use_fp16=True, **settings)
     loop.diffusion.training_losses = lambda network, x, t, model_kwargs: {  # small: its gradients stay finite
@@ -237,6 +239,12 @@ def test_the_loss_scale_grows_with_each_update_and_an_overflow_takes_one_from_it
         exponents.append(math.log2(loop.scaler.get_scale()))
     changes = np.cumsum([growth, growth, -1, growth])
     assert exponents == pytest.approx([20, *(20 + changes)], abs=1e-6)  # float32 has 24 bits
+
+
+def test_a_resumed_training_has_the_weight_decay_it_is_given(tmp_path):
+    train(weight_decay=0.5, max_steps=1, output_path=str(tmp_path))
+    loop = make(weight_decay=0.25, max_steps=2, output_path=str(tmp_path))
+    assert loop.updates == 1 and loop.opt.param_groups[0]["weight_decay"] == 0.25
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.01), ("bf16", 0.05)])
