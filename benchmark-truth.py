@@ -98,12 +98,12 @@ def add_shortcut(report: Report, benchmark: Benchmark, shortcut: Shortcut) -> No
         name = experiment.exp_name
         found = shortcut.explained(benchmark.figures[name], labels, benchmark.oracle.known)
         if not found:
-            report.missing.append(f"CD, {shortcut.name}: no counterfactual of {name} reached its target")
+            report.missing[name].append(f"CD, {shortcut.name}: no counterfactual of {name} reached its target")
         ids = [pair.id for pair in benchmark.pairs[name]]
         try:
             found += shortcut.relied_on(experiment, ids, benchmark.faces, benchmark.machine)
         except InputError as error:
-            report.missing.append(f"classifier of {name}: {error}")
+            report.missing[name].append(f"classifier of {name}: {error}")
         report.measurements[name] |= {measurement.name: measurement for measurement in found}
 
 

@@ -6,7 +6,7 @@ from core.cli import run
 from core.evaluation.cli import add_query_flag, machine, metric_parser, note, show, tree, write_file
 from core.evaluation.measures import oracle_logits, select_pairs, spurious_correlations, train_labels
 from core.evaluation.plots import correlation_plot
-from core.evaluation.published import recorded
+from core.run_config import recorded
 
 
 def main() -> None:

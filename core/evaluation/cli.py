@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from core.cli import Parser, attribute, integer, select_device
 from core.errors import InputError
 from core.evaluation.features import Machine
@@ -87,7 +85,6 @@ def seed_trees(args: argparse.Namespace) -> list[ResultTree]:
 
 def machine(args: argparse.Namespace) -> Machine:
     """Where the networks run. Raises InputError for a device that is not there."""
-    torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would let decisions depend on the batch size
     return Machine(select_device(args.gpu), args.batch_size, args.num_workers)
 
 

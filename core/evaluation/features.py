@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections import deque
@@ -34,6 +35,18 @@ class Machine:
     num_workers: int = 4
 
 
+@contextlib.contextmanager
+def computing() -> Iterator[None]:
+    """No gradients, and convolutions in float32: by TF32's ten bits of mantissa, decisions depend on the batch size."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 class ImageFeatures:
     """What a network says of image files; a file that has been seen is not computed again.
 
@@ -59,7 +72,7 @@ class ImageFeatures:
         new = [path for path in dict.fromkeys(paths) if path not in self._known]
         rows: list[torch.Tensor] = []
         for images in batches(new, self._read, self.machine):
-            with torch.no_grad():
+            with computing():
                 rows.extend(self.network(torch.stack(images).to(self.machine.device)).float().cpu())
         self._known.update(zip(new, rows, strict=True))
         return torch.stack([self._known[path] for path in paths])

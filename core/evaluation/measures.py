@@ -1,8 +1,8 @@
 """The evaluation protocol on result trees: which images enter a metric, what is computed on them, and the
 result.
 
-Every measure takes pairs of files (core.results) and the networks it needs, so that features are shared by
-measures and by experiments.
+Measures take pairs of files (core.results) and the networks they need, so that features are shared by measures and by
+experiments; Fréchet distances take the whole tree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from core.checkpoints import load_inception, load_oracle, load_small_cnn, load_vggface2
 from core.datasets import ATTRIBUTES, read_annotations, read_image
 from core.errors import InputError, UndefinedError
-from core.evaluation.features import ImageFeatures, Machine, StoredFeatures, batches
+from core.evaluation.features import ImageFeatures, Machine, StoredFeatures, batches, computing
 from core.evaluation.frechet import frechet_distance, gaussian, split_frechet_distance
 from core.images import from_image
 from core.metrics import (
@@ -45,6 +45,7 @@ PARTITIONS = ("cor", "inc", "all")
 FEATURE_NETWORKS = ("inception", "oracle")
 """In whose feature space Fréchet distances are taken."""
 
+FLIP_RATE = "flip rate"
 SMALL_FS = "FS (small network)"
 
 Features = Callable[[Sequence[Path]], torch.Tensor]
@@ -125,10 +126,9 @@ def mean(name: str, values: np.ndarray) -> Measurement:
     return Measurement(name, float(values.mean()), len(values), interval)
 
 
-def flip_rate(tree: ResultTree, partition: str = "all") -> Measurement:
-    """The share of counterfactuals that reached their target."""
-    pairs = select_pairs(tree, partition, flipped_only=False)
-    return mean("flip rate", np.array([pair.flipped for pair in pairs], dtype=float))
+def flip_rate(pairs: Sequence[Pair]) -> Measurement:
+    """The share of counterfactuals that reached their target, of all pairs."""
+    return mean(FLIP_RATE, np.array([pair.flipped for pair in pairs], dtype=float))
 
 
 def face_verification(pairs: Sequence[Pair], faces: Features) -> tuple[Measurement, Measurement]:
@@ -180,7 +180,7 @@ def class_transition(
     curves = []
     for images in batches(pairs, _read_pair, machine):
         x, x_cf = torch.stack(images, dim=1).to(machine.device)
-        with torch.no_grad():
+        with computing():
             curves.append(transition(classifier, x, x_cf, query))
     together = np.concatenate(curves)
     return mean("COUT", cout(together, pixels=x[0, 0].numel())), together
@@ -232,7 +232,7 @@ def diversity(trees: Sequence[ResultTree], lpips: LPIPSDistance, machine: Machin
     groups = _common_images(trees, partition)
     distances = []
     for images in batches(groups, _read_group, machine):
-        with torch.no_grad():
+        with computing():
             features = [lpips.features(x.to(machine.device)) for x in torch.stack(images, dim=1)]
             pairs = [lpips(a, b) for a, b in combinations(features, 2)]
         distances.append(torch.stack(pairs).double().mean(dim=0).cpu())

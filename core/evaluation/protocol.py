@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from core.datasets import ATTRIBUTES
 from core.errors import InputError, UndefinedError
 from core.evaluation.features import ImageFeatures, Machine
 from core.evaluation.measures import (
+    FLIP_RATE,
     SMALL_FS,
     Measurement,
     changed_attributes,
@@ -36,8 +37,9 @@ from core.evaluation.measures import (
     spurious_correlations,
     train_labels,
 )
-from core.evaluation.published import caveats, recorded
+from core.evaluation.published import caveats
 from core.results import Pair, ResultTree
+from core.run_config import recorded
 from core.weight_files import SAFETENSORS
 
 SMILING = ATTRIBUTES.index("Smiling")
@@ -64,9 +66,14 @@ class Request:
     inception_weights: Path | None
     feature_network: str
 
+    _pairs: dict[tuple[str, bool], list[Pair]] = field(default_factory=dict, init=False)
+
     def pairs(self, tree: ResultTree, flipped_only: bool = True) -> list[Pair]:
-        """The pairs of an experiment in this partition."""
-        return select_pairs(tree, self.partition, flipped_only)
+        """The pairs of an experiment in this partition; its folder is read once."""
+        key = (tree.exp_name, flipped_only)
+        if key not in self._pairs:
+            self._pairs[key] = select_pairs(tree, self.partition, flipped_only)
+        return self._pairs[key]
 
     def query_of(self, tree: ResultTree) -> int:
         """The attribute that an experiment explains."""
@@ -126,15 +133,21 @@ class Request:
 
 @dataclass
 class Report:
-    """What came out: experiment -> metric -> measurement, why others are missing, and what does not compare."""
+    """What came out, by experiment: metric -> measurement, why others are missing, and what does not compare."""
 
-    measurements: dict[str, dict[str, Measurement]] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    caveats: dict[str, list[str]] = field(default_factory=dict)
+    measurements: dict[str, dict[str, Measurement]]
+    missing: dict[str, list[str]]
+    caveats: dict[str, list[str]]
+
+    @classmethod
+    def empty(cls, experiments: Iterable[str]) -> Report:
+        """Without a measurement yet."""
+        names = list(experiments)
+        return cls({name: {} for name in names}, {name: [] for name in names}, {name: [] for name in names})
 
     def of(self, experiment: str) -> Report:
         """The same for one of the experiments."""
-        return Report({experiment: self.measurements[experiment]}, self.missing, {experiment: self.caveats[experiment]})
+        return Report(*({experiment: part[experiment]} for part in (self.measurements, self.missing, self.caveats)))
 
 
 Compute = Callable[[Request, ResultTree], Sequence[Measurement]]
@@ -144,10 +157,12 @@ Compute = Callable[[Request, ResultTree], Sequence[Measurement]]
 class Metric:
     """One step of the protocol.
 
-    prepare: loads what it needs, raising InputError where that is not present. compute: its numbers on one
-    experiment. flipped_only: whether it looks at counterfactuals that reached their target only.
+    names: of the measurements it may give, rows of the table. prepare: loads what it needs, raising InputError where
+    that is not present. compute: its numbers on one experiment. flipped_only: whether it looks at counterfactuals that
+    reached their target only.
     """
 
+    names: tuple[str, ...]
     prepare: Callable[[Request], Any]
     compute: Compute
     flipped_only: bool = True
@@ -155,23 +170,26 @@ class Metric:
 
 def evaluate(request: Request) -> Report:
     """Compute every metric that can be computed. Raises InputError for damaged images and experiments."""
-    report = Report({tree.exp_name: {} for tree in request.trees})
+    report = Report.empty(tree.exp_name for tree in request.trees)
     for tree in request.trees:
         request.pairs(tree, flipped_only=False)  # what is wrong with a tree shows before the hours of work
-    for name, metric in METRICS.items():
+    for metric in METRICS:
+        label = ", ".join(name for name in metric.names if "(" not in name)  # without the stand-ins' names
         try:
             metric.prepare(request)
         except InputError as error:
-            report.missing.append(f"{name}: {error}")
+            for lines in report.missing.values():
+                lines.append(f"{label}: {error}")
             continue
         for tree in request.trees:
+            missing = report.missing[tree.exp_name]
             if metric.flipped_only and not any(pair.flipped for pair in request.pairs(tree, flipped_only=False)):
-                report.missing.append(f"{name}: no counterfactual of {tree.exp_name} reached its target")
+                missing.append(f"{label}: no counterfactual of {tree.exp_name} reached its target")
                 continue
             try:
                 measurements = metric.compute(request, tree)
             except UndefinedError as error:
-                report.missing.append(f"{name} of {tree.exp_name}: {error}")
+                missing.append(f"{label} of {tree.exp_name}: {error}")
                 continue
             for measurement in measurements:
                 report.measurements[tree.exp_name][measurement.name] = measurement
@@ -203,43 +221,52 @@ def _column(request: Request, tree: ResultTree) -> int:
     return output_column(request.classifier, request.query_of(tree), request.classifier_path)
 
 
-METRICS: dict[str, Metric] = {
-    "flip rate": Metric(
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        names=(FLIP_RATE,),
         prepare=lambda request: None,
-        compute=lambda request, tree: [flip_rate(tree, request.partition)],
+        compute=lambda request, tree: [flip_rate(request.pairs(tree, flipped_only=False))],
         flipped_only=False,
     ),
-    "FVA, FS": Metric(
+    Metric(
+        names=("FVA", "FS", SMALL_FS),
         prepare=lambda request: request.faces,
         compute=lambda request, tree: _same_person(request.pairs(tree), request),
     ),
-    "MNAC": Metric(
+    Metric(
+        names=("MNAC",),
         prepare=lambda request: request.attributes,
         compute=lambda request, tree: [changed_attributes(request.pairs(tree), request.attributes)],
     ),
-    "CD": Metric(
+    Metric(
+        names=("CD",),
         prepare=lambda request: (request.labels, request.attributes),
         compute=lambda request, tree: [
             spurious_correlations(request.pairs(tree), request.attributes, request.labels, request.query_of(tree))[0]
         ],
     ),
-    "MAD": Metric(
+    Metric(
+        names=("MAD",),
         prepare=lambda request: request.classifier,
         compute=lambda request, tree: [
             decision_change(request.pairs(tree, flipped_only=False), request.logits, _column(request, tree))
         ],
         flipped_only=False,
     ),
-    "COUT": Metric(prepare=lambda request: request.classifier, compute=_transition, flipped_only=False),
-    "FID, sFID": Metric(prepare=lambda request: request.frechet, compute=_realism),
-    "sigma_L": Metric(
+    Metric(names=("COUT",), prepare=lambda request: request.classifier, compute=_transition, flipped_only=False),
+    Metric(
+        names=(*frechet_names("inception"), *frechet_names("oracle")),
+        prepare=lambda request: request.frechet,
+        compute=_realism,
+    ),
+    Metric(
+        names=("sigma_L",),
         prepare=lambda request: request.sigma,
         compute=lambda request, tree: [request.sigma] * (tree in request.seeds),
         flipped_only=False,
     ),
-}
-"""The protocol, in the order of its table."""
+)
+"""The protocol, in the order of its table. A metric of your own is an entry here."""
 
-METRIC_NAMES = ("flip rate", "FVA", "FS", SMALL_FS, "MNAC", "CD", "MAD", "COUT", *frechet_names("inception"))
-METRIC_NAMES += (*frechet_names("oracle"), "sigma_L")
+METRIC_NAMES = tuple(name for metric in METRICS for name in metric.names)
 """The rows of the table."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from core.evaluation.measures import Measurement, frechet_names
-from core.files import read_yaml
 from core.results import Pair, ResultTree
+from core.run_config import recorded
 
 PUBLISHED: dict[str, dict[str, float]] = {
     "DiME": {
@@ -57,16 +57,3 @@ def caveats(tree: ResultTree, pairs: list[Pair], measurements: Mapping[str, Meas
     if "CelebAMV" in recorded(tree, "dataset"):
         lines.append("the mini-validation set of 1000 images was explained: the papers' figures are of the whole one")
     return lines
-
-
-def recorded(tree: ResultTree, flag: str) -> set:
-    """The values of a flag in the runs behind the experiment, where their configuration lies there."""
-    found = set()
-    for path in tree.reports("config.yaml"):
-        try:
-            config = read_yaml(path)
-        except (FileNotFoundError, ValueError):
-            continue
-        if isinstance(config, dict) and flag in config:
-            found.add(config[flag])
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from core.evaluation.protocol import METRIC_NAMES, Report
@@ -21,11 +21,10 @@ def markdown(report: Report, papers: Sequence[str] = ()) -> str:
     rows = [[name, *_cells(report, name, papers)] for name in METRIC_NAMES]
     rows = [row for row in rows if any(row[1 : 1 + len(report.measurements)])]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [_line(header, widths), _line(["-" * width for width in widths], widths)]
-    lines += [_line(row, widths) for row in rows]
+    lines = [table_line(header, widths), table_line(["-" * width for width in widths], widths)]
+    lines += [table_line(row, widths) for row in rows]
     lines += ["", "Cells: value [95 % bootstrap interval over images] (images)."]
-    cautions = dict.fromkeys(line for lines in report.caveats.values() for line in lines)
-    lines += _listed("Not computed:", report.missing) + _listed("Compare with care:", list(cautions))
+    lines += listed("Not computed:", report.missing) + listed("Compare with care:", report.caveats)
     return "\n".join(lines) + "\n"
 
 
@@ -41,12 +40,15 @@ def _cells(report: Report, name: str, papers: Sequence[str]) -> list[str]:
     return cells + [f"{PUBLISHED[paper][name]:.4g}" if name in PUBLISHED[paper] else "" for paper in papers]
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def table_line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """A row of a Markdown table, its columns aligned."""
     return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
 
-def _listed(title: str, lines: Sequence[str]) -> list[str]:
-    return ["", title, "", *(f"- {line}" for line in lines)] if lines else []
+def listed(title: str, notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of Markdown: what was noted of the experiments, each remark once; none where nothing was."""
+    remarks = dict.fromkeys(line for lines in notes.values() for line in lines)
+    return ["", title, "", *(f"- {line}" for line in remarks)] if remarks else []
 
 
 def as_csv(report: Report) -> str:

@@ -198,14 +198,12 @@ def _is_interval(value: Any) -> bool:
 
 def _remarks(experiments: Sequence[Experiment]) -> list[str]:
     """What evaluate.py said below its table, every line once."""
-    lines: list = []
+    lines: list[str] = []
     for experiment in experiments:
-        content = experiment.evaluation or {}
-        missing = content.get("missing")
-        cautions = _at(content, ("caveats",)).get(experiment.tree.exp_name)
-        lines += [f"Not computed: {line}" for line in missing] if isinstance(missing, list) else []
-        lines += cautions if isinstance(cautions, list) else []
-    return list(dict.fromkeys(str(line) for line in lines))
+        for kind, heading in (("missing", "Not computed: "), ("caveats", "")):
+            remarks = _at(experiment.evaluation or {}, (kind,)).get(experiment.tree.exp_name)
+            lines += [f"{heading}{line}" for line in remarks] if isinstance(remarks, list) else []
+    return list(dict.fromkeys(lines))
 
 
 def _figure(value: Any) -> str:

@@ -150,7 +150,7 @@ class Benchmark:
 
     def report(self) -> Report:
         """The table. Raises InputError where an experiment has no image with a true counterfactual."""
-        report = Report(caveats={name: [] for name in self.figures})
+        report = Report.empty(self.figures)
         query = DRAWN.index(self.faces.query)
         for name, figures in self.figures.items():
             report.measurements[name] = {

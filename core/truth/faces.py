@@ -15,15 +15,15 @@ import numpy as np
 from PIL import Image
 
 from core.datasets import ATTRIBUTES, image_transform, open_dataset, read_image
-from core.drawn_faces import DRAWN, Face, attributes, counterfactual, draw
+from core.drawn_faces import DRAWN, Face, counterfactual, draw, labels_of
 from core.drawn_faces.attributes import require_drawn
 from core.drawn_faces.drawing import changed_pixels
 from core.drawn_faces.folder import JPEG_QUALITY, image_name, load_faces
 from core.errors import InputError
-from core.evaluation.published import recorded
 from core.images import input_to_uint8, to_hwc
 from core.job.writer import SAME_IMAGE_TOLERANCE, encoded
 from core.results import Pair, ResultTree
+from core.run_config import recorded
 
 FLAGS = {"query_label": int, "image_size": int, "dataset": str, "use_train": bool, "data_dir": str}
 
@@ -157,7 +157,7 @@ class DrawnFaces:
 
 def has(face: Face) -> np.ndarray:
     """Which of DRAWN a face has, (A,) bool."""
-    labels = attributes(face)
+    labels = labels_of(face)
     return np.array([labels[name] for name in DRAWN])
 
 

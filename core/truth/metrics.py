@@ -35,7 +35,7 @@ def localisation(changed: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def alignment(x: np.ndarray, cf: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Cosine (N,) between the change made, cf - x, and the true one, truth - x; NaN where one of them is nothing."""
+    """Cosine (N,) between the change made, cf - x, and the true one, truth - x; NaN where either change is zero."""
     made, true = ((image.astype(float) - x).reshape(len(x), -1) for image in (cf, truth))
     norm = np.linalg.norm(made, axis=1) * np.linalg.norm(true, axis=1)
     return (made * true).sum(axis=1) / np.where(norm, norm, np.nan)

@@ -11,7 +11,8 @@ from core.checkpoints import load_classifier
 from core.datasets import ATTRIBUTES
 from core.drawn_faces import DRAWN
 from core.errors import InputError
-from core.evaluation.features import Machine
+from core.evaluation.features import Machine, computing
+from core.images import from_image
 from core.metrics import decide
 
 
@@ -39,12 +40,12 @@ class AttributeOracle:
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         """Decisions (N, A), 0 or 1, on pictures (N, H, W, 3), 8-bit; 0 for what it does not know."""
         seen = np.zeros((len(pictures), len(DRAWN)), dtype=int)
-        seen[:, self.known] = decide(logits_of(self.network, pictures, self.machine)[:, self.columns])
+        seen[:, self.known] = decide(picture_logits(self.network, pictures, self.machine)[:, self.columns])
         return seen
 
 
-def logits_of(network: torch.nn.Module, pictures: np.ndarray, machine: Machine) -> torch.Tensor:
+def picture_logits(network: torch.nn.Module, pictures: np.ndarray, machine: Machine) -> torch.Tensor:
     """A network's logits (N, C), on the CPU, of pictures (N, H, W, 3), 8-bit."""
-    x = torch.from_numpy(pictures).movedim(-1, 1) / 127.5 - 1
-    with torch.no_grad():
-        return torch.cat([network(part.to(machine.device)).float().cpu() for part in x.split(machine.batch_size)])
+    with computing():
+        parts = from_image(pictures).split(machine.batch_size)
+        return torch.cat([network(part.to(machine.device)).float().cpu() for part in parts])

@@ -15,12 +15,12 @@ from core.drawn_faces import DRAWN
 from core.errors import InputError
 from core.evaluation.features import Machine, batches
 from core.evaluation.measures import Measurement, mean
-from core.evaluation.published import recorded
 from core.metrics import bootstrap_interval, correlation_difference, correlations
 from core.results import ResultTree
+from core.run_config import recorded
 from core.truth.benchmark import Figures
 from core.truth.faces import DrawnFaces
-from core.truth.oracle import logits_of
+from core.truth.oracle import picture_logits
 
 CD = "CD"
 
@@ -39,22 +39,27 @@ class Shortcut:
 
     @property
     def correlation(self) -> str:
+        """Between the oracle's changes of the two."""
         return f"{self.name}: correlation of changes"
 
     @property
     def moves_along(self) -> str:
+        """Share of counterfactuals that change the shortcut too."""
         return f"{self.name}: moves along"
 
     @property
     def turned_by_query(self) -> str:
+        """Share of faces whose decision the query alone turns."""
         return f"classifier: turned by {self.query} alone"
 
     @property
     def turned_by_shortcut(self) -> str:
+        """Share of faces whose decision the shortcut alone turns."""
         return f"classifier: turned by {self.name} alone"
 
     @property
     def reliance(self) -> str:
+        """The shortcut's share of both effects on the logit."""
         return f"classifier: reliance on {self.name}"
 
     def explained(self, figures: Figures, labels: np.ndarray, known: np.ndarray) -> list[Measurement]:
@@ -90,7 +95,15 @@ class Shortcut:
 
         Raises InputError where the experiment's configuration names no classifier, or its file is not there.
         """
-        logits = {name: self._logits(tree, ids, faces, machine, name) for name in ("", self.query, self.name)}
+        network, column = explained_classifier(tree, faces.task.query_label, machine)
+
+        def logits_on(turned: str) -> np.ndarray:
+            """The logits (N,) of the query on the faces, with an attribute drawn over ('': as they are)."""
+            parts = batches(ids, lambda id: faces.picture(id, turned), machine)
+            logits = [picture_logits(network, np.stack(part), machine)[:, column] for part in parts]
+            return torch.cat(logits).double().numpy()
+
+        logits = {name: logits_on(name) for name in ("", self.query, self.name)}
         found, effects = [], {}
         for name, row in ((self.query, self.turned_by_query), (self.name, self.turned_by_shortcut)):
             given = np.array([1 if name not in faces.face(id).has else -1 for id in ids])
@@ -104,14 +117,6 @@ class Shortcut:
         n = len(ids)
         interval = bootstrap_interval(reliance, n)
         return [*found, Measurement(self.reliance, reliance(np.arange(n)), n, interval)]
-
-    def _logits(
-        self, tree: ResultTree, ids: Sequence[int], faces: DrawnFaces, machine: Machine, turned: str
-    ) -> np.ndarray:
-        """The classifier's logits (N,) of the query, on faces with an attribute turned over."""
-        network, column = explained_classifier(tree, faces.task.query_label, machine)
-        parts = batches(ids, lambda id: faces.picture(id, turned), machine)
-        return torch.cat([logits_of(network, np.stack(part), machine)[:, column] for part in parts]).double().numpy()
 
 
 def explained_classifier(tree: ResultTree, query_label: int, machine: Machine) -> tuple[torch.nn.Module, int]:

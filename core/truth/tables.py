@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from core.evaluation.measures import Measurement
 from core.evaluation.protocol import Report
+from core.evaluation.table import listed, table_line
 
 IMAGES = "images"
 
@@ -21,9 +22,7 @@ def markdown(report: Report, tables: Mapping[str, Sequence[str]]) -> str:
         columns = {name: found for name, found in report.measurements.items() if any(row in found for row in rows)}
         lines += [f"**{title}**", "", *_table(columns, rows), ""]
     lines.append("Cells: value [95 % bootstrap interval over images] (images, where not all).")
-    left_out = [note for notes in report.caveats.values() for note in notes]
-    for title, notes in (("Not computed:", report.missing), ("Left out:", left_out)):
-        lines += ["", title, "", *(f"- {note}" for note in notes)] if notes else []
+    lines += listed("Not computed:", report.missing) + listed("Left out:", report.caveats)
     return "\n".join(lines) + "\n"
 
 
@@ -35,10 +34,8 @@ def _table(columns: Mapping[str, Mapping[str, Measurement]], rows: Sequence[str]
         if any(line):
             cells.append([row, *line])
     widths = [max(len(line[column]) for line in cells) for column in range(len(columns) + 1)]
-    lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
-    return [lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]]
+    rule = ["-" * width for width in widths]
+    return [table_line(line, widths) for line in (cells[0], rule, *cells[1:])]
 
 
 def _cell(measurement: Measurement | None, images: int) -> str:

@@ -42,6 +42,22 @@ def test_a_unet_keeps_weights_and_configuration(tmp_path):
         load_unet(tmp_path / "m.safetensors", FLAGS | {"num_heads": 2 * FLAGS["num_heads"]}, CPU)
 
 
+def test_the_state_of_a_training_is_no_network(tmp_path):
+    content = {"network": {"weight": torch.ones(2)}, "optimizer": {"state": {0: torch.ones(2)}, "param_groups": []}}
+    with pytest.raises(InputError, match="'optimizer' holds more than tensors"):
+        write_safetensors(tmp_path / "t.safetensors", content)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensors_beside_tables_come_back(tmp_path):
+    content = {"table": {"weight": torch.ones(2)}, "alone": torch.zeros(3), "epoch": 4}
+    write_safetensors(tmp_path / "t.safetensors", content, torch.float32)
+    again = read_checkpoint(tmp_path / "t.safetensors")
+    assert again.keys() == content.keys() and again["epoch"] == 4
+    assert torch.equal(again["alone"], content["alone"])
+    assert torch.equal(again["table"]["weight"], content["table"]["weight"])
+
+
 def test_a_classifier_keeps_its_tables_and_names(tmp_path, small):
     write_safetensors(tmp_path / "c.safetensors", read_checkpoint(small), torch.float32)
     content, again = read_checkpoint(small), read_checkpoint(tmp_path / "c.safetensors")

@@ -19,7 +19,7 @@ REPORT = Report(
         "a": {"FVA": Measurement("FVA", 0.5, 12, (0.25, 0.75)), "FID": Measurement("FID", 3.25, 12)},
         "b/c": {"FVA": Measurement("FVA", 1.0, 11, (1.0, 1.0))},
     },
-    missing=["MNAC: oracle.pth: no such file"],
+    missing={"a": ["MNAC: oracle.pth: no such file"], "b/c": ["MNAC: oracle.pth: no such file", "CD of b/c: none"]},
     caveats={"a": ["few images", "JPEG"], "b/c": ["JPEG"]},
 )
 
@@ -31,12 +31,12 @@ def test_markdown():
     assert cells[2] == ["FVA", "0.5 [0.25, 0.75] (12)", "1 [1, 1] (11)", "0.983"]
     assert cells[3] == ["FID", "3.25 (12)", "", "3.17"]
     assert len({len(line) for line in lines[:4]}) == 1  # columns are aligned
-    assert lines[lines.index("Not computed:") + 2 :][0] == "- MNAC: oracle.pth: no such file"
-    assert [line for line in lines if line.startswith("- ")][1:] == ["- few images", "- JPEG"]
+    assert lines[lines.index("Not computed:") + 2 :][:2] == ["- MNAC: oracle.pth: no such file", "- CD of b/c: none"]
+    assert [line for line in lines if line.startswith("- ")][2:] == ["- few images", "- JPEG"]
 
 
 def test_nothing_missing_and_no_caveat_need_no_words():
-    text = markdown(Report({"a": REPORT.measurements["a"]}, [], {"a": []}))
+    text = markdown(Report({"a": REPORT.measurements["a"]}, {"a": []}, {"a": []}))
     assert "Not computed" not in text and "Compare" not in text
 
 
@@ -55,6 +55,7 @@ def test_csv_and_json_hold_the_same():
 def test_report_of_one_experiment():
     own = REPORT.of("b/c")
     assert list(own.measurements) == ["b/c"] and own.caveats == {"b/c": ["JPEG"]}
+    assert "CD of b/c: none" in markdown(own) and "CD of b/c: none" not in markdown(REPORT.of("a"))
 
 
 def test_every_published_figure_has_a_row():

@@ -110,6 +110,6 @@ def test_attribute_changes_are_the_decisions_that_differ(tmp_path):
 
 def test_an_evaluation_is_read_as_it_was_left(tmp_path):
     tree = make_experiment(tmp_path, "exp", range(2))
-    content = {"measurements": {"exp": {}}, "missing": [], "caveats": {}}
+    content = {"measurements": {"exp": {}}, "missing": {}, "caveats": {}}
     tree.report("evaluation.json").write_text(json.dumps(content))
     assert read_experiment(tree).evaluation == content

@@ -95,7 +95,7 @@ def test_tables_hold_the_files_figures(tmp_path):
     measured = {"name": "FVA", "value": 0.98765, "n": 5, "interval": [0.9, 1.0]}
     evaluation = {
         "measurements": {"exp": {"FVA": measured, "new metric": {"value": 1.5, "n": 3, "interval": None}}},
-        "missing": ["COUT: no weights"],
+        "missing": {"exp": ["COUT: no weights"]},
         "caveats": {"exp": ["few images"]},
     }
     tree.report("evaluation.json").write_text(json.dumps(evaluation))
@@ -113,7 +113,7 @@ def test_text_from_files_is_escaped(tmp_path):
     tree.report("summary.yaml").write_text(f"n: {SCRIPT_TAG!r}\nFVA: {IMAGE_TAG!r}\n{IMAGE_TAG!r}: 1\n")
     evaluation = {
         "measurements": {IMAGE_TAG: {SCRIPT_TAG: {"value": IMAGE_TAG, "n": SCRIPT_TAG, "interval": [IMAGE_TAG, 1]}}},
-        "missing": [SCRIPT_TAG],
+        "missing": {IMAGE_TAG: [SCRIPT_TAG]},
         "caveats": {IMAGE_TAG: [IMAGE_TAG]},
     }
     tree.report("evaluation.json").write_text(json.dumps(evaluation))

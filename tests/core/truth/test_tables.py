@@ -15,7 +15,7 @@ REPORT = Report(
         },
         "(true cf)": {"recovered": Measurement("recovered", 1.0, 16, (1.0, 1.0))},
     },
-    missing=["classifier of a: gone"],
+    missing={"a": ["classifier of a: gone"]},
     caveats={"a": ["a: 1 images are misjudged"]},
 )
 
