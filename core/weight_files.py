@@ -54,13 +54,18 @@ def write_safetensors(path: str | Path, content: Mapping[str, Any], dtype: torch
     """Write what `read_checkpoint` or `read_state_dict` gave, its weights in `dtype`, for either to give back.
 
     Tables inside become prefixes; what is no tensor, and a state dict's configuration, goes into the file's metadata.
-    Raises InputError when the file cannot be written.
+    Raises InputError for tables of anything but tensors, and when the file cannot be written.
     """
     from safetensors.torch import save
 
     tables = {name: table for name, table in content.items() if isinstance(table, Mapping)}
     notes = {name: value for name, value in content.items() if not isinstance(value, (Mapping, torch.Tensor))}
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    for name, table in tables.items():
+        if not all(isinstance(value, torch.Tensor) for value in table.values()):
+            raise InputError(
+                f"{path}: {name!r} holds more than tensors; give a network's weights, not a training's state"
+            )
     tensors |= {f"{table}.{name}": value for table, part in tables.items() for name, value in part.items()}
     config = checkpoint_util.stored_config(content)
     notes |= ({"tables": list(tables)} if tables else {}) | ({"config": config} if config else {})
@@ -183,14 +188,17 @@ def _notes(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _nested(tensors: dict[str, torch.Tensor], notes: dict[str, Any]) -> dict[str, Any]:
-    """The tables that `write_safetensors` has made flat, and its notes; just the tensors where it noted no tables."""
+    """What `write_safetensors` was given: its notes, and tables where it noted some; the other tensors as they are."""
     tables = notes.pop("tables", None)
     if not isinstance(tables, list) or not all(isinstance(table, str) for table in tables):
         return tensors
-    parts = {
-        table: {k.removeprefix(f"{table}."): v for k, v in tensors.items() if k.startswith(f"{table}.")}
-        for table in tables
-    }
+    parts: dict[str, Any] = {table: {} for table in tables}
+    for name, tensor in tensors.items():
+        table = next((table for table in tables if name.startswith(f"{table}.")), None)
+        if table is None:
+            parts[name] = tensor
+        else:
+            parts[table][name.removeprefix(f"{table}.")] = tensor
     return {**notes, **parts}
 
 
