@@ -22,7 +22,7 @@ declare -A METHOD_FLAGS=(
     [direct]="--method direct"
     [naive]="--method naive"
     [gmd]="--method gmd --warmup_step 15"
-    [maskdime]="--method maskdime"
+    [maskdime]="--preset demo,local --method maskdime --inner_steps 0" # with its published flags for CelebA
     [local]="--preset demo,local"
 )
 

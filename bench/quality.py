@@ -39,13 +39,18 @@ from core.evaluation.plots import png
 from core.explain import Batch, Explanations
 from core.files import write_atomically
 from core.job.flags import parse_flags
+from core.presets import PRESETS
 from core.training.classifier_files import logits_of
 
-MASKDIME = "--grad_scale 8 --topk_ratio 0.05 --x_t_rate 0.5 --blur_kernel 5 --per_channel False --grads_clip False"
-"""Its published flags for CelebA."""
+
+def spelled(preset: str, *without: str) -> str:
+    """The flags of a preset, as on the command line."""
+    return " ".join(f"--{flag} {value}" for flag, value in PRESETS[preset].items() if flag not in without)
+
+
 SETTINGS = {
-    "exact": "",
-    **{f"K={k}": f"--inner_steps {k}" for k in (10, 5, 3, 2, 1)},
+    **{name: spelled(name) for name in ("exact", "fast", "local")},
+    **{f"K={k}": f"--inner_steps {k}" for k in (10, 5, 3, 2)},
     **{f"K={k} ddim": f"--inner_steps {k} --inner_sampler ddim" for k in (5, 3)},
     "K=5:10,1": "--inner_steps 5:10,1",
     "direct": "--method direct",
@@ -55,8 +60,7 @@ SETTINGS = {
     "fastdime2": "--method fastdime2",
     "fastdime2+": "--method fastdime2+ --warmup_step 15",
     "gmd": "--method gmd --warmup_step 15",
-    "maskdime": f"--method maskdime {MASKDIME}",
-    "maskdime2 K=1": f"--method maskdime2 --inner_steps 1 {MASKDIME}",
+    "maskdime": f"--method maskdime {spelled('local', 'method', 'inner_steps')}",  # as published for CelebA
 }
 """Name -> flags of main.py."""
 
@@ -251,7 +255,7 @@ def plot(results: dict) -> bytes:
     ):
         for name, figures in results["settings"].items():
             point = (figures["evaluations"], figures[column])
-            axes.plot(*point, "o", color="C0" if name == "exact" or "K=" in name else "C1")
+            axes.plot(*point, "o", color="C0")
             axes.annotate(name, point, xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="U-Net evaluations per image", ylabel=label)
         axes.xaxis.set_major_locator(LogLocator(base=2))

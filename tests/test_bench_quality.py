@@ -53,19 +53,19 @@ def bench(monkeypatch, output, flags, *settings: str, num_images: int = N) -> di
 
 def test_every_setting_is_measured_once(flags, tmp_path, monkeypatch, capsys):
     output = tmp_path / "quality.json"
-    first = bench(monkeypatch, output, flags, "K=1", "other=--method naive --l1_loss 3")
+    first = bench(monkeypatch, output, flags, "fast", "other=--method naive --l1_loss 3")
     for figures in first["settings"].values():
         scales = 2 - figures["flipped"]  # nothing but the second scale is saved where the first one flips
         assert TAU <= figures["evaluations"] <= TAU * 2 and figures["evaluations"] >= TAU * scales - 1e-9
         assert figures["oracle"] == figures["flipped"], "the oracle is the classifier here"
         assert 0 < figures["change"] < 1 and figures["seconds"] > 0
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert "| K=1 |" in capsys.readouterr().out
-    second = bench(monkeypatch, output, flags, "K=1", "exact")
-    assert second["settings"]["K=1"] == first["settings"]["K=1"]
-    assert second["settings"].keys() == {"K=1", "other", "exact"}
+    assert "| fast |" in capsys.readouterr().out
+    second = bench(monkeypatch, output, flags, "fast", "exact")
+    assert second["settings"]["fast"] == first["settings"]["fast"]
+    assert second["settings"].keys() == {"fast", "other", "exact"}
     with pytest.raises(InputError, match="images 3, not 2"):
-        bench(monkeypatch, output, flags, "K=1", num_images=2)
+        bench(monkeypatch, output, flags, "fast", num_images=2)
 
 
 def test_the_truth_is_the_other_drawing(flags):
@@ -87,6 +87,6 @@ def test_unknown_settings_are_refused(text):
 
 
 def test_settings_of_ones_own():
-    assert quality.chosen("K=1") == ("K=1", "--inner_steps 1")
+    assert quality.chosen("fast") == ("fast", "--method dime --inner_steps 1")
     assert quality.chosen("mine=--l1_loss 1") == ("mine", "--l1_loss 1")
     assert quality.chosen("K=9 mine=--l1_loss 1 --l2_loss 2") == ("K=9 mine", "--l1_loss 1 --l2_loss 2")
