@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "models" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "models").rglob("README.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
