@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, str]] = {
         "image_size": "64",
         "num_channels": "32",
         "num_res_blocks": "1",
-        "channel_mult": "1,2,3,4",
+        "channel_mult": "2,2,3,4",
         "num_heads": "2",
         "attention_resolutions": "16,8",
         "learn_sigma": "True",
