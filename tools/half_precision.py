@@ -8,6 +8,10 @@ The file is read wherever the checkpoint is. Rounding to float16 changes weights
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core import cli
 from core.errors import InputError
