@@ -53,6 +53,7 @@ class Launch:
 
     @property
     def spans_machines(self) -> bool:
+        """Whether there are processes on another machine."""
         return self.local_size < self.world_size
 
 

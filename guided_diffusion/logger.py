@@ -25,9 +25,11 @@ DEBUG, INFO, WARN, ERROR = 10, 20, 30, 40
 class Output(Protocol):
     """A place that the numbers go to."""
 
-    def write(self, values: dict[str, Any]) -> None: ...
+    def write(self, values: dict[str, Any]) -> None:
+        """Take the numbers of one dump."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Nothing comes after this."""
 
 
 class TextOutput:
@@ -37,10 +39,12 @@ class TextOutput:
         self._file = file
 
     def line(self, text: str) -> None:
+        """Write a line, at once."""
         self._file.write(text + "\n")
         self._file.flush()
 
     def write(self, values: dict[str, Any]) -> None:
+        """A table of names and values."""
         rows = {key: _short(value) for key, value in sorted(values.items())}
         left, right = (max(map(len, column), default=0) for column in (rows, rows.values()))
         rule = "-" * (left + right + 7)
@@ -48,6 +52,7 @@ class TextOutput:
         self.line("\n".join([rule, *body, rule]))
 
     def close(self) -> None:
+        """Close the file; the terminal stays."""
         if self._file is not sys.stdout:
             self._file.close()
 
@@ -65,6 +70,7 @@ class CSVOutput:
         self._rewind_to_first_step = path.exists()
 
     def write(self, values: dict[str, Any]) -> None:
+        """Append a row, under a new header where names are new."""
         if self._rewind_to_first_step:
             self._rewind_to_first_step = False
             self._rewrite(before=values.get("step"))
@@ -76,7 +82,7 @@ class CSVOutput:
             csv.DictWriter(file, self._columns).writerow(values)
 
     def close(self) -> None:
-        pass
+        """Nothing is open between two rows."""
 
     def _rewrite(self, before: float | None = None) -> None:
         """Write header and rows anew, without the rows from step `before` on."""
@@ -104,6 +110,7 @@ class TensorBoardOutput:
         self._writer: Any = None
 
     def write(self, values: dict[str, Any]) -> None:
+        """Add a point to the curve of each name."""
         step = int(values.get("step", 0))
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
@@ -114,6 +121,7 @@ class TensorBoardOutput:
         self._writer.flush()
 
     def close(self) -> None:
+        """Finish the file of events."""
         if self._writer is not None:
             self._writer.close()
 
@@ -226,18 +234,22 @@ def log(*args: Any, level: int = INFO) -> None:
 
 
 def debug(*args: Any) -> None:
+    """Say at level DEBUG, which is not shown."""
     log(*args, level=DEBUG)
 
 
 def info(*args: Any) -> None:
+    """Write a line."""
     log(*args, level=INFO)
 
 
 def warn(*args: Any) -> None:
+    """Write a line."""
     log(*args, level=WARN)
 
 
 def error(*args: Any) -> None:
+    """Write a line."""
     log(*args, level=ERROR)
 
 

@@ -44,6 +44,7 @@ class UniformSampler(ScheduleSampler):
     """Every timestep alike."""
 
     def weights(self) -> np.ndarray:
+        """All alike, (T,)."""
         return np.ones(self.num_timesteps)
 
 
@@ -78,6 +79,7 @@ class LossHistorySampler(LossAwareSampler):
         return bool((self._counts == self.history_per_term).all())
 
     def update_with_local_losses(self, local_t: torch.Tensor, local_losses: torch.Tensor) -> None:
+        """See LossAwareSampler; every process learns the losses of all."""
         for t, losses in dist_util.gather((local_t.tolist(), local_losses.tolist())):
             self.update_with_all_losses(t, losses)
 
@@ -92,6 +94,7 @@ class LossHistorySampler(LossAwareSampler):
                 self._counts[t] += 1
 
     def state_dict(self) -> dict[str, torch.Tensor]:
+        """The history, and how many losses it holds at each timestep."""
         return {"history": torch.from_numpy(self._history), "counts": torch.from_numpy(self._counts)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
@@ -110,6 +113,7 @@ class LossSecondMomentResampler(LossHistorySampler):
         self.uniform_prob = uniform_prob
 
     def weights(self) -> np.ndarray:
+        """See the class, (T,)."""
         if not self.warmed_up:
             return np.ones(self.num_timesteps)
         weights = np.sqrt(np.mean(self._history**2, axis=-1))
@@ -127,6 +131,7 @@ class LossBalancingSampler(LossHistorySampler):
     """
 
     def weights(self) -> np.ndarray:
+        """All alike, (T,): it is the losses that are weighed."""
         return np.ones(self.num_timesteps)
 
     def sample(self, batch_size: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:

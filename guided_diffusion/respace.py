@@ -101,6 +101,7 @@ class SpacedDiffusion(GaussianDiffusion):
         return self._subsets[key]
 
     def network_timesteps(self, t: torch.Tensor) -> torch.Tensor:
+        """The timesteps of the long process that these indices stand for."""
         if t.device not in self._timestep_maps:
             self._timestep_maps[t.device] = torch.tensor(self.timestep_map, device=t.device)
         return self._rescaled(self._timestep_maps[t.device][t], self.original_num_steps)

@@ -76,6 +76,7 @@ class Speed:
         self._images, self._since = 0, time.monotonic()
 
     def add(self, images: int) -> None:
+        """Count images."""
         self._images += images
 
     def read(self) -> float:

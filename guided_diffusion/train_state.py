@@ -33,6 +33,7 @@ class Start:
 
     @property
     def number(self) -> int:
+        """The number in the name of the file."""
         return self.siblings.number
 
 

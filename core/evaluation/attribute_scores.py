@@ -28,6 +28,7 @@ class AttributeScores:
 
     @property
     def mean_accuracy(self) -> float:
+        """Over all attributes."""
         return float(self.accuracy.mean())
 
     @property

@@ -28,6 +28,7 @@ class Likelihood:
 
     @property
     def total(self) -> float:
+        """The variational bound, in bits per dimension."""
         return self.prior + float(self.terms["vb"].sum())
 
     def __str__(self) -> str:
