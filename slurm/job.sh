@@ -14,6 +14,10 @@
 #        not: Slurm itself requeues what it preempts, and what was cancelled shall stay so.
 #   else a mistake or a crash, which the log names: never requeued, and what depends on this job is cancelled
 
+signal= time_is_up= command=
+trap 'signal=USR1 time_is_up=yes; [ -z "$command" ] || kill -USR1 "$command" 2>/dev/null' USR1
+trap 'signal=TERM time_is_up=; [ -z "$command" ] || kill -TERM "$command" 2>/dev/null' TERM
+
 job="$SLURM_JOB_ID"
 if [ -n "$SLURM_ARRAY_TASK_ID" ]; then
     job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" # one task's SLURM_JOB_ID stands for the whole array
@@ -23,8 +27,10 @@ echo "$(date '+%F %T') $(hostname), job $job, restart ${SLURM_RESTART_COUNT:-0}:
 
 "$@" &
 command=$!
-trap 'signal=USR1 time_is_up=yes; kill -USR1 "$command" 2>/dev/null' USR1
-trap 'signal=TERM time_is_up=; kill -TERM "$command" 2>/dev/null' TERM
+if [ -n "$signal" ]; then # it came before there was a command, which right after its birth might not feel it
+    sleep 0.5
+    kill "-$signal" "$command" 2>/dev/null
+fi
 until # a signal ends `wait` although the command still runs
     signal=
     wait "$command"

@@ -17,6 +17,7 @@ import pytest
 
 from core.job.flags import parse_flags
 from evaluate import build_parser
+from tests.faults.forks import wait_for
 from tests.worlds import Run, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,6 +246,21 @@ def test_a_job_that_is_cancelled_in_its_last_minute_stays_so(slurm):
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=60)
     assert running.returncode == 75 and not slurm.calls
+
+
+@pytest.mark.parametrize(("name", "requeued"), [("USR1", True), ("TERM", False)])
+def test_a_signal_before_the_command_has_begun_is_handed_on(slurm, name, requeued):
+    """job.sh asks for the host's name before it starts the command: here that takes long enough."""
+    asked = slurm.folder / "asked"
+    hostname = slurm.folder / "hostname"
+    hostname.write_text(f"#!/bin/sh\ntouch {asked}\nsleep 0.3\n")
+    hostname.chmod(0o755)
+    running = job(slurm, "sleep 60")
+    wait_for(asked.exists)
+    running.send_signal(getattr(signal, f"SIG{name}"))
+    running.communicate(timeout=30)
+    assert running.returncode == 128 + getattr(signal, f"SIG{name}")
+    assert slurm.calls == [["scontrol", "requeue", "7"]] * requeued
 
 
 def test_a_command_that_the_signal_found_unprepared_is_requeued(slurm):
