@@ -197,12 +197,8 @@ def _method_flags(group: argparse._ArgumentGroup) -> None:
         default=1,
         help="the perceptual distance uses VGG19's features[:layer], or so many levels of --perceptual_path",
     )
-    add(
-        "--use_sampling_on_x_t",
-        type=boolean,
-        default=Settings.use_sampling_on_x_t,
-        help="sample the chains behind x_t; else their means",
-    )
+    use_sampling = Settings.use_sampling_on_x_t
+    add("--use_sampling_on_x_t", type=boolean, default=use_sampling, help="sample the chains behind x_t; else means")
     add(
         "--sampling_scale",
         type=number(0),
@@ -215,12 +211,7 @@ def _method_flags(group: argparse._ArgumentGroup) -> None:
         default=Settings.guided_iterations,
         help="steps with gradients, counted from the first",
     )
-    add(
-        "--clip_denoised",
-        type=boolean,
-        default=Settings.clip_denoised,
-        help="clip the predicted clean images to [-1, 1]",
-    )
+    add("--clip_denoised", type=boolean, default=Settings.clip_denoised, help="clip predictions of x to [-1, 1]")
     add(
         "--inner_steps",
         type=_inner_steps,
