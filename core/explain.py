@@ -67,11 +67,6 @@ class Explanations:
         """(N,) whether the counterfactual reached its target."""
         return self.finite & (self.cf_pred == self.target)
 
-    @property
-    def correct(self) -> torch.Tensor:
-        """(N,) whether the input was classified as its label says."""
-        return self.pred == self.batch.label
-
     def rows(self, rows: Sequence[int]) -> Explanations:
         """These images alone, in this order."""
         columns = {name: getattr(self, name)[rows] for name in _COLUMNS}

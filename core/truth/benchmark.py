@@ -15,7 +15,7 @@ import numpy as np
 from core.drawn_faces import DRAWN
 from core.errors import InputError
 from core.evaluation.features import Machine, batches
-from core.evaluation.measures import Measurement, mean, select_pairs
+from core.evaluation.measures import FLIP_RATE, Measurement, mean, select_pairs
 from core.evaluation.protocol import Report
 from core.metrics import bootstrap_interval
 from core.results import Pair, ResultTree
@@ -26,7 +26,6 @@ from core.truth.oracle import AttributeOracle
 TRUTH, INPUT = "(true cf)", "(input)"
 """The columns to compare with: the true counterfactuals, and the inputs themselves, measured as if explained."""
 
-FLIP_RATE = "flip rate"
 TURNED = "attribute turned over"
 OTHERS = "other attributes changed"
 INSIDE = "change inside the region"

@@ -52,7 +52,6 @@ def test_predictions_and_targets():
     assert torch.equal(result.pred, (logits > 0).long())
     assert torch.equal(result.target, 1 - result.pred)
     torch.testing.assert_close(result.p_target, torch.sigmoid(torch.where(result.target == 1, logits, -logits)))
-    assert torch.equal(result.correct, result.pred == result.batch.label)
 
 
 def test_the_figures_are_those_of_the_counterfactual():

@@ -122,3 +122,18 @@ def test_a_place_that_cannot_be_written_is_no_error(tmp_path, files):
     stored = Stored(tmp_path)
     stored.file = tmp_path / "absent" / "features.npz"
     assert stored.ask(files)[1] == 7
+
+
+def test_networks_compute_without_tf32_and_gradients_and_leave_the_setting_as_it_was(tmp_path, monkeypatch):
+    seen = []
+
+    def network(x):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.is_grad_enabled()))
+        return x.flatten(1)
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "0000001.png")
+    for before in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+        ImageFeatures(network, Machine(torch.device("cpu")))([tmp_path / "0000001.png"])
+        assert torch.backends.cudnn.allow_tf32 == before
+    assert seen == [(False, False)] * 2
