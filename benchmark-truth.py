@@ -6,21 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from core.cli import Parser, attribute, run, say
-from core.datasets import ATTRIBUTES
-from core.drawn_faces.attributes import require_drawn
-from core.errors import InputError
-from core.evaluation.cli import machine, metric_parser, tree, write_file
-from core.evaluation.protocol import Report
-from core.evaluation.table import as_json
-from core.results import ResultTree
-from core.truth import benchmark as truth
-from core.truth.benchmark import Benchmark
-from core.truth.faces import Case, DrawnFaces, Task
-from core.truth.oracle import AttributeOracle
-from core.truth.plot import EXAMPLES, Panel, truth_plot
-from core.truth.shortcut import Shortcut
-from core.truth.tables import markdown
+from dime.core.cli import Parser, attribute, run, say
+from dime.core.datasets import ATTRIBUTES
+from dime.core.drawn_faces.attributes import require_drawn
+from dime.core.errors import InputError
+from dime.core.evaluation.cli import machine, metric_parser, tree, write_file
+from dime.core.evaluation.protocol import Report
+from dime.core.evaluation.table import as_json
+from dime.core.results import ResultTree
+from dime.core.truth import benchmark as truth
+from dime.core.truth.benchmark import Benchmark
+from dime.core.truth.faces import Case, DrawnFaces, Task
+from dime.core.truth.oracle import AttributeOracle
+from dime.core.truth.plot import EXAMPLES, Panel, truth_plot
+from dime.core.truth.shortcut import Shortcut
+from dime.core.truth.tables import markdown
 
 DEFAULT_ORACLE = "models/demo/oracle.safetensors"
 RIGHT = "Are the counterfactuals right?"

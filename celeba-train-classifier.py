@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from core.cli import Parser, boolean, integer, number, run, say
-from core.datasets import ATTRIBUTES, CelebA
-from core.errors import InputError
-from core.training.classifier import ClassifierTraining, Settings, positive_weights
-from core.training.classifier_files import ARCHITECTURES, initialise_oracle
-from core.training.data import own_share, seed_everything, training_batches
-from core.training.script import PRECISIONS, add_training_flags, attribute_list, library_errors, open_log
+from dime.core.cli import Parser, boolean, integer, number, run, say
+from dime.core.datasets import ATTRIBUTES, CelebA
+from dime.core.errors import InputError
+from dime.core.training.classifier import ClassifierTraining, Settings, positive_weights
+from dime.core.training.classifier_files import ARCHITECTURES, initialise_oracle
+from dime.core.training.data import own_share, seed_everything, training_batches
+from dime.core.training.script import PRECISIONS, add_training_flags, attribute_list, library_errors, open_log
 from guided_diffusion import dist_util
 
 

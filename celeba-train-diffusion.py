@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from core.cli import Parser, boolean, integer, number, run, say
-from core.datasets import ATTRIBUTES
-from core.training.data import seed_everything, training_batches
-from core.training.monitor import Monitor
-from core.training.script import PRECISIONS, add_training_flags, library_errors, open_log
+from dime.core.cli import Parser, boolean, integer, number, run, say
+from dime.core.datasets import ATTRIBUTES
+from dime.core.training.data import seed_everything, training_batches
+from dime.core.training.monitor import Monitor
+from dime.core.training.script import PRECISIONS, add_training_flags, library_errors, open_log
 from guided_diffusion import dist_util
 from guided_diffusion.resample import SAMPLERS, create_named_schedule_sampler
 from guided_diffusion.script_util import (

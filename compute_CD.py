@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from core.cli import run
-from core.evaluation.cli import add_query_flag, machine, metric_parser, note, show, tree, write_file
-from core.evaluation.measures import oracle_logits, select_pairs, spurious_correlations, train_labels
-from core.evaluation.plots import correlation_plot
-from core.run_config import recorded
+from dime.core.cli import run
+from dime.core.evaluation.cli import add_query_flag, machine, metric_parser, note, show, tree, write_file
+from dime.core.evaluation.measures import oracle_logits, select_pairs, spurious_correlations, train_labels
+from dime.core.evaluation.plots import correlation_plot
+from dime.core.run_config import recorded
 
 
 def main() -> None:

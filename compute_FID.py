@@ -1,9 +1,9 @@
 """FID and sFID: are counterfactuals realistic? Frechet distances between inputs and counterfactuals of CCF."""
 
-from core.cli import run
-from core.evaluation.cli import machine, metric_parser, note, show, tree
-from core.evaluation.measures import FEATURE_NETWORKS, frechet_features, realism, remembered
-from core.evaluation.published import too_few_images
+from dime.core.cli import run
+from dime.core.evaluation.cli import machine, metric_parser, note, show, tree
+from dime.core.evaluation.measures import FEATURE_NETWORKS, frechet_features, realism, remembered
+from dime.core.evaluation.published import too_few_images
 
 
 def main() -> None:

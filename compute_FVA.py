@@ -1,8 +1,8 @@
 """FVA: do counterfactuals show the same person? Share, and mean, of the cosines between VGGFace2 features."""
 
-from core.cli import run
-from core.evaluation.cli import machine, metric_parser, show, tree
-from core.evaluation.measures import face_features, face_verification, select_pairs
+from dime.core.cli import run
+from dime.core.evaluation.cli import machine, metric_parser, show, tree
+from dime.core.evaluation.measures import face_features, face_verification, select_pairs
 
 
 def main() -> None:

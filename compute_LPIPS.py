@@ -2,10 +2,10 @@
 them.
 """
 
-from core.checkpoints import load_lpips
-from core.cli import run
-from core.evaluation.cli import add_seeds_flags, machine, metric_parser, seed_trees, show
-from core.evaluation.measures import diversity
+from dime.core.checkpoints import load_lpips
+from dime.core.cli import run
+from dime.core.evaluation.cli import add_seeds_flags, machine, metric_parser, seed_trees, show
+from dime.core.evaluation.measures import diversity
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """MNAC: how many of the 40 attributes, as the oracle sees them, does a counterfactual change on average?"""
 
-from core.cli import run
-from core.evaluation.cli import machine, metric_parser, show, tree
-from core.evaluation.measures import changed_attributes, oracle_logits, select_pairs
+from dime.core.cli import run
+from dime.core.evaluation.cli import machine, metric_parser, show, tree
+from dime.core.evaluation.measures import changed_attributes, oracle_logits, select_pairs
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from core.cli import Parser, attribute, run
-from core.errors import InputError
-from core.evaluation import table as tables
-from core.evaluation.cli import (
+from dime.core.cli import Parser, attribute, run
+from dime.core.errors import InputError
+from dime.core.evaluation import table as tables
+from dime.core.evaluation.cli import (
     NETWORK_FLAGS,
     add_seeds_flags,
     machine,
@@ -15,9 +15,9 @@ from core.evaluation.cli import (
     tree,
     write_file,
 )
-from core.evaluation.measures import FEATURE_NETWORKS
-from core.evaluation.protocol import Request, evaluate
-from core.evaluation.published import PUBLISHED
+from dime.core.evaluation.measures import FEATURE_NETWORKS
+from dime.core.evaluation.protocol import Request, evaluate
+from dime.core.evaluation.published import PUBLISHED
 
 
 def main() -> None:

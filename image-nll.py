@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from core.checkpoints import load_unet
-from core.cli import Parser, boolean, integer, run, say
-from core.datasets import ATTRIBUTES, PARTITIONS, CelebA
-from core.training.data import own_share, seed_everything
-from core.training.likelihood import measure_likelihood
-from core.training.script import library_errors
+from dime.core.checkpoints import load_unet
+from dime.core.cli import Parser, boolean, integer, run, say
+from dime.core.datasets import ATTRIBUTES, PARTITIONS, CelebA
+from dime.core.training.data import own_share, seed_everything
+from dime.core.training.likelihood import measure_likelihood
+from dime.core.training.script import library_errors
 from guided_diffusion import dist_util
 from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.image_datasets import load_data

@@ -16,28 +16,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from core.arithmetic import keep_freed_memory, prepare_unet
-from core.checkpoints import load_classifier, load_perceptual, load_unet, output_column
-from core.cli import run, say, select_device
-from core.compiled import CompiledUNet, compile_unet
-from core.datasets import CelebA, chunk_of, open_dataset, select_ids
-from core.errors import InputError
-from core.evaluation.features import Machine
-from core.evaluation.measures import face_features, oracle_logits, summary_figures
-from core.explain import Explainer
-from core.guidance import BinaryAttribute, Guidance
-from core.job.chunk import Check, Job, require_images
-from core.job.flags import parse_flags
-from core.job.identity import identity_of
-from core.job.merging import merge_chunks
-from core.job.preemption import EXIT_CONTINUE, Interrupted, Preemption
-from core.job.progress_log import ProgressLog
-from core.job.recovery import RecoveringExplainer
-from core.methods import METHODS, Settings
-from core.noise import NOISE_SOURCES, PerImageNoise
-from core.results import FRAME_KINDS, ResultTree
-from core.summary import Summary, write_summary
-from core.weight_files import VGG19_URL, pretrained_weights
+from dime.core.arithmetic import keep_freed_memory, prepare_unet
+from dime.core.checkpoints import load_classifier, load_perceptual, load_unet, output_column
+from dime.core.cli import run, say, select_device
+from dime.core.compiled import CompiledUNet, compile_unet
+from dime.core.datasets import CelebA, chunk_of, open_dataset, select_ids
+from dime.core.errors import InputError
+from dime.core.evaluation.features import Machine
+from dime.core.evaluation.measures import face_features, oracle_logits, summary_figures
+from dime.core.explain import Explainer
+from dime.core.guidance import BinaryAttribute, Guidance
+from dime.core.job.chunk import Check, Job, require_images
+from dime.core.job.flags import parse_flags
+from dime.core.job.identity import identity_of
+from dime.core.job.merging import merge_chunks
+from dime.core.job.preemption import EXIT_CONTINUE, Interrupted, Preemption
+from dime.core.job.progress_log import ProgressLog
+from dime.core.job.recovery import RecoveringExplainer
+from dime.core.methods import METHODS, Settings
+from dime.core.noise import NOISE_SOURCES, PerImageNoise
+from dime.core.results import FRAME_KINDS, ResultTree
+from dime.core.summary import Summary, write_summary
+from dime.core.weight_files import VGG19_URL, pretrained_weights
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.script_util import (
     args_to_dict,

@@ -8,11 +8,11 @@ from argparse import ArgumentTypeError, Namespace
 
 from PIL import Image
 
-from core import cli
-from core.drawn_faces import Correlation
-from core.drawn_faces.folder import Plan, write_folder
-from core.drawn_faces.sheets import contact_sheet, counterfactual_sheet
-from core.errors import InputError
+from dime.core import cli
+from dime.core.drawn_faces import Correlation
+from dime.core.drawn_faces.folder import Plan, write_folder
+from dime.core.drawn_faces.sheets import contact_sheet, counterfactual_sheet
+from dime.core.errors import InputError
 
 SHEET_FACES = 60
 PAIR_FACES = 4

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from core.cli import Parser, integer, run, say
-from core.errors import InputError
-from core.evaluation.cli import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
-from core.evaluation.measures import oracle_logits
-from core.report.data import Experiment, ImageResult, attribute_changes, read_experiment
-from core.report.images import contact_sheet, denoising_animation
-from core.report.page import Limits, chosen_ids, render
-from core.results import ResultTree
+from dime.core.cli import Parser, integer, run, say
+from dime.core.errors import InputError
+from dime.core.evaluation.cli import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
+from dime.core.evaluation.measures import oracle_logits
+from dime.core.report.data import Experiment, ImageResult, attribute_changes, read_experiment
+from dime.core.report.images import contact_sheet, denoising_animation
+from dime.core.report.page import Limits, chosen_ids, render
+from dime.core.results import ResultTree
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from core.checkpoints import load_unet
-from core.cli import Parser, boolean, integer, number, run, say
-from core.errors import InputError
-from core.training.data import seed_everything
-from core.training.sampling import Sampler, draw_samples, label_rows, write_samples
-from core.training.script import attribute_list, library_errors
+from dime.core.checkpoints import load_unet
+from dime.core.cli import Parser, boolean, integer, number, run, say
+from dime.core.errors import InputError
+from dime.core.training.data import seed_everything
+from dime.core.training.sampling import Sampler, draw_samples, label_rows, write_samples
+from dime.core.training.script import attribute_list, library_errors
 from guided_diffusion import dist_util
 from guided_diffusion.script_util import (
     add_dict_to_argparser,

@@ -23,9 +23,9 @@ import torch
 import main as main_script
 from bench.machine import described
 from bench.results import write_section
-from core.cli import Parser, boolean, run, say, select_device
-from core.explain import Batch, Explanations
-from core.job.flags import parse_flags
+from dime.core.cli import Parser, boolean, run, say, select_device
+from dime.core.explain import Batch, Explanations
+from dime.core.job.flags import parse_flags
 
 
 def main() -> None:

@@ -29,18 +29,18 @@ from PIL import Image
 from torch import nn
 
 import main as main_script
-from core.checkpoints import load_classifier, load_oracle, output_column
-from core.cli import Parser, integer, run, say, select_device
-from core.datasets import ATTRIBUTES, CelebA, image_transform
-from core.drawn_faces import counterfactual, draw, region
-from core.drawn_faces.folder import load_faces
-from core.errors import InputError
-from core.evaluation.plots import png
-from core.explain import Batch, Explanations
-from core.files import write_atomically
-from core.job.flags import parse_flags
-from core.presets import PRESETS
-from core.training.classifier_files import logits_of
+from dime.core.checkpoints import load_classifier, load_oracle, output_column
+from dime.core.cli import Parser, integer, run, say, select_device
+from dime.core.datasets import ATTRIBUTES, CelebA, image_transform
+from dime.core.drawn_faces import counterfactual, draw, region
+from dime.core.drawn_faces.folder import load_faces
+from dime.core.errors import InputError
+from dime.core.evaluation.plots import png
+from dime.core.explain import Batch, Explanations
+from dime.core.files import write_atomically
+from dime.core.job.flags import parse_flags
+from dime.core.presets import PRESETS
+from dime.core.training.classifier_files import logits_of
 
 
 def spelled(preset: str, *without: str) -> str:

@@ -20,21 +20,21 @@ if __name__ == "__main__":
 
 import torch
 
-from core.arithmetic import prepare_unet
-from core.cli import Parser, integer, run, select_device
-from core.explain import Batch, Explainer, Explanations
-from core.guidance import BinaryAttribute, Guidance
-from core.job.flags import PRECISIONS
-from core.job.work_queue import WorkQueue
-from core.methods import METHODS, Settings
-from core.noise import PerImageNoise
+from dime.core.arithmetic import prepare_unet
+from dime.core.cli import Parser, integer, run, select_device
+from dime.core.explain import Batch, Explainer, Explanations
+from dime.core.guidance import BinaryAttribute, Guidance
+from dime.core.job.flags import PRECISIONS
+from dime.core.job.work_queue import WorkQueue
+from dime.core.methods import METHODS, Settings
+from dime.core.noise import PerImageNoise
+from dime.models.small_cnn import SmallCNN
 from guided_diffusion.script_util import (
     add_dict_to_argparser,
     args_to_dict,
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
-from models.small_cnn import SmallCNN
 
 SMALL = {
     **model_and_diffusion_defaults(),

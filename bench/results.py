@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from core.files import write_atomically
+from dime.core.files import write_atomically
 
 HEAD = "# Measured\n\nEvery section says where, when and by which command; bench/README.md explains the columns.\n"
 

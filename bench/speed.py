@@ -27,20 +27,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.machine import described, share_of_peak
 from bench.plain_loop import plain_loop
 from bench.results import write_section
-from core.arithmetic import keep_freed_memory, prepare_unet
-from core.cli import Parser, boolean, integer, run, say, select_device
-from core.compiled import compile_unet
-from core.errors import InputError
-from core.guidance import BinaryAttribute, Guidance, Pull
-from core.methods import METHODS, Settings
-from core.noise import PerImageNoise
-from core.sampler import Denoiser
+from dime.core.arithmetic import keep_freed_memory, prepare_unet
+from dime.core.cli import Parser, boolean, integer, run, say, select_device
+from dime.core.compiled import compile_unet
+from dime.core.errors import InputError
+from dime.core.guidance import BinaryAttribute, Guidance, Pull
+from dime.core.methods import METHODS, Settings
+from dime.core.noise import PerImageNoise
+from dime.core.sampler import Denoiser
+from dime.models.classifiers import DenseNetClassifier
+from dime.models.perceptual import PerceptualFeatures
+from dime.models.small_cnn import SmallCNN
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
 from guided_diffusion.unet import UNetModel
-from models.classifiers import DenseNetClassifier
-from models.perceptual import PerceptualFeatures
-from models.small_cnn import SmallCNN
 
 TAU, RESPACING, STEPS = 60, "200", 500
 """The published process and noise level."""

@@ -14,11 +14,11 @@ import lpips
 import torch
 from torch import nn
 
-from core.cli import say
-from core.datasets import ATTRIBUTES
-from core.errors import InputError
-from core.unet_flags import differing_flags, infer_flags
-from core.weight_files import (
+from dime.core.cli import say
+from dime.core.datasets import ATTRIBUTES
+from dime.core.errors import InputError
+from dime.core.unet_flags import differing_flags, infer_flags
+from dime.core.weight_files import (
     VGG16_URL,
     VGG19_URL,
     describe,
@@ -27,15 +27,15 @@ from core.weight_files import (
     read_numpy_pickle,
     read_state_dict,
 )
+from dime.models.classifiers import DENSENET_FEATURES, DenseNetClassifier
+from dime.models.inception import InceptionFeatures
+from dime.models.lpips_vgg import LINEAR_HEADS, LPIPSDistance, lpips_parameter_name
+from dime.models.perceptual import VGG19_LAYERS, PerceptualFeatures
+from dime.models.resnet import Oracle, caffe_resnet50, oracle_parameter_name
+from dime.models.small_cnn import SmallCNN, SmallOracle, SmallPerceptual
 from guided_diffusion.checkpoint_util import stored_config
 from guided_diffusion.script_util import create_model_and_diffusion
 from guided_diffusion.unet import UNetModel
-from models.classifiers import DENSENET_FEATURES, DenseNetClassifier
-from models.inception import InceptionFeatures
-from models.lpips_vgg import LINEAR_HEADS, LPIPSDistance, lpips_parameter_name
-from models.perceptual import VGG19_LAYERS, PerceptualFeatures
-from models.resnet import Oracle, caffe_resnet50, oracle_parameter_name
-from models.small_cnn import SmallCNN, SmallOracle, SmallPerceptual
 
 VGGFACE2_FILES = ("resnet50_vggface2_model.pkl", "resnet50_ft_weight.pkl")
 """The VGGFace2 weights, under the name the metric scripts use and the one they are downloaded as."""

@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import torch
 
-from core.datasets import ATTRIBUTES
-from core.errors import InputError
+from dime.core.datasets import ATTRIBUTES
+from dime.core.errors import InputError
 from guided_diffusion.script_util import str2bool
 
 EXIT_INPUT_ERROR = 2

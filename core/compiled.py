@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from core.cli import say
+from dime.core.cli import say
 from guided_diffusion.unet import UNetModel
 
 Evaluation = Callable[..., torch.Tensor]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from core.sampler import Step
+from dime.core.sampler import Step
 
 
 @dataclass(frozen=True)

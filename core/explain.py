@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from core.guidance import Guidance
-from core.images import to_uint8
-from core.methods import Method
-from core.noise import NoiseSource
-from core.sampler import Denoiser
+from dime.core.guidance import Guidance
+from dime.core.images import to_uint8
+from dime.core.methods import Method
+from dime.core.noise import NoiseSource
+from dime.core.sampler import Denoiser
 from guided_diffusion.respace import SpacedDiffusion
 
 

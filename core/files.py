@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from core.errors import InputError
+from dime.core.errors import InputError
 
 FOREIGN_ORPHAN_AGE = 24 * 3600.0
 """Seconds after which a temporary file of another machine, whose processes cannot be asked after, is an orphan."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from core.sampler import Region, Step
+from dime.core.sampler import Region, Step
 
 
 def changed_region(x: torch.Tensor, other: torch.Tensor, dilation: int, threshold: float) -> torch.Tensor:

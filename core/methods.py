@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from core import estimates
-from core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
-from core.noise import Draw
-from core.sampler import Denoiser, Observer, Pull, Sampler
+from dime.core import estimates
+from dime.core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
+from dime.core.noise import Draw
+from dime.core.sampler import Denoiser, Observer, Pull, Sampler
 
 
 @dataclass(frozen=True)

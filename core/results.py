@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from core.errors import InputError
+from dime.core.errors import InputError
 
 IMAGE_FORMATS = ("jpg", "png")
 FRAME_KINDS = ("x_t", "z_t")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from core.files import read_yaml
-from core.results import ResultTree
+from dime.core.files import read_yaml
+from dime.core.results import ResultTree
 
 
 def recorded(tree: ResultTree, flag: str) -> set:

@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
-from core.noise import Draw
+from dime.core.noise import Draw
 from guided_diffusion.respace import SpacedDiffusion
 
 Observer = Callable[[int, torch.Tensor, torch.Tensor], None]

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 import yaml
 
-from core.errors import InputError
-from core.files import write_atomically
+from dime.core.errors import InputError
+from dime.core.files import write_atomically
 from guided_diffusion import checkpoint_util
 
 Summary = dict[str, Any]

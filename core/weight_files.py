@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.errors import InputError
-from core.files import write_atomically
+from dime.core.errors import InputError
+from dime.core.files import write_atomically
 from guided_diffusion import checkpoint_util
 from guided_diffusion.files import is_remote, open_file
 

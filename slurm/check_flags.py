@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.cli import run
-from core.errors import InputError
-from core.job.flags import parse_flags
+from dime.core.cli import run
+from dime.core.errors import InputError
+from dime.core.job.flags import parse_flags
 from evaluate import build_parser
 
 

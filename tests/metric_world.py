@@ -16,9 +16,9 @@ from types import ModuleType
 import torch
 from torchvision.models import vgg16
 
-from core.cli import run
-from core.results import CELLS, ResultTree
-from models.inception import InceptionFeatures
+from dime.core.cli import run
+from dime.core.results import CELLS, ResultTree
+from dime.models.inception import InceptionFeatures
 from tests.helpers import GOLDEN, filled, filled_tensor, golden
 from tests.worlds import Run, World
 

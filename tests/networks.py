@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torchvision.models import vgg19
 
+from dime.models.classifiers import DenseNetClassifier
+from dime.models.perceptual import PerceptualFeatures
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from guided_diffusion.unet import UNetModel
-from models.classifiers import DenseNetClassifier
-from models.perceptual import PerceptualFeatures
 from tests.helpers import BASE, fill_, filled_tensor, golden
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from core.images import difference_map
-from core.results import ResultTree
-from core.summary import ImageRecord, summarise, write_summary
+from dime.core.images import difference_map
+from dime.core.results import ResultTree
+from dime.core.summary import ImageRecord, summarise, write_summary
 
 SIZE = 32
 STEPS = 5

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from bench import quality
-from core.datasets import ATTRIBUTES, open_dataset
-from core.drawn_faces.folder import Plan, write_folder
-from core.errors import InputError
-from core.training.classifier_files import to_file
+from dime.core.datasets import ATTRIBUTES, open_dataset
+from dime.core.drawn_faces.folder import Plan, write_folder
+from dime.core.errors import InputError
+from dime.core.training.classifier_files import to_file
+from dime.models.small_cnn import SmallCNN
 from guided_diffusion.checkpoint_util import save_state_dict
 from guided_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
-from models.small_cnn import SmallCNN
 from tests.helpers import fill_
 
 UNET = {

@@ -11,7 +11,7 @@ import torch
 from bench import speed
 from bench.machine import share_of_peak
 from bench.results import write_section
-from core.errors import InputError
+from dime.core.errors import InputError
 
 CPU = torch.device("cpu")
 ROWS = {(row.name, row.precision): row for row in speed.rows("bf16")}

@@ -13,16 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from core.datasets import ATTRIBUTES
-from core.drawn_faces import DRAWN, counterfactual
-from core.errors import InputError
-from core.evaluation.features import Machine
-from core.images import input_to_uint8, to_hwc
-from core.results import ResultTree
-from core.truth import benchmark as truth
-from core.truth.benchmark import Benchmark, Figures
-from core.truth.faces import DrawnFaces, Task, has
-from core.truth.shortcut import Shortcut
+from dime.core.datasets import ATTRIBUTES
+from dime.core.drawn_faces import DRAWN, counterfactual
+from dime.core.errors import InputError
+from dime.core.evaluation.features import Machine
+from dime.core.images import input_to_uint8, to_hwc
+from dime.core.results import ResultTree
+from dime.core.truth import benchmark as truth
+from dime.core.truth.benchmark import Benchmark, Figures
+from dime.core.truth.faces import DrawnFaces, Task, has
+from dime.core.truth.shortcut import Shortcut
 from tests.metric_world import run_script
 from tests.truth_world import IMAGES, QUERY, SIZE, explain_faces, make_faces, make_network
 from tests.worlds import Run
@@ -204,7 +204,7 @@ def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
     def classify(x: torch.Tensor) -> torch.Tensor:
         return torch.tensor([[0, logit[picture.tobytes()]] for picture in to_hwc(input_to_uint8(x))])
 
-    monkeypatch.setattr("core.truth.shortcut.explained_classifier", lambda *_: (classify, 1))
+    monkeypatch.setattr("dime.core.truth.shortcut.explained_classifier", lambda *_: (classify, 1))
     found = {m.name: m for m in SHORTCUT.relied_on(tree, range(IMAGES), faces, HERE)}
     assert found[SHORTCUT.reliance].value == 0.2
     assert found[SHORTCUT.turned_by_query].value == 1 and found[SHORTCUT.turned_by_shortcut].value == 0

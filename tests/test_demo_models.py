@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.checkpoints import load_classifier, load_oracle
-from core.datasets import ATTRIBUTES, CelebA
-from core.drawn_faces import DRAWN
-from core.drawn_faces.folder import Plan, write_folder
-from core.results import ResultTree
+from dime.core.checkpoints import load_classifier, load_oracle
+from dime.core.datasets import ATTRIBUTES, CelebA
+from dime.core.drawn_faces import DRAWN
+from dime.core.drawn_faces.folder import Plan, write_folder
+from dime.core.results import ResultTree
 from tests.worlds import run_main
 
 MODELS = Path(__file__).parent.parent / "models" / "demo"

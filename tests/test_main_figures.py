@@ -8,9 +8,15 @@ import pytest
 import torch
 import yaml
 
-from core.evaluation.features import Machine
-from core.evaluation.measures import changed_attributes, face_features, face_verification, oracle_logits, select_pairs
-from core.results import ResultTree
+from dime.core.evaluation.features import Machine
+from dime.core.evaluation.measures import (
+    changed_attributes,
+    face_features,
+    face_verification,
+    oracle_logits,
+    select_pairs,
+)
+from dime.core.results import ResultTree
 from tests.worlds import SMALL_FLAGS, as_arguments, refused, run_main
 
 FLIPPING = {"query_label": 1, "classifier_scales": "30"}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from core.report.data import read_experiment
-from core.results import ResultTree
+from dime.core.report.data import read_experiment
+from dime.core.results import ResultTree
 from tests.browser import page_after_scripts, require_browser, title, with_script
 from tests.metric_world import run_script
 from tests.report_world import make_experiment, record

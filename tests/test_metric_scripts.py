@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from core.evaluation import measures
-from core.evaluation.cli import metric_parser
+from dime.core.evaluation import measures
+from dime.core.evaluation.cli import metric_parser
 from tests.metric_world import EXPERIMENTS, MetricWorld, run_script
 from tests.worlds import Run
 

@@ -12,14 +12,14 @@ import torch
 import yaml
 from PIL import Image
 
-from core.datasets import ATTRIBUTES, CelebA, image_transform
-from core.drawn_faces import DRAWN, counterfactual, draw
-from core.drawn_faces.folder import Plan, write_folder
-from core.images import input_to_uint8, to_hwc
-from core.job.writer import write_image
-from core.results import ResultTree
-from core.training.classifier_files import to_file
-from models.small_cnn import SmallCNN
+from dime.core.datasets import ATTRIBUTES, CelebA, image_transform
+from dime.core.drawn_faces import DRAWN, counterfactual, draw
+from dime.core.drawn_faces.folder import Plan, write_folder
+from dime.core.images import input_to_uint8, to_hwc
+from dime.core.job.writer import write_image
+from dime.core.results import ResultTree
+from dime.core.training.classifier_files import to_file
+from dime.models.small_cnn import SmallCNN
 
 SEED = 5
 SIZE = 32

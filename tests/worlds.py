@@ -22,8 +22,8 @@ import torch
 import torchvision
 
 import main as main_script
-from core import weight_files
-from core.cli import run
+from dime.core import weight_files
+from dime.core.cli import run
 from tests.helpers import BASE, GOLDEN, filled, golden
 
 SCRIPT = Path(main_script.__file__)

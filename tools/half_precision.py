@@ -13,9 +13,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core import cli
-from core.errors import InputError
-from core.weight_files import SAFETENSORS, read_checkpoint, write_safetensors
+from dime.core import cli
+from dime.core.errors import InputError
+from dime.core.weight_files import SAFETENSORS, read_checkpoint, write_safetensors
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ if __name__ == "__main__":
 import torch
 from torch import nn
 
-from core import cli
-from core.checkpoints import load_unet
-from core.datasets import CelebA
-from core.errors import InputError
+from dime.core import cli
+from dime.core.checkpoints import load_unet
+from dime.core.datasets import CelebA
+from dime.core.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.script_util import (
     add_dict_to_argparser,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 
-from core.datasets import ATTRIBUTES
-from core.errors import InputError
+from dime.core.datasets import ATTRIBUTES
+from dime.core.errors import InputError
 
 NATURAL: dict[str, tuple[tuple[str, float], ...]] = {
     "Male": (("", 0.45),),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.drawn_faces.canvas import smooth_noise
-from core.drawn_faces.face import Backdrop, Clothes
-from core.drawn_faces.geometry import ellipse, half_spline, mirrored, spline, stroke
-from core.drawn_faces.palette import WHITE, hsv, mix
-from core.drawn_faces.scene import Scene, Texture
+from dime.core.drawn_faces.canvas import smooth_noise
+from dime.core.drawn_faces.face import Backdrop, Clothes
+from dime.core.drawn_faces.geometry import ellipse, half_spline, mirrored, spline, stroke
+from dime.core.drawn_faces.palette import WHITE, hsv, mix
+from dime.core.drawn_faces.scene import Scene, Texture
 
 
 def paint_background(scene: Scene) -> None:

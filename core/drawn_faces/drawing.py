@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-from core.drawn_faces import backdrop, features, hair, head, wear
-from core.drawn_faces.canvas import Canvas
-from core.drawn_faces.face import Face, counterfactual
-from core.drawn_faces.geometry import Pose
-from core.drawn_faces.scene import Scene, Texture
+from dime.core.drawn_faces import backdrop, features, hair, head, wear
+from dime.core.drawn_faces.canvas import Canvas
+from dime.core.drawn_faces.face import Face, counterfactual
+from dime.core.drawn_faces.geometry import Pose
+from dime.core.drawn_faces.scene import Scene, Texture
 
 SIZE = (178, 218)
 """Width and height of CelebA's aligned pictures."""

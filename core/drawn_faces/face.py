@@ -8,8 +8,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from core.datasets import ATTRIBUTES
-from core.drawn_faces.attributes import (
+from dime.core.datasets import ATTRIBUTES
+from dime.core.drawn_faces.attributes import (
     DRAWN,
     HAIR_COLOURS,
     Correlation,
@@ -18,7 +18,7 @@ from core.drawn_faces.attributes import (
     natural_probability,
     require_drawn,
 )
-from core.errors import InputError
+from dime.core.errors import InputError
 
 AUBURN = "Auburn_Hair"
 """The hair colour that is none of CelebA's four."""

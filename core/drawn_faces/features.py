@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.drawn_faces.geometry import Curve, ellipse, moved, spline, stroke
-from core.drawn_faces.palette import DARK, EYES, LIPSTICKS, TEETH, WHITE, mix, rgb
-from core.drawn_faces.scene import Scene, Texture
+from dime.core.drawn_faces.geometry import Curve, ellipse, moved, spline, stroke
+from dime.core.drawn_faces.palette import DARK, EYES, LIPSTICKS, TEETH, WHITE, mix, rgb
+from dime.core.drawn_faces.scene import Scene, Texture
 
 NATURAL_LIP = rgb("b4515a")
 TONGUE = rgb("d9606c")

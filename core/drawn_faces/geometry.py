@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from core.drawn_faces.face import Face
+from dime.core.drawn_faces.face import Face
 
 CENTRE = (89.0, 118.0)
 """Where the origin lies in a 178x218 picture, with the eyes where CelebA's alignment puts them."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.drawn_faces.face import HairLength
-from core.drawn_faces.features import mouth_curves
-from core.drawn_faces.geometry import Curve, half_spline, mirrored, moved, spline
-from core.drawn_faces.head import jaw_right
-from core.drawn_faces.palette import DARK, mix
-from core.drawn_faces.scene import Scene
+from dime.core.drawn_faces.face import HairLength
+from dime.core.drawn_faces.features import mouth_curves
+from dime.core.drawn_faces.geometry import Curve, half_spline, mirrored, moved, spline
+from dime.core.drawn_faces.head import jaw_right
+from dime.core.drawn_faces.palette import DARK, mix
+from dime.core.drawn_faces.scene import Scene
 
 HAT_LINE = -40.0
 """A hat hides the hair above this height."""

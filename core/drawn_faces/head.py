@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.drawn_faces.geometry import Curve, ellipse, half_spline, mirrored, spline, stroke
-from core.drawn_faces.palette import WHITE, mix, rgb
-from core.drawn_faces.scene import Scene, Texture
+from dime.core.drawn_faces.geometry import Curve, ellipse, half_spline, mirrored, spline, stroke
+from dime.core.drawn_faces.palette import WHITE, mix, rgb
+from dime.core.drawn_faces.scene import Scene, Texture
 
 BLUSH = rgb("ff2f4e")
 WRINKLE_WIDTH = 2.3

@@ -6,7 +6,7 @@ import colorsys
 
 import numpy as np
 
-from core.drawn_faces.face import AUBURN, Face
+from dime.core.drawn_faces.face import AUBURN, Face
 
 
 def rgb(code: str) -> np.ndarray:

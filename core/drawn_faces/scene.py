@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from core.drawn_faces.canvas import Canvas, Colour, smooth_noise
-from core.drawn_faces.face import Face
-from core.drawn_faces.geometry import Curve, Pose
-from core.drawn_faces.palette import DARK, WHITE, hair_colour, mix, rgb, skin_colour
+from dime.core.drawn_faces.canvas import Canvas, Colour, smooth_noise
+from dime.core.drawn_faces.face import Face
+from dime.core.drawn_faces.geometry import Curve, Pose
+from dime.core.drawn_faces.palette import DARK, WHITE, hair_colour, mix, rgb, skin_colour
 
 SHADOW_TINT = rgb("8a3a34")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from core.drawn_faces.attributes import DRAWN
-from core.drawn_faces.drawing import draw, region
-from core.drawn_faces.face import Face, counterfactual
+from dime.core.drawn_faces.attributes import DRAWN
+from dime.core.drawn_faces.drawing import draw, region
+from dime.core.drawn_faces.face import Face, counterfactual
 
 TILE = 64
 ZOOM = 2

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.drawn_faces.face import Earring, Glasses
-from core.drawn_faces.geometry import Curve, ellipse, half_spline, mirrored, moved, spline, stroke
-from core.drawn_faces.palette import FRAMES, METALS, WHITE, hsv, mix
-from core.drawn_faces.scene import Scene
+from dime.core.drawn_faces.face import Earring, Glasses
+from dime.core.drawn_faces.geometry import Curve, ellipse, half_spline, mirrored, moved, spline, stroke
+from dime.core.drawn_faces.palette import FRAMES, METALS, WHITE, hsv, mix
+from dime.core.drawn_faces.scene import Scene
 
 FRAME_WIDTH = 3.3
 

@@ -11,12 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core.cli import Parser, attribute, integer, select_device
-from core.errors import InputError
-from core.evaluation.features import Machine
-from core.evaluation.measures import PARTITIONS, Measurement
-from core.files import write_atomically
-from core.results import ResultTree
+from dime.core.cli import Parser, attribute, integer, select_device
+from dime.core.errors import InputError
+from dime.core.evaluation.features import Machine
+from dime.core.evaluation.measures import PARTITIONS, Measurement
+from dime.core.files import write_atomically
+from dime.core.results import ResultTree
 
 DEFAULT_BATCH_SIZE = 50
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)

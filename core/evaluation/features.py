@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from core.datasets import read_image
-from core.errors import InputError
-from core.files import write_atomically
-from core.images import from_image
+from dime.core.datasets import read_image
+from dime.core.errors import InputError
+from dime.core.files import write_atomically
+from dime.core.images import from_image
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")

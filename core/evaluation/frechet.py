@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.errors import UndefinedError
+from dime.core.errors import UndefinedError
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import nn
 
-from core.checkpoints import load_inception, load_oracle, load_small_cnn, load_vggface2
-from core.datasets import ATTRIBUTES, read_annotations, read_image
-from core.errors import InputError, UndefinedError
-from core.evaluation.features import ImageFeatures, Machine, StoredFeatures, batches, computing
-from core.evaluation.frechet import frechet_distance, gaussian, split_frechet_distance
-from core.images import from_image
-from core.metrics import (
+from dime.core.checkpoints import load_inception, load_oracle, load_small_cnn, load_vggface2
+from dime.core.datasets import ATTRIBUTES, read_annotations, read_image
+from dime.core.errors import InputError, UndefinedError
+from dime.core.evaluation.features import ImageFeatures, Machine, StoredFeatures, batches, computing
+from dime.core.evaluation.frechet import frechet_distance, gaussian, split_frechet_distance
+from dime.core.images import from_image
+from dime.core.metrics import (
     CorrelationDifference,
     attributes_changed,
     bootstrap_interval,
@@ -35,10 +35,10 @@ from core.metrics import (
     same_face,
     transition,
 )
-from core.results import Pair, ResultTree
-from core.weight_files import INCEPTION_URL, pretrained_weights
-from models.lpips_vgg import LPIPSDistance
-from models.resnet import vggface2_input
+from dime.core.results import Pair, ResultTree
+from dime.core.weight_files import INCEPTION_URL, pretrained_weights
+from dime.models.lpips_vgg import LPIPSDistance
+from dime.models.resnet import vggface2_input
 
 PARTITIONS = ("cor", "inc", "all")
 """Images classified correctly, incorrectly, or both."""

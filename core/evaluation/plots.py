@@ -7,8 +7,8 @@ import io
 import numpy as np
 from matplotlib.figure import Figure
 
-from core.datasets import ATTRIBUTES
-from core.metrics import CorrelationDifference
+from dime.core.datasets import ATTRIBUTES
+from dime.core.metrics import CorrelationDifference
 
 
 def correlation_plot(result: CorrelationDifference, query: int) -> bytes:

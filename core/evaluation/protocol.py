@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from core.checkpoints import load_classifier, load_lpips, output_column
-from core.datasets import ATTRIBUTES
-from core.errors import InputError, UndefinedError
-from core.evaluation.features import ImageFeatures, Machine
-from core.evaluation.measures import (
+from dime.core.checkpoints import load_classifier, load_lpips, output_column
+from dime.core.datasets import ATTRIBUTES
+from dime.core.errors import InputError, UndefinedError
+from dime.core.evaluation.features import ImageFeatures, Machine
+from dime.core.evaluation.measures import (
     FLIP_RATE,
     SMALL_FS,
     Measurement,
@@ -37,10 +37,10 @@ from core.evaluation.measures import (
     spurious_correlations,
     train_labels,
 )
-from core.evaluation.published import caveats
-from core.results import Pair, ResultTree
-from core.run_config import recorded
-from core.weight_files import SAFETENSORS
+from dime.core.evaluation.published import caveats
+from dime.core.results import Pair, ResultTree
+from dime.core.run_config import recorded
+from dime.core.weight_files import SAFETENSORS
 
 SMILING = ATTRIBUTES.index("Smiling")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from core.evaluation.measures import Measurement, frechet_names
-from core.results import Pair, ResultTree
-from core.run_config import recorded
+from dime.core.evaluation.measures import Measurement, frechet_names
+from dime.core.results import Pair, ResultTree
+from dime.core.run_config import recorded
 
 PUBLISHED: dict[str, dict[str, float]] = {
     "DiME": {

@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from core.evaluation.protocol import METRIC_NAMES, Report
-from core.evaluation.published import PUBLISHED
+from dime.core.evaluation.protocol import METRIC_NAMES, Report
+from dime.core.evaluation.published import PUBLISHED
 
 
 def markdown(report: Report, papers: Sequence[str] = ()) -> str:

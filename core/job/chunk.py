@@ -11,18 +11,18 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from core.datasets import CelebA, Sample
-from core.errors import InputError
-from core.explain import Batch, Explanations, Trial
-from core.files import write_atomically
-from core.job.identity import Identity, require_same_run, short_hash
-from core.job.lock import exclusive
-from core.job.photos import BadImageError, load_photo, require_some, stand_in
-from core.job.progress_log import CONFIG, LOCK, NOISE, STATS, SUMMARY, ProgressLog
-from core.job.recovery import RecoveringExplainer
-from core.job.work_queue import WorkQueue
-from core.job.writer import check_original, write_explanations
-from core.summary import ImageRecord, Summary, summarise, write_stats, write_summary
+from dime.core.datasets import CelebA, Sample
+from dime.core.errors import InputError
+from dime.core.explain import Batch, Explanations, Trial
+from dime.core.files import write_atomically
+from dime.core.job.identity import Identity, require_same_run, short_hash
+from dime.core.job.lock import exclusive
+from dime.core.job.photos import BadImageError, load_photo, require_some, stand_in
+from dime.core.job.progress_log import CONFIG, LOCK, NOISE, STATS, SUMMARY, ProgressLog
+from dime.core.job.recovery import RecoveringExplainer
+from dime.core.job.work_queue import WorkQueue
+from dime.core.job.writer import check_original, write_explanations
+from dime.core.summary import ImageRecord, Summary, summarise, write_stats, write_summary
 
 NOT_FINITE = "the counterfactual is not finite"
 REDRAW_SECONDS = {True: 0.2, False: 60.0}

@@ -6,15 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from core.arithmetic import PRECISIONS
-from core.cli import Parser, attribute, boolean, integer, number, number_list
-from core.datasets import DATASETS
-from core.errors import InputError
-from core.estimates import chain_lengths
-from core.methods import METHODS, WITH_INNER_CHAIN, Settings
-from core.noise import NOISE_SOURCES
-from core.presets import PRESETS
-from core.results import IMAGE_FORMATS
+from dime.core.arithmetic import PRECISIONS
+from dime.core.cli import Parser, attribute, boolean, integer, number, number_list
+from dime.core.datasets import DATASETS
+from dime.core.errors import InputError
+from dime.core.estimates import chain_lengths
+from dime.core.methods import METHODS, WITH_INNER_CHAIN, Settings
+from dime.core.noise import NOISE_SOURCES
+from dime.core.presets import PRESETS
+from dime.core.results import IMAGE_FORMATS
 from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
 
 

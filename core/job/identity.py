@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from core.datasets import CelebA
-from core.errors import InputError
-from core.files import read_yaml
-from core.results import ResultTree
+from dime.core.datasets import CelebA
+from dime.core.errors import InputError
+from dime.core.files import read_yaml
+from dime.core.results import ResultTree
 from guided_diffusion.files import open_file
 
 Identity = dict[str, Any]

@@ -8,8 +8,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.cli import say
-from core.errors import InputError
+from dime.core.cli import say
+from dime.core.errors import InputError
 
 try:
     import fcntl

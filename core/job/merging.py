@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import InputError
-from core.files import read_yaml
-from core.job.identity import difference_between, read_identity
-from core.results import ResultTree
-from core.summary import Summary, write_summary
+from dime.core.errors import InputError
+from dime.core.files import read_yaml
+from dime.core.job.identity import difference_between, read_identity
+from dime.core.results import ResultTree
+from dime.core.summary import Summary, write_summary
 
 RUN = "run"
 """The table in a chunk's summary that says which chunk of which run it is; published summaries have none."""

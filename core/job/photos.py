@@ -10,8 +10,8 @@ import blobfile as bf
 import torch
 from PIL import Image
 
-from core.datasets import ATTRIBUTES, CelebA, Sample
-from core.errors import InputError
+from dime.core.datasets import ATTRIBUTES, CelebA, Sample
+from dime.core.errors import InputError
 from guided_diffusion.files import is_remote
 
 READABLE_MODES = ("RGB", "L")

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from core.errors import InputError
-from core.files import remove_orphans, write_atomically
-from core.job.lock import exclusive
-from core.results import CELLS, FRAME_KINDS, IMAGE_FORMATS, ResultTree, image_files
-from core.summary import ImageRecord, read_stats
+from dime.core.errors import InputError
+from dime.core.files import remove_orphans, write_atomically
+from dime.core.job.lock import exclusive
+from dime.core.results import CELLS, FRAME_KINDS, IMAGE_FORMATS, ResultTree, image_files
+from dime.core.summary import ImageRecord, read_stats
 from guided_diffusion import checkpoint_util
 
 LOCK = "running.lock"

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import torch
 
-from core.cli import say
-from core.errors import InputError
-from core.explain import Batch, BatchExplainer, Explainer, Explanations, Progress, Trial, joined
-from core.noise import StreamNoise
+from dime.core.cli import say
+from dime.core.errors import InputError
+from dime.core.explain import Batch, BatchExplainer, Explainer, Explanations, Progress, Trial, joined
+from dime.core.noise import StreamNoise
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 

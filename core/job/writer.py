@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from core.errors import InputError
-from core.explain import Explanations
-from core.files import write_atomically
-from core.images import difference_map, input_to_uint8, mean_difference, to_hwc, to_uint8
-from core.results import ResultTree
-from core.summary import ImageRecord
+from dime.core.errors import InputError
+from dime.core.explain import Explanations
+from dime.core.files import write_atomically
+from dime.core.images import difference_map, input_to_uint8, mean_difference, to_hwc, to_uint8
+from dime.core.results import ResultTree
+from dime.core.summary import ImageRecord
 
 SAME_IMAGE_TOLERANCE = 5.0
 """Mean grey levels between a stored input and ours, encoded the same way, up to which they are the same image: the

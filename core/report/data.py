@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.datasets import ATTRIBUTES
-from core.errors import InputError
-from core.evaluation.measures import Features
-from core.files import read_yaml
-from core.metrics import decide
-from core.results import FRAME_KINDS, Pair, ResultTree, image_files
-from core.summary import INFO_LINES
+from dime.core.datasets import ATTRIBUTES
+from dime.core.errors import InputError
+from dime.core.evaluation.measures import Features
+from dime.core.files import read_yaml
+from dime.core.metrics import decide
+from dime.core.results import FRAME_KINDS, Pair, ResultTree, image_files
+from dime.core.summary import INFO_LINES
 
 Info = dict[str, float]
 """Field of an ImageRecord -> its value, for the lines that an Info file has."""

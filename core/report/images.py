@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from core.datasets import read_image
-from core.images import difference_map
-from core.report.data import ImageResult
-from core.results import FRAME_KINDS
+from dime.core.datasets import read_image
+from dime.core.images import difference_map
+from dime.core.report.data import ImageResult
+from dime.core.results import FRAME_KINDS
 
 QUALITY = 80
 """WebP's; at 128 pixels a face takes two to three kilobytes."""

@@ -19,10 +19,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm
 
-from core.datasets import ATTRIBUTES, read_image
-from core.evaluation.protocol import METRIC_NAMES
-from core.report.data import Experiment, ImageResult
-from core.report.images import STRIP_FRAMES, difference_image, embedded, film_strip, reduced
+from dime.core.datasets import ATTRIBUTES, read_image
+from dime.core.evaluation.protocol import METRIC_NAMES
+from dime.core.report.data import Experiment, ImageResult
+from dime.core.report.images import STRIP_FRAMES, difference_image, embedded, film_strip, reduced
 
 TEMPLATES = Path(__file__).with_name("templates")
 PLOT_PIXELS = 1200

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from core.cli import say
-from core.evaluation.attribute_scores import AttributeScores
-from core.files import write_atomically
-from core.training.classifier_files import Architecture, logits_of, to_file
-from core.training.data import LabelledImages
-from core.training.script import Progress
+from dime.core.cli import say
+from dime.core.evaluation.attribute_scores import AttributeScores
+from dime.core.files import write_atomically
+from dime.core.training.classifier_files import Architecture, logits_of, to_file
+from dime.core.training.data import LabelledImages
+from dime.core.training.script import Progress
 from guided_diffusion import checkpoint_util, dist_util, logger
 from guided_diffusion.batches import EndlessBatches, ignore_foreign_signals
 from guided_diffusion.process_state import ProcessState

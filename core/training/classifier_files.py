@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.checkpoints import load_vggface2
+from dime.core.checkpoints import load_vggface2
+from dime.models.classifiers import DenseNetClassifier
+from dime.models.resnet import Oracle, oracle_parameter_name
+from dime.models.small_cnn import SmallCNN
 from guided_diffusion.checkpoint_util import portable
-from models.classifiers import DenseNetClassifier
-from models.resnet import Oracle, oracle_parameter_name
-from models.small_cnn import SmallCNN
 
 BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
 """Stage of the Caffe ResNet-50 -> residual blocks."""

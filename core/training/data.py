@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from core.datasets import ATTRIBUTES, CelebA, image_transform
+from dime.core.datasets import ATTRIBUTES, CelebA, image_transform
 from guided_diffusion import dist_util
 from guided_diffusion.batches import EndlessBatches
 

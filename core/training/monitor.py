@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from core.files import write_atomically
-from core.images import grid_png
-from core.training.script import Progress
-from core.unet_flags import differing_flags
+from dime.core.files import write_atomically
+from dime.core.images import grid_png
+from dime.core.training.script import Progress
+from dime.core.unet_flags import differing_flags
 from guided_diffusion import dist_util
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.script_util import create_diffusion

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from core.datasets import ATTRIBUTES, CelebA
-from core.files import write_atomically
-from core.images import from_image, grid_png, to_uint8
+from dime.core.datasets import ATTRIBUTES, CelebA
+from dime.core.files import write_atomically
+from dime.core.images import from_image, grid_png, to_uint8
 from guided_diffusion import dist_util
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from core.cli import integer, number, say
-from core.datasets import ATTRIBUTES
-from core.errors import InputError
+from dime.core.cli import integer, number, say
+from dime.core.datasets import ATTRIBUTES
+from dime.core.errors import InputError
 from guided_diffusion import dist_util, logger
 from guided_diffusion.heartbeat import PeerLostError
 

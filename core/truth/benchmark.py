@@ -12,16 +12,16 @@ from functools import cached_property
 
 import numpy as np
 
-from core.drawn_faces import DRAWN
-from core.errors import InputError
-from core.evaluation.features import Machine, batches
-from core.evaluation.measures import FLIP_RATE, Measurement, mean, select_pairs
-from core.evaluation.protocol import Report
-from core.metrics import bootstrap_interval
-from core.results import Pair, ResultTree
-from core.truth import metrics
-from core.truth.faces import Case, DrawnFaces
-from core.truth.oracle import AttributeOracle
+from dime.core.drawn_faces import DRAWN
+from dime.core.errors import InputError
+from dime.core.evaluation.features import Machine, batches
+from dime.core.evaluation.measures import FLIP_RATE, Measurement, mean, select_pairs
+from dime.core.evaluation.protocol import Report
+from dime.core.metrics import bootstrap_interval
+from dime.core.results import Pair, ResultTree
+from dime.core.truth import metrics
+from dime.core.truth.faces import Case, DrawnFaces
+from dime.core.truth.oracle import AttributeOracle
 
 TRUTH, INPUT = "(true cf)", "(input)"
 """The columns to compare with: the true counterfactuals, and the inputs themselves, measured as if explained."""

@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from core.datasets import ATTRIBUTES, image_transform, open_dataset, read_image
-from core.drawn_faces import DRAWN, Face, counterfactual, draw, labels_of
-from core.drawn_faces.attributes import require_drawn
-from core.drawn_faces.drawing import changed_pixels
-from core.drawn_faces.folder import JPEG_QUALITY, image_name, load_faces
-from core.errors import InputError
-from core.images import input_to_uint8, to_hwc
-from core.job.writer import SAME_IMAGE_TOLERANCE, encoded
-from core.results import Pair, ResultTree
-from core.run_config import recorded
+from dime.core.datasets import ATTRIBUTES, image_transform, open_dataset, read_image
+from dime.core.drawn_faces import DRAWN, Face, counterfactual, draw, labels_of
+from dime.core.drawn_faces.attributes import require_drawn
+from dime.core.drawn_faces.drawing import changed_pixels
+from dime.core.drawn_faces.folder import JPEG_QUALITY, image_name, load_faces
+from dime.core.errors import InputError
+from dime.core.images import input_to_uint8, to_hwc
+from dime.core.job.writer import SAME_IMAGE_TOLERANCE, encoded
+from dime.core.results import Pair, ResultTree
+from dime.core.run_config import recorded
 
 FLAGS = {"query_label": int, "image_size": int, "dataset": str, "use_train": bool, "data_dir": str}
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.checkpoints import load_classifier
-from core.datasets import ATTRIBUTES
-from core.drawn_faces import DRAWN
-from core.errors import InputError
-from core.evaluation.features import Machine, computing
-from core.images import from_image
-from core.metrics import decide
+from dime.core.checkpoints import load_classifier
+from dime.core.datasets import ATTRIBUTES
+from dime.core.drawn_faces import DRAWN
+from dime.core.errors import InputError
+from dime.core.evaluation.features import Machine, computing
+from dime.core.images import from_image
+from dime.core.metrics import decide
 
 
 class AttributeOracle:

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from core.evaluation.measures import Measurement
-from core.evaluation.plots import png
-from core.evaluation.protocol import Report
-from core.truth.benchmark import INPUT, TRUTH
-from core.truth.faces import Case
+from dime.core.evaluation.measures import Measurement
+from dime.core.evaluation.plots import png
+from dime.core.evaluation.protocol import Report
+from dime.core.truth.benchmark import INPUT, TRUTH
+from dime.core.truth.faces import Case
 
 EXAMPLES = 8
 """How many faces the figure shows."""

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from core.checkpoints import load_classifier, output_column
-from core.drawn_faces import DRAWN
-from core.errors import InputError
-from core.evaluation.features import Machine, batches
-from core.evaluation.measures import Measurement, mean
-from core.metrics import bootstrap_interval, correlation_difference, correlations
-from core.results import ResultTree
-from core.run_config import recorded
-from core.truth.benchmark import Figures
-from core.truth.faces import DrawnFaces
-from core.truth.oracle import picture_logits
+from dime.core.checkpoints import load_classifier, output_column
+from dime.core.drawn_faces import DRAWN
+from dime.core.errors import InputError
+from dime.core.evaluation.features import Machine, batches
+from dime.core.evaluation.measures import Measurement, mean
+from dime.core.metrics import bootstrap_interval, correlation_difference, correlations
+from dime.core.results import ResultTree
+from dime.core.run_config import recorded
+from dime.core.truth.benchmark import Figures
+from dime.core.truth.faces import DrawnFaces
+from dime.core.truth.oracle import picture_logits
 
 CD = "CD"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from core.evaluation.measures import Measurement
-from core.evaluation.protocol import Report
-from core.evaluation.table import listed, table_line
+from dime.core.evaluation.measures import Measurement
+from dime.core.evaluation.protocol import Report
+from dime.core.evaluation.table import listed, table_line
 
 IMAGES = "images"
 

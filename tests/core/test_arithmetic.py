@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.arithmetic import prepare_unet
+from dime.core.arithmetic import prepare_unet
 from guided_diffusion.script_util import create_model_and_diffusion
 from tests.helpers import BASE, fill_, relative_error, rnd
 
@@ -49,7 +49,7 @@ def test_a_prepared_network_says_the_same():
 def test_freed_memory_is_kept():
     script = """
 import resource, torch
-from core.arithmetic import keep_freed_memory
+from dime.core.arithmetic import keep_freed_memory
 
 def page_faults():
     torch.ones(20_000_000)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from core import checkpoints, weight_files
-from core.errors import InputError
-from core.training.classifier_files import to_file
+from dime.core import checkpoints, weight_files
+from dime.core.errors import InputError
+from dime.core.training.classifier_files import to_file
+from dime.models.perceptual import PerceptualFeatures
+from dime.models.small_cnn import SmallCNN
 from guided_diffusion.checkpoint_util import save_state_dict
 from guided_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
-from models.perceptual import PerceptualFeatures
-from models.small_cnn import SmallCNN
 from tests.helpers import BASE, GOLDEN, filled, golden, relative_error, rnd
 
 VGG19_FILE = "vgg19-dcbb9e9d.pth"

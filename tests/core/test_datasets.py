@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core.datasets import (
+from dime.core.datasets import (
     ATTRIBUTES,
     CelebA,
     CelebAMiniVal,
@@ -21,7 +21,7 @@ from core.datasets import (
     read_image,
     select_ids,
 )
-from core.errors import InputError
+from dime.core.errors import InputError
 
 ROWS = {"a.jpg": 1, "b.jpg": 0, "c.jpg": 1, "d.jpg": 2, "e.jpg": 1}
 """Image -> partition, in file order; val are a, c and e."""

@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from core.datasets import ATTRIBUTES, CelebA
-from core.drawn_faces import DRAWN, Correlation, Face, counterfactual, draw, folder, labels_of, region, sample_face
-from core.drawn_faces.attributes import EXCLUSIVE, HAIR_COLOURS, NATURAL, natural_probability
-from core.drawn_faces.folder import Plan, load_faces, write_folder
-from core.drawn_faces.sheets import contact_sheet, counterfactual_sheet, thumbnail
-from core.errors import InputError
+from dime.core.datasets import ATTRIBUTES, CelebA
+from dime.core.drawn_faces import DRAWN, Correlation, Face, counterfactual, draw, folder, labels_of, region, sample_face
+from dime.core.drawn_faces.attributes import EXCLUSIVE, HAIR_COLOURS, NATURAL, natural_probability
+from dime.core.drawn_faces.folder import Plan, load_faces, write_folder
+from dime.core.drawn_faces.sheets import contact_sheet, counterfactual_sheet, thumbnail
+from dime.core.errors import InputError
 from tests.helpers import golden
 
 SCRIPT = Path(__file__).parents[2] / "make-drawn-faces.py"

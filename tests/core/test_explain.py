@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from core.estimates import input_image
-from core.explain import Batch, Explainer
-from core.guidance import BinaryAttribute, Guidance
-from core.images import to_uint8
-from core.methods import METHODS, Settings, dime
-from core.noise import PerImageNoise
-from core.sampler import Sampler
+from dime.core.estimates import input_image
+from dime.core.explain import Batch, Explainer
+from dime.core.guidance import BinaryAttribute, Guidance
+from dime.core.images import to_uint8
+from dime.core.methods import METHODS, Settings, dime
+from dime.core.noise import PerImageNoise
+from dime.core.sampler import Sampler
 from tests.helpers import rnd
 from tests.toys import CountingModel, toy_diffusion
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.guidance import BinaryAttribute, Guidance, MultiClass
+from dime.core.guidance import BinaryAttribute, Guidance, MultiClass
 from tests.helpers import golden, reference_arithmetic, relative_error, rnd
 from tests.networks import classifier, vgg19_features
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from core.estimates import InnerChain, chain_lengths, evenly_spread, last_prediction, masked_prediction
-from core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
-from core.methods import METHODS, Settings
-from core.noise import PerImageNoise
-from core.sampler import Denoiser, Gaussian, Region, Step
+from dime.core.estimates import InnerChain, chain_lengths, evenly_spread, last_prediction, masked_prediction
+from dime.core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
+from dime.core.methods import METHODS, Settings
+from dime.core.noise import PerImageNoise
+from dime.core.sampler import Denoiser, Gaussian, Region, Step
 from tests.helpers import rnd
 from tests.toys import CountingModel, ToyPull, toy_diffusion
 

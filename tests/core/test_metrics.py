@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.metrics import (
+from dime.core.metrics import (
     attributes_changed,
     bootstrap_interval,
     correlation_difference,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from core.noise import PerImageNoise, StreamNoise
+from dime.core.noise import PerImageNoise, StreamNoise
 
 SHAPE = torch.Size((2, 3, 8, 8))
 

@@ -16,12 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core.arithmetic import prepare_unet
-from core.guidance import BinaryAttribute, Guidance
-from core.methods import METHODS, Settings
-from core.sampler import Denoiser
+from dime.core.arithmetic import prepare_unet
+from dime.core.guidance import BinaryAttribute, Guidance
+from dime.core.methods import METHODS, Settings
+from dime.core.sampler import Denoiser
+from dime.models.small_cnn import SmallCNN
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
-from models.small_cnn import SmallCNN
 from tests.helpers import BASE, rnd
 from tests.toys import ToyPull
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import InputError
-from core.results import ResultTree
+from dime.core.errors import InputError
+from dime.core.results import ResultTree
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from bench.plain_loop import plain_loop
-from core.guidance import BinaryAttribute, Guidance
-from core.methods import Settings, dime
-from core.noise import PerImageNoise, StreamNoise
-from core.sampler import Denoiser, Sampler
+from dime.core.guidance import BinaryAttribute, Guidance
+from dime.core.methods import Settings, dime
+from dime.core.noise import PerImageNoise, StreamNoise
+from dime.core.sampler import Denoiser, Sampler
 from tests.helpers import golden, reference_arithmetic, relative_error, rnd
 from tests.networks import base_unet, classifier, vgg19_features
 from tests.toys import CountingModel, ToyPull, toy_diffusion

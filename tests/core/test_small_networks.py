@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.checkpoints import load_classifier, load_oracle, load_perceptual, load_unet
-from core.errors import InputError
-from core.training.classifier_files import to_file
-from core.weight_files import read_checkpoint, write_safetensors
+from dime.core.checkpoints import load_classifier, load_oracle, load_perceptual, load_unet
+from dime.core.errors import InputError
+from dime.core.training.classifier_files import to_file
+from dime.core.weight_files import read_checkpoint, write_safetensors
+from dime.models.small_cnn import SmallCNN
 from guided_diffusion.checkpoint_util import save, save_state_dict
 from guided_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
-from models.small_cnn import SmallCNN
 from tests.helpers import BASE, fill_, rnd
 
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from core.errors import InputError
-from core.job.merging import merge, merge_chunks
-from core.results import ResultTree
-from core.summary import ImageRecord, read_stats, summarise, write_stats, write_summary
+from dime.core.errors import InputError
+from dime.core.job.merging import merge, merge_chunks
+from dime.core.results import ResultTree
+from dime.core.summary import ImageRecord, read_stats, summarise, write_stats, write_summary
 
 FLOAT32 = 0.27158546447753906
 """A float32 whose repr as a Python float has 17 digits."""

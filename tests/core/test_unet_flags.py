@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from core.unet_flags import differing_flags, infer_flags
+from dime.core.unet_flags import differing_flags, infer_flags
 from guided_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from tests.helpers import BASE, GOLDEN
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import main as main_script
-from core.cli import run
+from dime.core.cli import run
 
 POLL = 0.002
 

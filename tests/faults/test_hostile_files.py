@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.summary import write_stats
+from dime.core.summary import write_stats
 from tests.faults.hostile import JSON, WEIGHTS, YAML
 from tests.faults.images import BAD
 from tests.metric_world import MetricWorld, run_script

@@ -12,8 +12,8 @@ import torch
 import yaml
 
 import main as main_script
-from core.job import preemption
-from core.job.preemption import EXIT_CONTINUE
+from dime.core.job import preemption
+from dime.core.job.preemption import EXIT_CONTINUE
 from tests.faults.forks import Fork, wait_for
 from tests.test_main_resume import comparable
 from tests.worlds import SMALL_FLAGS, World, run_main

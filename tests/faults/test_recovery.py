@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.errors import InputError
-from core.explain import Batch, Explainer, Explanations
-from core.guidance import BinaryAttribute, Guidance
-from core.job.recovery import RecoveringExplainer
-from core.methods import Settings, dime
-from core.noise import PerImageNoise, StreamNoise
+from dime.core.errors import InputError
+from dime.core.explain import Batch, Explainer, Explanations
+from dime.core.guidance import BinaryAttribute, Guidance
+from dime.core.job.recovery import RecoveringExplainer
+from dime.core.methods import Settings, dime
+from dime.core.noise import PerImageNoise, StreamNoise
 from tests.core.test_explain import Brightness
 from tests.helpers import rnd
 from tests.toys import CountingModel, toy_diffusion

@@ -21,12 +21,12 @@ import torch
 import yaml
 from PIL import Image
 
-import core.files
 import main as main_script
-from core.images import to_uint8
-from core.job.preemption import EXIT_CONTINUE
-from core.job.writer import write_image
-from core.summary import ImageRecord
+from dime.core import files as core_files
+from dime.core.images import to_uint8
+from dime.core.job.preemption import EXIT_CONTINUE
+from dime.core.job.writer import write_image
+from dime.core.summary import ImageRecord
 from tests.faults.forks import Fork, wait_for
 from tests.faults.images import BAD
 from tests.helpers import rnd
@@ -143,7 +143,7 @@ def kill_while_writing(bench: Bench, number: int) -> Outcome:
     if pid == 0:
         for count in itertools.count():
             write_image(place / f"{count % 50:07d}.{('jpg', 'png')[count % 2]}", pictures[count % 4])
-            core.files.write_atomically(place / f"{count % 50:07d}.txt", record.text())
+            core_files.write_atomically(place / f"{count % 50:07d}.txt", record.text())
     wait_for(lambda: any(place.glob("*.txt")))
     time.sleep(bench.rng.uniform(0, 0.05))
     os.kill(pid, signal.SIGKILL)
@@ -160,7 +160,7 @@ def kill_while_writing(bench: Bench, number: int) -> Outcome:
             whole += 1
         except (OSError, ValueError) as error:
             damaged.append(f"{path.name}: {error}")
-    core.files.remove_orphans([place])
+    core_files.remove_orphans([place])
     damaged += [f"{path.name} stayed" for path in place.glob(".*.tmp")]
     return Outcome("; ".join(damaged), whole)
 
@@ -184,7 +184,7 @@ def failing_disk(bench: Bench, number: int) -> Outcome:
                 raise OSError(getattr(errno, kind), os.strerror(getattr(errno, kind)))
             fsync(descriptor)
 
-        core.files.os.fsync = failing
+        core_files.os.fsync = failing
 
     fork = bench.start(place, prepare)
     code = fork.wait()

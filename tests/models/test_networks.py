@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from models.classifiers import DenseNetClassifier
-from models.perceptual import IMAGENET_MEAN, IMAGENET_STD, PerceptualFeatures
-from models.resnet import BGR_MEAN, Oracle, caffe_resnet50, oracle_parameter_name, vggface2_input
+from dime.models.classifiers import DenseNetClassifier
+from dime.models.perceptual import IMAGENET_MEAN, IMAGENET_STD, PerceptualFeatures
+from dime.models.resnet import BGR_MEAN, Oracle, caffe_resnet50, oracle_parameter_name, vggface2_input
 from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
 
 KEYS = json.loads(Path(GOLDEN / "state_dict_keys.json").read_text())

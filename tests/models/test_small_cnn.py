@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.classifiers import DenseNetTrunk
-from models.small_cnn import SmallCNN
+from dime.models.classifiers import DenseNetTrunk
+from dime.models.small_cnn import SmallCNN
 from tests.helpers import fill_, rnd
 
 

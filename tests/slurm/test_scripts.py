@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from core.job.flags import parse_flags
+from dime.core.job.flags import parse_flags
 from evaluate import build_parser
 from tests.faults.forks import wait_for
 from tests.worlds import Run, run_command

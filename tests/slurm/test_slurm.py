@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from core.summary import read_stats
+from dime.core.summary import read_stats
 from tests.faults.forks import Fork
 from tests.slurm.cluster import Cluster, missing_programs
 from tests.test_main_resume import comparable

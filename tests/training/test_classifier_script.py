@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from core.checkpoints import load_classifier, load_oracle
-from core.training.classifier import positive_weights
-from core.training.classifier_files import to_file
+from dime.core.checkpoints import load_classifier, load_oracle
+from dime.core.training.classifier import positive_weights
+from dime.core.training.classifier_files import to_file
+from dime.models.classifiers import DenseNetClassifier
+from dime.models.resnet import Oracle, caffe_resnet50
+from dime.models.small_cnn import SmallCNN
 from guided_diffusion import checkpoint_util
-from models.classifiers import DenseNetClassifier
-from models.resnet import Oracle, caffe_resnet50
-from models.small_cnn import SmallCNN
 from tests.helpers import fill_, rnd
 from tests.training.scripts import run_script, unpack_celeba
 

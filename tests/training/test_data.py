@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.datasets import CelebA
-from core.training.data import own_share, training_batches
+from dime.core.datasets import CelebA
+from dime.core.training.data import own_share, training_batches
 from guided_diffusion import dist_util
 from tests.training.scripts import unpack_celeba
 

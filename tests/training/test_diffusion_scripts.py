@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core.training.likelihood import Likelihood
+from dime.core.training.likelihood import Likelihood
 from guided_diffusion import checkpoint_util
 from guided_diffusion.script_util import model_and_diffusion_defaults
 from tests.training.scripts import SMALL_UNET, run_script, unpack_celeba

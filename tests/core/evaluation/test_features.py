@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from core.errors import InputError
-from core.evaluation.features import ImageFeatures, Machine, StoredFeatures, batches
+from dime.core.errors import InputError
+from dime.core.evaluation.features import ImageFeatures, Machine, StoredFeatures, batches
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from core.errors import InputError
-from core.evaluation.frechet import frechet_distance, gaussian, split_frechet_distance
+from dime.core.errors import InputError
+from dime.core.evaluation.frechet import frechet_distance, gaussian, split_frechet_distance
 from tests.helpers import rnd
 
 

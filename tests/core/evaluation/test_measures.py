@@ -12,11 +12,11 @@ from PIL import Image
 from pytorch_fid import fid_score
 from pytorch_fid import inception as reference_inception
 
-from core.checkpoints import load_classifier, load_inception, load_lpips
-from core.errors import InputError, UndefinedError
-from core.evaluation.features import ImageFeatures, Machine
-from core.evaluation.frechet import frechet_distance, gaussian
-from core.evaluation.measures import (
+from dime.core.checkpoints import load_classifier, load_inception, load_lpips
+from dime.core.errors import InputError, UndefinedError
+from dime.core.evaluation.features import ImageFeatures, Machine
+from dime.core.evaluation.frechet import frechet_distance, gaussian
+from dime.core.evaluation.measures import (
     changed_attributes,
     class_transition,
     decision_change,
@@ -33,7 +33,7 @@ from core.evaluation.measures import (
     summary_figures,
     train_labels,
 )
-from core.results import ResultTree
+from dime.core.results import ResultTree
 from tests.helpers import relative_error, rnd
 from tests.metric_world import EXPERIMENTS, SMALL_IDS, MetricWorld
 

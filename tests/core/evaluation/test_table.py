@@ -8,11 +8,11 @@ import json
 
 import pytest
 
-from core.evaluation.measures import Measurement
-from core.evaluation.protocol import METRIC_NAMES, Report
-from core.evaluation.published import PUBLISHED, caveats
-from core.evaluation.table import as_csv, as_json, markdown
-from core.results import ResultTree
+from dime.core.evaluation.measures import Measurement
+from dime.core.evaluation.protocol import METRIC_NAMES, Report
+from dime.core.evaluation.published import PUBLISHED, caveats
+from dime.core.evaluation.table import as_csv, as_json, markdown
+from dime.core.results import ResultTree
 
 REPORT = Report(
     measurements={

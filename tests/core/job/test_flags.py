@@ -6,10 +6,10 @@ from dataclasses import fields
 
 import pytest
 
-from core.errors import InputError
-from core.job.flags import parse_flags
-from core.methods import Settings
-from core.presets import PRESETS
+from dime.core.errors import InputError
+from dime.core.job.flags import parse_flags
+from dime.core.methods import Settings
+from dime.core.presets import PRESETS
 from guided_diffusion.script_util import model_and_diffusion_defaults
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from core.job.work_queue import WorkQueue
+from dime.core.job.work_queue import WorkQueue
 
 
 def work_off(queue: WorkQueue, attempts: dict[int, int]) -> list[list[int]]:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from core.errors import InputError
-from core.explain import Batch, Explanations
-from core.images import difference_map, input_to_uint8, mean_difference, to_hwc, to_uint8
-from core.job.writer import check_original, write_explanations, write_image
-from core.results import ResultTree
+from dime.core.errors import InputError
+from dime.core.explain import Batch, Explanations
+from dime.core.images import difference_map, input_to_uint8, mean_difference, to_hwc, to_uint8
+from dime.core.job.writer import check_original, write_explanations, write_image
+from dime.core.results import ResultTree
 from tests.helpers import rnd
 
 # 8-bit images

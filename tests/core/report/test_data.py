@@ -8,10 +8,10 @@ import tarfile
 import pytest
 import torch
 
-from core.datasets import ATTRIBUTES
-from core.errors import InputError
-from core.report.data import attribute_changes, read_experiment
-from core.results import ResultTree
+from dime.core.datasets import ATTRIBUTES
+from dime.core.errors import InputError
+from dime.core.report.data import attribute_changes, read_experiment
+from dime.core.results import ResultTree
 from tests.helpers import GOLDEN
 from tests.report_world import STEPS, make_experiment, record
 

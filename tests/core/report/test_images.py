@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from core.errors import InputError
-from core.images import difference_map
-from core.report.data import read_experiment
-from core.report.images import (
+from dime.core.errors import InputError
+from dime.core.images import difference_map
+from dime.core.report.data import read_experiment
+from dime.core.report.images import (
     GIF_PIXELS,
     SHEET_PIXELS,
     STRIP_FRAMES,

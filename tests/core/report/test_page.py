@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.errors import InputError
-from core.report.data import read_experiment
-from core.report.page import Limits, render
+from dime.core.errors import InputError
+from dime.core.report.data import read_experiment
+from dime.core.report.page import Limits, render
 from tests.report_world import STEPS, make_experiment
 
 SCRIPT_TAG = "</script><script>document.title='owned'</script>"

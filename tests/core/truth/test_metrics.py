@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.truth import metrics
+from dime.core.truth import metrics
 
 RNG = np.random.default_rng(0)
 N, SIZE = 3, 8

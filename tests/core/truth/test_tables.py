@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from core.evaluation.measures import Measurement
-from core.evaluation.protocol import Report
-from core.truth.tables import markdown
+from dime.core.evaluation.measures import Measurement
+from dime.core.evaluation.protocol import Report
+from dime.core.truth.tables import markdown
 
 REPORT = Report(
     measurements={
