@@ -1,4 +1,4 @@
-"""DiME: counterfactual explanations of a classifier's decisions on CelebA.
+"""DiME: counterfactual explanations of a classifier's decisions.
 
 Every image is noised half-way and denoised again while the classifier pulls it over its decision and two distances
 hold it at the input; the smallest realistic change that flips the decision remains. Run it again with --merge_and_eval
@@ -7,205 +7,193 @@ True to join the summaries of chunks.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from dime.core.arithmetic import keep_freed_memory, prepare_unet
-from dime.core.checkpoints import load_classifier, load_perceptual, load_unet, output_column
-from dime.core.cli import run, say, select_device
+from dime.core.cli import run, say, select_device, stoppable
 from dime.core.compiled import CompiledUNet, compile_unet
-from dime.core.datasets import CelebA, chunk_of, open_dataset, select_ids
-from dime.core.errors import InputError
+from dime.core.config import Config, parse_config
+from dime.core.datasets import PUBLISHED, Source, open_dataset
 from dime.core.evaluation.features import Machine
 from dime.core.evaluation.measures import face_features, oracle_logits, summary_figures
 from dime.core.explain import Explainer
-from dime.core.guidance import BinaryAttribute, Guidance
-from dime.core.job.chunk import Check, Job, require_images
-from dime.core.job.flags import parse_flags
-from dime.core.job.identity import identity_of
+from dime.core.job.chunk_files import ChunkFiles
+from dime.core.job.identity import digest_of, identity_of
 from dime.core.job.merging import merge_chunks
-from dime.core.job.preemption import EXIT_CONTINUE, Interrupted, Preemption
-from dime.core.job.progress_log import ProgressLog
+from dime.core.job.question import Question, ask
 from dime.core.job.recovery import RecoveringExplainer
-from dime.core.methods import METHODS, Settings
-from dime.core.noise import NOISE_SOURCES, PerImageNoise
+from dime.core.job.run import Job
+from dime.core.networks.classifiers import load_classifier
+from dime.core.networks.diffusion import DiffusionModel, load_diffusion
+from dime.core.networks.features import load_perceptual
 from dime.core.results import FRAME_KINDS, ResultTree
 from dime.core.summary import Summary, write_summary
 from dime.core.weight_files import VGG19_URL, pretrained_weights
-from guided_diffusion.respace import SpacedDiffusion
-from guided_diffusion.script_util import (
-    args_to_dict,
-    create_diffusion,
-    model_and_diffusion_defaults,
-)
 
 EXIT_SOME_FAILED = 3
 
 
 def main() -> int:
     """Run one chunk, or merge the summaries of all of them."""
-    args = parse_flags(__doc__.splitlines()[0])
-    tree = ResultTree(Path(args.output_path), args.exp_name, args.image_format)
+    config = parse_config(__doc__.splitlines()[0])
     # --overwrite, given again, would start afresh
-    preemption = Preemption("run the same command again" + (", without --overwrite," if args.overwrite else ""))
-    try:
-        with preemption:
-            summary = merge(args, tree) if args.merge_and_eval else explain(args, tree, preemption.check)
-    except Interrupted as interrupted:
-        print(preemption.farewell(str(interrupted)), file=sys.stderr)
-        return EXIT_CONTINUE
+    with stoppable("run the same command again" + (", without --overwrite," if config.overwrite else "")):
+        failed = [run_experiment(each) for each in experiments(config)]
+    return EXIT_SOME_FAILED if any(failed) else 0
+
+
+def run_experiment(config: Config) -> int:
+    """Explain or merge, and say how it went; how many images failed."""
+    tree = ResultTree(Path(config.output_path), config.exp_name, config.image_format)
+    summary = merge(config, tree) if config.merge_and_eval else explain(config, tree)
     report(summary, tree)
-    return EXIT_SOME_FAILED if summary.get("failed") else 0
+    return summary.get("failed", 0)
 
 
-def explain(args: argparse.Namespace, tree: ResultTree, check: Check) -> Summary:
+def experiments(config: Config) -> list[Config]:
+    """One for each of several target classes."""
+    targets = config.target.split(",")
+    if len(targets) == 1 or Path(config.target).is_file():
+        return [config]
+    return [replace(config, target=target, exp_name=f"{config.exp_name}/{target}") for target in targets]
+
+
+def explain(config: Config, tree: ResultTree) -> Summary:
     """Explain the images of one chunk, from where an earlier run of the same command has left it.
 
     Everything that can be checked is checked before anything is written.
     """
-    device = select_device(args.gpu)
-    args.precision = usable_precision(args, device)
-    if (args.save_x_t or args.save_z_t) and not args.save_images:
+    device = select_device(config.gpu)
+    config = replace(config, precision=usable_precision(config, device))
+    if (config.save_x_t or config.save_z_t) and not config.save_images:
         say("--save_images False: no image is written, and no frame of --save_x_t and --save_z_t.")
     keep_freed_memory()
-    diffusion = build_diffusion(args)
-    dataset, selection = select_images(args)
-    explainer = build_explainer(args, diffusion, device, check)
-    args.compile = isinstance(explainer.explainer.model, CompiledUNet)
-    job = build_job(args, tree, dataset, selection, device)
-    check()
-    figures = build_figures(args, device) if args.oracle_figures and args.num_chunks == 1 else None
-    summary = job.run(explainer, device, check)
-    return with_figures(summary, figures, tree)
+    diffusion = load_model(config, device, config.precision)
+    source = open_dataset(
+        *(config.dataset, config.data_dir, diffusion.image_size),
+        **{"use_train": config.use_train, "images": config.images, "resize": config.resize},
+        channels=diffusion.channels,
+    )
+    classifier = load_classifier(
+        *(config.classifier_path, device),
+        size=config.classifier_size,
+        mean=config.classifier_mean,
+        std=config.classifier_std,
+        value_range=config.classifier_range,
+        trust=config.trust_classifier,
+    )
+    question = ask(config, source, classifier)
+    config = replace(config, query_label=question.query)
+    explainer = build_explainer(config, classifier, diffusion, question, device)
+    config = replace(config, compile=isinstance(explainer.explainer.diffusion.network, CompiledUNet))
+    job = build_job(config, tree, source, question, explainer.explainer, device)
+    figures = build_figures(config, device) if config.oracle_figures and config.num_chunks == 1 else None
+    return with_figures(job.run(explainer, device), figures, tree)
 
 
-def merge(args: argparse.Namespace, tree: ResultTree) -> Summary:
+def merge(config: Config, tree: ResultTree) -> Summary:
     """Join the summaries of all chunks."""
-    figures = build_figures(args, select_device(args.gpu)) if args.oracle_figures else None
-    return with_figures(merge_chunks(tree, args.num_chunks, args.allow_partial), figures, tree)
+    figures = build_figures(config, select_device(config.gpu)) if config.oracle_figures else None
+    return with_figures(merge_chunks(tree, config.num_chunks, config.allow_partial), figures, tree)
 
 
-def build_diffusion(args: argparse.Namespace) -> SpacedDiffusion:
-    """The respaced diffusion process; start_step must lie inside it."""
-    try:
-        diffusion = create_diffusion(vars(args))
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if not 1 <= args.start_step < diffusion.num_timesteps:
-        raise InputError(
-            f"--start_step {args.start_step}: the process has {diffusion.num_timesteps} timesteps "
-            f"(--timestep_respacing {args.timestep_respacing!r}); give 1 to {diffusion.num_timesteps - 1}"
-        )
+def load_model(config: Config, device: torch.device, precision: str) -> DiffusionModel:
+    """The diffusion model, ready to compute."""
+    diffusion = load_diffusion(config.model_path, config.diffusion, device)
+    published = config.noise == "stream" or config.method == "gmd"
+    prepare_unet(diffusion.network, precision, device, published=published)
     return diffusion
 
 
-def select_images(args: argparse.Namespace) -> tuple[CelebA, list[int]]:
-    """The data set, and the ids that all chunks together explain."""
-    if args.query_label == -1:
-        raise InputError("--query_label is missing: which attribute is explained, for example 31 or Smiling")
-    dataset = open_dataset(args.dataset, args.data_dir, args.image_size, args.use_train)
-    limit = args.batch_size * args.num_batches
-    selection = select_ids(dataset, args.query_label, args.target_label, limit)
-    ids = chunk_of(selection, args.num_chunks, args.chunk)
-    require_images(dataset, selection, ids, all_of_them=args.on_bad_image != "record")
-    return dataset, selection
-
-
-def build_job(
-    args: argparse.Namespace, tree: ResultTree, dataset: CelebA, selection: list[int], device: torch.device
-) -> Job:
-    """The images of this chunk, and what makes this run the one that it is."""
-    weights = {name: getattr(args, name) for name in ("model_path", "classifier_path")}
-    if args.l_perc:
-        weights["perceptual_path"] = args.perceptual_path or pretrained_weights(VGG19_URL)
-    log = ProgressLog(
-        tree,
-        ids=chunk_of(selection, args.num_chunks, args.chunk),
-        num_chunks=args.num_chunks,
-        chunk=args.chunk,
-        save_images=args.save_images,
-        frames=kept_frames(args),
-        steps=args.start_step,
-    )
-    return Job(
-        dataset=dataset,
-        log=log,
-        total=len(selection),
-        query_label=args.query_label,
-        batch_size=args.batch_size,
-        config=vars(args),
-        identity=identity_of(vars(args), dataset, selection, weights, device),
-        refill=args.refill,
-        conditional=args.class_cond,
-        abort_on_bad_image=args.on_bad_image == "abort",
-        overwrite=args.overwrite,
-    )
-
-
-def kept_frames(args: argparse.Namespace) -> frozenset[str]:
-    """Which kinds of frames are written."""
-    keep = {"x_t": args.save_x_t, "z_t": args.save_z_t}
-    return frozenset(kind for kind in FRAME_KINDS if keep[kind] and args.save_images)
-
-
 def build_explainer(
-    args: argparse.Namespace, diffusion: SpacedDiffusion, device: torch.device, check: Check
+    config: Config, classifier: torch.nn.Module, diffusion: DiffusionModel, question: Question, device: torch.device
 ) -> RecoveringExplainer:
-    """The networks, loaded onto the device, and the method; the check stands before every evaluation."""
-    classifier = load_classifier(args.classifier_path, device)
-    column = output_column(classifier, args.query_label, args.classifier_path)
-    model = load_model(args, device, check, args.precision, args.compile)
+    """What explains a batch, whatever happens to memory and half precision."""
+    if config.compile:
+        shape = torch.Size((config.batch_size, diffusion.channels, diffusion.image_size, diffusion.image_size))
+        diffusion = replace(diffusion, network=compile_unet(diffusion.network, shape))
     explainer = Explainer(
-        model=model,
-        diffusion=diffusion,
-        guidance=Guidance(
-            classifier,
-            BinaryAttribute(column, args.use_logits),
-            load_perceptual(args.l_perc_layer, device, args.perceptual_path) if args.l_perc else None,
-            l1=args.l1_loss,
-            l2=args.l2_loss,
-            l_perc=args.l_perc,
-        ),
-        method=METHODS[args.method](Settings.of({**vars(args), "clip_per_image": args.noise == "per_image"})),
-        noise=NOISE_SOURCES[args.noise](args.seed, device),
-        scales=args.classifier_scales,
-        keep_frames=kept_frames(args),
-        pad_to=args.batch_size if args.pad_batches or isinstance(model, CompiledUNet) else None,
+        classifier,
+        diffusion,
+        question.decision,
+        config.settings,
+        load_perceptual(config.l_perc_layer, device, config.perceptual_path) if config.l_perc else None,
+        keep_frames=kept_frames(config),
+        pad_to=config.batch_size if config.pad_batches or isinstance(diffusion.network, CompiledUNet) else None,
     )
 
     def in_float32() -> Explainer:
         """Its noise is each image's own: a second attempt must not move the stream that the others draw from."""
-        return replace(explainer, model=load_model(args, device, check, "fp32"), noise=PerImageNoise(args.seed, device))
+        settings = replace(explainer.settings, noise="per_image")
+        return replace(explainer, diffusion=load_model(config, device, "fp32"), settings=settings)
 
-    return RecoveringExplainer(explainer, in_float32 if args.precision != "fp32" else None)
+    return RecoveringExplainer(explainer, in_float32 if config.precision != "fp32" else None)
 
 
-def load_model(
-    args: argparse.Namespace, device: torch.device, check: Check, precision: str, compile: bool = False
-) -> nn.Module:
-    """The diffusion model's network, ready to compute, which may end the job wherever it is evaluated."""
-    model = load_unet(args.model_path, args_to_dict(args, model_and_diffusion_defaults().keys()), device)
-    prepare_unet(model, precision, device, published=args.noise == "stream" or args.method == "gmd")
-    if compile:
-        model = compile_unet(model, torch.Size((args.batch_size, 3, args.image_size, args.image_size)))
-    model.register_forward_pre_hook(lambda *_: check())
-    return model
+def build_job(
+    config: Config,
+    tree: ResultTree,
+    source: Source,
+    question: Question,
+    explainer: Explainer,
+    device: torch.device,
+) -> Job:
+    """The images of this chunk, and what makes this run the one that it is."""
+    selection = question.select(len(source), config.target_label, config.batch_size * config.num_batches)
+    ids = selection[config.chunk :: config.num_chunks]
+    source.require_images(ids, all_of_them=config.on_bad_image != "record")
+    flags = {**config.flags(), **explainer.diffusion.flags, "classes": list(question.classes)}
+    digests = {
+        "model_path": digest_of(config.model_path, explainer.diffusion.network),
+        "classifier_path": digest_of(config.classifier_path, explainer.classifier),
+    }
+    if config.l_perc:
+        digests["perceptual_path"] = digest_of(config.perceptual_path or pretrained_weights(VGG19_URL))
+    if question.target and question.fixed_target is None:
+        digests["target"] = digest_of(config.target)
+    return Job(
+        source=source,
+        files=ChunkFiles(
+            tree,
+            ids=ids,
+            num_chunks=config.num_chunks,
+            chunk=config.chunk,
+            save_images=config.save_images,
+            frames=kept_frames(config),
+            steps=config.start_step,
+        ),
+        selection=selection,
+        batch_size=config.batch_size,
+        config=flags,
+        identity=identity_of(flags, source.rows(selection), len(selection), digests, device),
+        labels=question.labels,
+        targets=question.target,
+        classes=question.classes,
+        conditional=explainer.diffusion.class_cond,
+        index=config.dataset not in PUBLISHED or bool(config.images),
+        abort_on_bad_image=config.on_bad_image == "abort",
+        overwrite=config.overwrite,
+    )
+
+
+def kept_frames(config: Config) -> frozenset[str]:
+    """Which kinds of frames are written."""
+    keep = {"x_t": config.save_x_t, "z_t": config.save_z_t}
+    return frozenset(kind for kind in FRAME_KINDS if keep[kind] and config.save_images)
 
 
 Figures = Callable[[ResultTree], dict[str, float]]
 """Measures the FVA and MNAC of a whole tree."""
 
 
-def build_figures(args: argparse.Namespace, device: torch.device) -> Figures:
+def build_figures(config: Config, device: torch.device) -> Figures:
     """The oracle figures of a summary, their networks loaded onto the device."""
-    machine = Machine(device, args.batch_size)
-    faces, attributes = face_features(args.face_path, machine), oracle_logits(args.oracle_path, machine)
+    machine = Machine(device, config.batch_size)
+    faces, attributes = face_features(config.face_path, machine), oracle_logits(config.oracle_path, machine)
     return lambda tree: summary_figures(tree, faces, attributes)
 
 
@@ -218,9 +206,9 @@ def with_figures(summary: Summary, figures: Figures | None, tree: ResultTree) ->
     return summary
 
 
-def usable_precision(args: argparse.Namespace, device: torch.device) -> str:
+def usable_precision(config: Config, device: torch.device) -> str:
     """The wanted precision, or fp32 where the device cannot compute in it (which is said)."""
-    wanted = args.precision or ("fp16" if args.use_fp16 else "fp32")
+    wanted = config.precision or ("fp16" if config.diffusion.get("use_fp16") else "fp32")
     lacking = (wanted == "fp16" and device.type == "cpu") or (
         wanted == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported()
     )
@@ -233,8 +221,13 @@ def usable_precision(args: argparse.Namespace, device: torch.device) -> str:
 def report(summary: Summary, tree: ResultTree) -> None:
     """The last lines: how many images, how accurate, how many flipped, and where everything lies."""
     failed = f", {summary['failed']} failed (see failed.yaml)" if summary.get("failed") else ""
+    truth = (
+        "no labels: predictions stand for them"
+        if summary.get("unlabelled")
+        else (f"classifier accuracy {summary['clean acc']:.1f} %")
+    )
     print(
-        f"{summary['n']} images: classifier accuracy {summary['clean acc']:.1f} %, "
+        f"{summary['n']} images: {truth}, "
         f"flip rate {100 * summary['cf acc']:.1f} %, mean change {summary['l_1']:.4f}{failed}"
     )
     print(f"Results: {tree.results}")

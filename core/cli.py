@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +21,8 @@ from guided_diffusion.script_util import str2bool
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_CONTINUE = 75
+"""EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command continues."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -83,10 +88,10 @@ def _number_type(convert: type, kind: str, low: float | None, high: float | None
     return parse
 
 
-def number_list(low: float | None = None) -> Callable[[str], list[float]]:
+def number_list(low: float | None = None) -> Callable[[str], tuple[float, ...]]:
     """Flag type: numbers separated by commas, at least one of them."""
     parse_one = number(low)
-    return lambda text: [parse_one(part) for part in text.split(",")]
+    return lambda text: tuple(parse_one(part) for part in text.split(","))
 
 
 def attribute(text: str) -> int:
@@ -129,6 +134,37 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+class Interrupted(BaseException):
+    """A signal has asked for the end. The message is the last line of the program."""
+
+
+@contextlib.contextmanager
+def stoppable(advice: str) -> Iterator[None]:
+    """Within it SIGTERM, SIGINT and SIGUSR1 raise Interrupted, between two operations of the main thread.
+
+    Every file is whole at any moment, so that only time is lost. Further signals are ignored: schedulers send several.
+
+    advice: how the run is continued.
+    """
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+
+    def stop(number: int, frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        name, script = signal.Signals(number).name, Path(sys.argv[0]).name
+        raise Interrupted(f"{script}: stopped by {name}; what is finished is kept: {advice} to continue")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, stop) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's main function and exit: 0 or what main returns, 2 with one line on stderr for an InputError."""
     name = Path(sys.argv[0]).name
@@ -137,6 +173,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except InputError as error:
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(EXIT_INPUT_ERROR)
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        sys.exit(EXIT_CONTINUE)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -1,56 +1,98 @@
-"""From a batch of images to their counterfactuals: predict, pick the target, noise once, try scale after scale."""
+"""From images to their counterfactuals: predict, pick the target, noise once, try scale after scale."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
-from dime.core.guidance import Guidance
-from dime.core.images import to_uint8
-from dime.core.methods import Method
-from dime.core.noise import NoiseSource
-from dime.core.sampler import Denoiser
-from guided_diffusion.respace import SpacedDiffusion
+from dime.core.datasets import image_transform, read_image
+from dime.core.errors import InputError
+from dime.core.guidance import Classifier, Decision, FeatureNetwork, Guidance, MultiClass
+from dime.core.images import input_to_uint8, mean_difference, to_hwc, to_uint8
+from dime.core.methods import METHODS, Method
+from dime.core.networks.diffusion import DiffusionModel
+from dime.core.noise import NOISE_SOURCES, NoiseSource
+from dime.core.sampler import Denoiser, Observer
+from dime.core.settings import Settings
+
+Table = TypeVar("Table", bound="_Rows")
 
 
 @dataclass(frozen=True)
-class Batch:
+class _Rows:
+    """A table of images: every field is None, or has one entry an image (a dict: under each of its keys)."""
+
+    def rows(self: Table, rows: Sequence[int]) -> Table:
+        """These images alone, in this order."""
+        return replace(self, **{field.name: _taken(getattr(self, field.name), rows) for field in fields(self)})
+
+    @classmethod
+    def joined(cls: type[Table], parts: Sequence[Table]) -> Table:
+        """All images of the parts, one after another."""
+        columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(cls)}
+        return cls(**{name: _joined(column) for name, column in columns.items()})
+
+
+def _taken(value: Any, rows: Sequence[int]) -> Any:
+    if isinstance(value, dict):
+        return {key: _taken(item, rows) for key, item in value.items()}
+    if isinstance(value, list):
+        return [value[row] for row in rows]
+    return None if value is None else value[rows]
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _joined([value[key] for value in values]) for key in first}
+    if isinstance(first, list):
+        return [item for value in values for item in value]
+    return None if first is None else torch.cat(list(values))
+
+
+@dataclass(frozen=True)
+class Batch(_Rows):
     """Images to explain.
 
-    ids: N ids. x: (N, 3, H, W) in [-1, 1]. label: (N,) the truth about the decision that is explained.
-    conditions: (N, C) what a class-conditional diffusion model is told, or None.
+    ids: N numbers, which name each image's noise. x: (N, C, H, W) in [-1, 1]. label: (N,) the truth about the decision
+    that is explained; None: unknown, and the prediction stands for it. target: (N,) what to turn the decision into;
+    None: see Decision.opposite. conditions: what a class-conditional diffusion model is told, one row an image.
     """
 
-    ids: Sequence[int]
+    ids: list[int]
     x: torch.Tensor
-    label: torch.Tensor
+    label: torch.Tensor | None = None
+    target: torch.Tensor | None = None
     conditions: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def rows(self, rows: Sequence[int]) -> Batch:
-        """These images alone, in this order."""
-        conditions = None if self.conditions is None else self.conditions[rows]
-        return Batch([self.ids[row] for row in rows], self.x[rows], self.label[rows], conditions)
 
+@dataclass(frozen=True)
+class Explanations(_Rows):
+    """What came out, image by image.
 
-@dataclass
-class Explanations:
-    """What came out for a batch, image by image.
-
-    noisy, cf: (N, 3, H, W), the input noised to τ and the counterfactual. pred, target, cf_pred: (N,) int64.
-    p_target, cf_p_target: (N,) the target's probability for the input and for the counterfactual.
-    scale: (N,) the last classifier scale tried. finite: (N,) False where the counterfactual, or a clean
+    ids, x, label: the images, as in Batch. noisy, cf: (N, C, H, W), the input noised to τ and the counterfactual.
+    pred, target, cf_pred: (N,) int64. p_target, cf_p_target: (N,) the target's probability for the input and for the
+    counterfactual. scale: (N,) the last classifier scale tried. finite: (N,) False where the counterfactual, or a clean
     estimate on the way to it, is not a number somewhere; such an image has failed and never counts as flipped.
-    frames: for each kept kind (x_t, z_t) the 8-bit images (N, τ, 3, H, W) at the start of each outer step.
+    frames: for each kept kind (x_t, z_t) the 8-bit images (N, τ, C, H, W) at the start of each outer step.
     """
 
-    batch: Batch
+    ids: list[int]
+    x: torch.Tensor
+    label: torch.Tensor
     pred: torch.Tensor
     target: torch.Tensor
     p_target: torch.Tensor
@@ -62,214 +104,230 @@ class Explanations:
     finite: torch.Tensor
     frames: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
     @property
     def flipped(self) -> torch.Tensor:
         """(N,) whether the counterfactual reached its target."""
         return self.finite & (self.cf_pred == self.target)
 
-    def rows(self, rows: Sequence[int]) -> Explanations:
-        """These images alone, in this order."""
-        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
-        frames = {kind: images[rows] for kind, images in self.frames.items()}
-        return Explanations(batch=self.batch.rows(rows), frames=frames, **columns)
+    @property
+    def l_1(self) -> np.ndarray:
+        """(N,) float32: mean |input - counterfactual| of the 8-bit images, on the scale from 0 to 1."""
+        pairs = zip(to_hwc(input_to_uint8(self.x)), to_hwc(to_uint8(self.cf)), strict=True)
+        return np.array([mean_difference(x, cf) for x, cf in pairs], np.float32)
 
+    def images(self) -> list[Image.Image]:
+        """The counterfactuals as pictures."""
+        return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in self.cf_uint8()]
 
-_COLUMNS = ("pred", "target", "p_target", "noisy", "cf", "cf_pred", "cf_p_target", "scale", "finite")
-
-
-def joined(parts: Sequence[Explanations]) -> Explanations:
-    """All images of the parts, one after another."""
-    batches = [part.batch for part in parts]
-    conditions = [batch.conditions for batch in batches]
-    return Explanations(
-        batch=Batch(
-            ids=[id for batch in batches for id in batch.ids],
-            x=torch.cat([batch.x for batch in batches]),
-            label=torch.cat([batch.label for batch in batches]),
-            conditions=None if conditions[0] is None else torch.cat(conditions),
-        ),
-        frames={kind: torch.cat([part.frames[kind] for part in parts]) for kind in parts[0].frames},
-        **{name: torch.cat([getattr(part, name) for part in parts]) for name in _COLUMNS},
-    )
-
-
-@dataclass(frozen=True)
-class Trial:
-    """An image on its way to a counterfactual: what each attempt at it starts from, and which comes next.
-
-    x, noisy: (3, H, W). label, pred, target, p_target: scalars. conditions, features: without the batch dimension,
-    None where nothing needs them.
-    """
-
-    id: int
-    x: torch.Tensor
-    label: torch.Tensor
-    conditions: torch.Tensor | None
-    noisy: torch.Tensor
-    features: torch.Tensor | None
-    pred: torch.Tensor
-    target: torch.Tensor
-    p_target: torch.Tensor
-    attempt: int = 0
+    def cf_uint8(self) -> np.ndarray:
+        """The counterfactuals (N, H, W, C), 8-bit, as files hold them."""
+        return to_hwc(to_uint8(self.cf))
 
 
 Progress = Callable[[float, int], None]
-"""Called with (the largest scale being tried, step) at the start of every outer step."""
-
-
-class BatchExplainer(ABC):
-    """Explains images in two parts: `begin` once, then `attempt` until an image has flipped or no scale is left."""
-
-    @abstractmethod
-    def begin(self, batch: Batch, at_least: int = 0) -> list[Trial]:
-        """Predict, pick the target, noise. `at_least`: compute on so many images, repeating one."""
-
-    @abstractmethod
-    def attempt(
-        self, trials: Sequence[Trial], at_least: int = 0, progress: Progress | None = None
-    ) -> tuple[Explanations, list[Trial]]:
-        """Try each image with its next scale, all together: what is finished, and who must be tried again."""
-
-    def __call__(self, batch: Batch, progress: Progress | None = None) -> Explanations:
-        """Explain every image of the batch, in its order."""
-        trials, parts = self.begin(batch), []
-        while trials:
-            finished, trials = self.attempt(trials, progress=progress)
-            parts.append(finished)
-        together = joined(parts)
-        return together.rows([together.batch.ids.index(id) for id in batch.ids])
+"""Called with (the scale being tried, step) at the start of every outer step."""
 
 
 @dataclass(frozen=True)
-class Explainer(BatchExplainer):
-    """A diffusion model, a classifier with its distances, and a way to explain.
+class Explainer:
+    """A classifier, a diffusion model, and a way to explain the one with the other.
 
     Args:
-        scales: classifier scales, tried in this order until an image flips.
-        target_of: predictions (N,) -> targets (N,); the opposite label by default, as for a binary decision.
-        keep_frames: which of x_t and z_t to keep, for saving.
+        classifier: any differentiable callable, images (N, C, H, W) in [-1, 1] -> logits (N, K).
+        diffusion: draws the same kind of images (dime.load_diffusion).
+        decision: how logits become a decision: mutually exclusive classes (default), or one binary output.
+        settings: the method, its scales, seed and weights.
+        perceptual: images -> features (N, ...), needed where settings.l_perc is not 0.
+        keep_frames: which of x_t and z_t to keep.
         pad_to: run every chain on at least this many images (repeating one), so that an image meets the same kernels
             whatever its company.
+        method: another one than settings names.
+
+    Raises InputError for settings that the diffusion model cannot follow.
     """
 
-    model: nn.Module
-    diffusion: SpacedDiffusion
-    guidance: Guidance
-    method: Method
-    noise: NoiseSource
-    scales: Sequence[float]
-    target_of: Callable[[torch.Tensor], torch.Tensor] = lambda pred: 1 - pred
+    classifier: Classifier
+    diffusion: DiffusionModel
+    decision: Decision = field(default_factory=MultiClass)
+    settings: Settings = field(default_factory=Settings)
+    perceptual: FeatureNetwork | None = None
     keep_frames: frozenset[str] = frozenset()
     pad_to: int | None = None
+    method: Method | None = None
 
-    @torch.no_grad()
-    def begin(self, batch: Batch, at_least: int = 0) -> list[Trial]:
-        """See BatchExplainer."""
-        rows = self._padded(range(len(batch)), at_least)
-        ids, x = [batch.ids[row] for row in rows], batch.x[rows]
-        # as published: noised to schedule index tau, while denoising starts at index tau - 1
-        noisy = Denoiser(self.model, self.diffusion).noised(x, self.method.tau, self.noise.noising(ids)(x.shape))
-        features = self.guidance.input_features(x)
-        logits = self.guidance.classifier(x)
-        pred = self.guidance.decision.predict(logits)
-        target = self.target_of(pred)
-        p_target = self.guidance.decision.probability(logits, target)
-        return [
-            Trial(
-                id,
-                x[row].clone(),
-                batch.label[row],
-                None if batch.conditions is None else batch.conditions[row],
-                noisy[row].clone(),  # not a view, which would keep the whole batch
-                None if features is None else features[row].clone(),
-                pred[row],
-                target[row],
-                p_target[row],
+    def __post_init__(self) -> None:
+        timesteps, tau = self.diffusion.process.num_timesteps, self.settings.start_step
+        if not 1 <= tau < timesteps:
+            raise InputError(
+                f"--start_step {tau}: the process has {timesteps} timesteps (--timestep_respacing "
+                f"{self.diffusion.flags.get('timestep_respacing', '')!r}); give 1 to {timesteps - 1}"
             )
-            for row, id in enumerate(batch.ids)
-        ]
+        if self.settings.l_perc and self.perceptual is None:
+            raise InputError("l_perc: a perceptual distance needs a network; give one as `perceptual`")
+
+    def __call__(
+        self,
+        images: torch.Tensor | Sequence[Image.Image | str | Path],
+        targets: torch.Tensor | Sequence[int] | int | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> Explanations:
+        """Explain images: no file is written, and the classifier comes out as it went in.
+
+        Args:
+            images: (N, C, H, W) in [-1, 1], or pictures or files of any size, which are resized and cropped.
+            targets: what to turn each decision into; one for all, or one an image. None: the opposite of a binary
+                decision, the second most likely class otherwise.
+            ids: numbers that name each image's noise; 0, 1, ... by default.
+
+        Raises InputError for images that do not fit the diffusion model, a classifier that cannot be explained, and
+        a target that is the prediction already.
+        """
+        x = self._as_tensor(images)
+        batch = Batch(list(ids) if ids is not None else list(range(len(x))), x)
+        if targets is not None:
+            batch = replace(batch, target=torch.as_tensor(targets, device=x.device).long().expand(len(x)))
+        with evaluating(self.classifier):
+            result = self.explain(batch)
+        reached = (result.pred == result.target).nonzero().flatten().tolist()
+        if reached:
+            raise InputError(
+                f"image {reached[0]}: its target {int(result.target[reached[0]])} is its prediction already"
+            )
+        return result
 
     @torch.no_grad()
-    def attempt(
-        self, trials: Sequence[Trial], at_least: int = 0, progress: Progress | None = None
-    ) -> tuple[Explanations, list[Trial]]:
-        """See BatchExplainer; every attempt starts from the same noised image."""
-        result = self._attempt(trials, self._padded(trials, at_least), progress)
-        last = len(self.scales) - 1
-        over = [
-            flipped or trial.attempt == last for trial, flipped in zip(trials, result.flipped.tolist(), strict=True)
-        ]
-        again = [
-            replace(trial, attempt=trial.attempt + 1) for trial, done in zip(trials, over, strict=True) if not done
-        ]
-        return result.rows([row for row, done in enumerate(over) if done]), again
-
-    def _attempt(self, trials: Sequence[Trial], padded: Sequence[Trial], progress: Progress | None) -> Explanations:
-        """What comes out for the trials; `padded` are these and copies, in whose company they are computed."""
-        ids, attempts = [trial.id for trial in padded], [trial.attempt for trial in padded]
-        x, noisy, features, conditions, target = (
-            _stacked(padded, name) for name in ("x", "noisy", "features", "conditions", "target")
+    def explain(self, batch: Batch, progress: Progress | None = None) -> Explanations:
+        """Explain a batch; images whose target is their prediction already are left as they are."""
+        everyone = list(range(len(batch)))
+        rows = self._padded(everyone)
+        x, ids = batch.x[rows], [batch.ids[row] for row in rows]
+        # as published: noised to schedule index tau, while denoising starts at index tau - 1
+        noisy = self._denoiser().noised(x, self._method.tau, self._noise.noising(ids)(x.shape))
+        features = self._guidance.input_features(x)
+        logits = self.classifier(x)
+        pred = self.decision.predict(logits)
+        target = self.decision.opposite(logits) if batch.target is None else batch.target[rows]
+        p_target = self.decision.probability(logits, target)
+        n = slice(len(batch))  # the rows beyond are padding
+        result = Explanations(
+            ids=batch.ids,
+            x=batch.x,
+            label=pred[n] if batch.label is None else batch.label,
+            pred=pred[n],
+            target=target[n],
+            p_target=p_target[n],
+            noisy=noisy[n],
+            cf=batch.x.clone(),
+            cf_pred=pred[n].clone(),
+            cf_p_target=p_target[n].clone(),
+            scale=torch.zeros(len(batch), device=x.device),
+            finite=torch.ones(len(batch), dtype=torch.bool, device=x.device),
+            frames={
+                kind: torch.zeros((len(batch), self._method.tau, *x.shape[1:]), dtype=torch.uint8)
+                for kind in sorted(self.keep_frames)
+            },
         )
-        scales = torch.tensor([self.scales[attempt] for attempt in attempts], device=x.device)
-        largest = max(self.scales[attempt] for attempt in attempts)
-        recorder = _Recorder(self.keep_frames, len(trials))
-        finite = torch.ones(len(padded), dtype=torch.bool, device=x.device)
+        trying = (result.pred != result.target).nonzero().flatten().tolist()
+        for attempt, scale in enumerate(self.settings.classifier_scales):
+            if not trying:
+                break
+            rows = self._padded(trying)
+            start = Batch([ids[row] for row in rows], x[rows], None, target[rows], _taken(batch.conditions, rows))
+            recorder = _Recorder(result.frames, trying, scale, progress)
+            cf = self._attempt(start, noisy[rows], _taken(features, rows), attempt, recorder)
+            logits = self.classifier(cf)
+            p_target = self.decision.probability(logits, start.target)
+            finite = recorder.finite & cf.isfinite().flatten(1).all(dim=1) & p_target.isfinite()
+            n = slice(len(trying))
+            result.cf[trying], result.cf_p_target[trying] = cf[n], p_target[n]
+            result.cf_pred[trying], result.finite[trying] = self.decision.predict(logits)[n], finite[n]
+            result.scale[trying] = scale
+            trying = [row for row, flipped in zip(trying, result.flipped[trying].tolist(), strict=True) if not flipped]
+        return result
 
-        def observe(step: int, x_t: torch.Tensor, z_t: torch.Tensor) -> None:
-            # a ReLU passes no gradient back from NaN: such an estimate may leave no trace in the result
-            finite.logical_and_(x_t.isfinite().flatten(1).all(dim=1))
-            recorder(step, x_t, z_t)
-            if progress:
-                progress(largest, step)
-
-        cf = self.method(
-            Denoiser(self.model, self.diffusion, conditions),
-            x,
+    def _attempt(
+        self, batch: Batch, noisy: torch.Tensor, features: torch.Tensor | None, attempt: int, observe: Observer
+    ) -> torch.Tensor:
+        """The counterfactuals that a scale gives; every attempt starts from the same noised image."""
+        scale = self.settings.classifier_scales[attempt]
+        return self._method(
+            self._denoiser(batch.conditions),
+            batch.x,
             noisy,
-            self.guidance.towards(x, features, target, scales),
-            noise=lambda i: self.noise.step(ids, attempts, i),
+            self._guidance.towards(batch.x, features, batch.target, scale),
+            noise=lambda i: self._noise.step(batch.ids, attempt, i),
             observe=observe,
         )
-        logits = self.guidance.classifier(cf)
-        p_target = self.guidance.decision.probability(logits, target)
-        finite &= cf.isfinite().flatten(1).all(dim=1) & p_target.isfinite()
-        kept = slice(len(trials))  # the rows beyond are padding
-        return Explanations(
-            Batch(ids[kept], x[kept], _stacked(trials, "label"), None if conditions is None else conditions[kept]),
-            pred=_stacked(trials, "pred"),
-            target=target[kept],
-            p_target=_stacked(trials, "p_target"),
-            noisy=noisy[kept],
-            cf=cf[kept],
-            cf_pred=self.guidance.decision.predict(logits)[kept],
-            cf_p_target=p_target[kept],
-            scale=scales[kept],
-            finite=finite[kept],
-            frames=recorder.frames(),
-        )
 
-    def _padded(self, items: Sequence, at_least: int) -> list:
-        return [*items, *list(items[:1]) * max(max(self.pad_to or 0, at_least) - len(items), 0)]
+    @cached_property
+    def _method(self) -> Method:
+        return self.method or METHODS[self.settings.method](self.settings)
 
+    @cached_property
+    def _noise(self) -> NoiseSource:
+        return NOISE_SOURCES[self.settings.noise](self.settings.seed, self.diffusion.device)
 
-def _stacked(trials: Sequence[Trial], name: str) -> torch.Tensor | None:
-    """One field of all trials, with a batch dimension; None where it is None."""
-    values = [getattr(trial, name) for trial in trials]
-    return None if values[0] is None else torch.stack(values)
+    @cached_property
+    def _guidance(self) -> Guidance:
+        s = self.settings
+        return Guidance(self.classifier, self.decision, self.perceptual, l1=s.l1_loss, l2=s.l2_loss, l_perc=s.l_perc)
+
+    def _denoiser(self, conditions: torch.Tensor | None = None) -> Denoiser:
+        return Denoiser(self.diffusion.network, self.diffusion.process, conditions)
+
+    def _padded(self, rows: list[int]) -> list[int]:
+        return rows + rows[:1] * ((self.pad_to or 0) - len(rows))
+
+    def _as_tensor(self, images: torch.Tensor | Sequence[Image.Image | str | Path]) -> torch.Tensor:
+        """(N, C, H, W) in [-1, 1] on the diffusion model's device."""
+        size, channels = self.diffusion.image_size, self.diffusion.channels
+        if not isinstance(images, torch.Tensor):
+            transform, mode = image_transform(size), "RGB" if channels == 3 else "L"
+            opened = [image if isinstance(image, Image.Image) else read_image(str(image)) for image in images]
+            images = torch.stack([transform(image.convert(mode)) for image in opened])
+        if images.shape[1:] != (channels, size, size) or not images.is_floating_point():
+            raise InputError(
+                f"images {tuple(images.shape)} of {images.dtype}: expected floats (N, {channels}, {size}, {size}), "
+                "as the diffusion model draws them"
+            )
+        if not images.abs().max() <= 1 + 1e-3:  # resizing overshoots a little
+            raise InputError(f"images from {images.min():g} to {images.max():g}: expected values in [-1, 1]")
+        return images.to(self.diffusion.device, torch.float32)
 
 
 class _Recorder:
-    """Keeps the 8-bit frames of a chain on the CPU, for the first `count` images."""
+    """Watches an attempt at some rows of a table: their 8-bit frames, and which estimates are finite."""
 
-    def __init__(self, kinds: frozenset[str], count: int) -> None:
-        self.count = count
-        self.steps: dict[str, list[torch.Tensor]] = {kind: [] for kind in sorted(kinds)}
+    def __init__(
+        self, frames: dict[str, torch.Tensor], rows: list[int], scale: float, progress: Progress | None
+    ) -> None:
+        self.frames, self.rows, self.scale, self.progress = frames, rows, scale, progress
+        self.finite: torch.Tensor | bool = True
 
     def __call__(self, step: int, x_t: torch.Tensor, z_t: torch.Tensor) -> None:
-        images = {"x_t": x_t, "z_t": z_t}
-        for kind, frames in self.steps.items():
-            frames.append(to_uint8(images[kind][: self.count]).cpu())
+        # a ReLU passes no gradient back from NaN: such an estimate may leave no trace in the result
+        self.finite = x_t.isfinite().flatten(1).all(dim=1) & self.finite
+        for kind, kept in self.frames.items():
+            image = {"x_t": x_t, "z_t": z_t}[kind][: len(self.rows)]
+            kept[self.rows, step] = to_uint8(image).cpu()
+        if self.progress:
+            self.progress(self.scale, step)
 
-    def frames(self) -> dict[str, torch.Tensor]:
-        """kind -> (count, τ, 3, H, W)."""
-        return {kind: torch.stack(steps, dim=1) for kind, steps in self.steps.items()}
+
+@contextlib.contextmanager
+def evaluating(classifier: Classifier) -> Iterator[None]:
+    """Within it a network is in eval mode; afterwards each of its modules is in the mode in which it was found."""
+    modules = classifier.modules() if isinstance(classifier, nn.Module) else ()
+    training = [module for module in modules if module.training]
+    if training:
+        warnings.warn("the classifier is in training mode; it is explained in eval mode", stacklevel=3)
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -18,14 +18,10 @@ import torch
 import torch.nn.functional as F
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
-"""Any differentiable function of images (N, 3, H, W) in [-1, 1] that returns logits (N, C)."""
+"""Any differentiable function of images (N, C, H, W) in [-1, 1] that returns logits (N, C)."""
 
 FeatureNetwork = Callable[[torch.Tensor], torch.Tensor]
-"""Any differentiable function of images (N, 3, H, W) in [-1, 1] that returns features (N, ...)."""
-
-
-Scale = float | torch.Tensor
-"""The weight of the class gradient, or one for each image (N,)."""
+"""Any differentiable function of images (N, C, H, W) in [-1, 1] that returns features (N, ...)."""
 
 
 class Decision(Protocol):
@@ -40,20 +36,23 @@ class Decision(Protocol):
     def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The loss (N,) whose descent leads to y."""
 
+    def opposite(self, logits: torch.Tensor) -> torch.Tensor:
+        """The target (N,) where none is asked for."""
+
 
 @dataclass(frozen=True)
-class BinaryAttribute:
-    """One output of a multi-label classifier: yes (1) where its logit is positive.
+class Binary:
+    """One output of a classifier: yes (1) where its logit is positive. The opposite of yes is no.
 
     use_logits: the loss is minus the logit of the target instead of minus its log-probability.
     """
 
-    attribute: int
+    output: int = 0
     use_logits: bool = False
 
     def predict(self, logits: torch.Tensor) -> torch.Tensor:
         """See Decision."""
-        return (logits[:, self.attribute] > 0).long()
+        return (logits[:, self.output] > 0).long()
 
     def probability(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """See Decision."""
@@ -64,14 +63,18 @@ class BinaryAttribute:
         selected = self._towards(logits, y)
         return -selected if self.use_logits else -F.logsigmoid(selected)
 
+    def opposite(self, logits: torch.Tensor) -> torch.Tensor:
+        """See Decision."""
+        return 1 - self.predict(logits)
+
     def _towards(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        logit = logits[:, self.attribute]
+        logit = logits[:, self.output]
         return torch.where(y == 1, logit, -logit)
 
 
 @dataclass(frozen=True)
 class MultiClass:
-    """Mutually exclusive classes: the prediction is the largest logit. use_logits as in BinaryAttribute."""
+    """Mutually exclusive classes: the prediction is the largest logit, its opposite the runner-up."""
 
     use_logits: bool = False
 
@@ -87,6 +90,10 @@ class MultiClass:
         """See Decision."""
         scores = logits if self.use_logits else logits.log_softmax(dim=1)
         return -scores.gather(1, y[:, None])[:, 0]
+
+    def opposite(self, logits: torch.Tensor) -> torch.Tensor:
+        """See Decision."""
+        return logits.topk(2, dim=1).indices[:, 1]
 
 
 @dataclass(frozen=True)
@@ -107,20 +114,20 @@ class Guidance:
         """The perceptual features of the input, which every step compares with; None where λp is 0."""
         return self.perceptual(x) if self.l_perc else None
 
-    def towards(self, x: torch.Tensor, features: torch.Tensor | None, y: torch.Tensor, scale: Scale) -> Pull:
-        """The gradients of one attempt: x the inputs, features those of x, y the targets (N,), scale the weights s."""
+    def towards(self, x: torch.Tensor, features: torch.Tensor | None, y: torch.Tensor, scale: float) -> Pull:
+        """The gradients of one attempt: x the inputs, features those of x, y the targets (N,), scale the weight s."""
         return Pull(self, x, features, y, scale)
 
 
 @dataclass(frozen=True)
 class Pull:
-    """The gradients of one attempt, before any division by sqrt(ᾱ_t); images are (N, 3, H, W)."""
+    """The gradients of one attempt, before any division by sqrt(ᾱ_t); images are (N, C, H, W)."""
 
     guidance: Guidance
     x: torch.Tensor
     features: torch.Tensor | None
     y: torch.Tensor
-    scale: Scale
+    scale: float
 
     def class_gradient(self, x_t: torch.Tensor, wrt: torch.Tensor | None = None) -> torch.Tensor:
         """∇ s · L_class at the clean estimate, with respect to it or to `wrt`, from which it was computed."""

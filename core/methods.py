@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,58 +11,26 @@ import torch
 from dime.core import estimates
 from dime.core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
 from dime.core.noise import Draw
-from dime.core.sampler import Denoiser, Observer, Pull, Sampler
+from dime.core.sampler import Denoiser, Estimate, Observer, Pull, Sampler
+from dime.core.settings import Settings
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The flags of all methods, under their published names; each method reads its own (main.py --help)."""
+def _inner_chain(s: Settings) -> estimates.InnerChain:
+    """DiME's estimate. Raises ValueError for `inner_steps` that say nothing."""
+    lengths = estimates.chain_lengths(s.inner_steps, s.start_step)
+    return estimates.InnerChain(s.use_sampling_on_x_t, s.sampling_scale, lengths, ddim=s.inner_sampler == "ddim")
 
-    start_step: int
-    clip_denoised: bool = True
-    guided_iterations: int = 9_999_999
-    sampling_scale: float = 1.0
-    use_sampling_on_x_t: bool = True
-    # DiME with shorter chains, maskdime2
-    inner_steps: str = "0"
-    inner_sampler: str = "ddpm"
-    # FastDiME, GMD, maskdime2
-    scale_grads: bool = False
-    warmup_step: int = 30
-    dilation: int = 5
-    masking_threshold: float = 0.15
-    # MaskDiME
-    grad_scale: float = 1.5
-    topk_ratio: float = 0.4
-    x_t_rate: float = 0.05
-    blur_kernel: int = 7
-    per_channel: bool = True
-    grads_clip: bool = True
-    clip_sigma: float = 3.0
-    clip_per_image: bool = True
 
-    @classmethod
-    def of(cls, flags: dict[str, Any]) -> Settings:
-        """The settings among a program's flags."""
-        return cls(**{field.name: flags[field.name] for field in fields(cls) if field.name in flags})
-
-    def inner_chain(self) -> estimates.InnerChain:
-        """DiME's estimate. Raises ValueError for `inner_steps` that say nothing."""
-        lengths = estimates.chain_lengths(self.inner_steps, self.start_step)
-        return estimates.InnerChain(
-            self.use_sampling_on_x_t, self.sampling_scale, lengths, ddim=self.inner_sampler == "ddim"
-        )
-
-    def sampler(self, estimate: Callable, **parts: Any) -> Sampler:
-        """A sampler with what all methods share."""
-        return Sampler(
-            tau=self.start_step,
-            estimate=estimate,
-            clip_denoised=self.clip_denoised,
-            guided_iterations=self.guided_iterations,
-            sampling_scale=self.sampling_scale,
-            **parts,
-        )
+def _sampler(s: Settings, estimate: Estimate, **parts: Any) -> Sampler:
+    """A sampler with what all methods share."""
+    return Sampler(
+        tau=s.start_step,
+        estimate=estimate,
+        clip_denoised=s.clip_denoised,
+        guided_iterations=s.guided_iterations,
+        sampling_scale=s.sampling_scale,
+        **parts,
+    )
 
 
 @dataclass(frozen=True)
@@ -105,22 +73,22 @@ Method = Sampler | TwoPasses
 
 def dime(s: Settings) -> Method:
     """Jeanneret et al. 2022; with `inner_steps` its chains visit a part of the indices only."""
-    return s.sampler(s.inner_chain())
+    return _sampler(s, _inner_chain(s))
 
 
 def maskdime2(s: Settings) -> Method:
     """MaskDiME finds where to change, DiME changes there, with the noise of ordinary denoising."""
-    return TwoPasses(maskdime(s), s.dilation, s.masking_threshold, second=s.sampler(s.inner_chain()))
+    return TwoPasses(maskdime(s), s.dilation, s.masking_threshold, second=_sampler(s, _inner_chain(s)))
 
 
 def direct(s: Settings) -> Method:
     """Ablation of DiME: gradients at the noisy image."""
-    return s.sampler(estimates.noisy_image)
+    return _sampler(s, estimates.noisy_image)
 
 
 def naive(s: Settings) -> Method:
     """Ablation of DiME: gradients at the input."""
-    return s.sampler(estimates.input_image)
+    return _sampler(s, estimates.input_image)
 
 
 def fastdime(s: Settings) -> Method:
@@ -130,7 +98,7 @@ def fastdime(s: Settings) -> Method:
 
 def fastdimenomask(s: Settings) -> Sampler:
     """FastDiME without its mask."""
-    return s.sampler(estimates.last_prediction, divide=s.scale_grads, class_unending=True)
+    return _sampler(s, estimates.last_prediction, divide=s.scale_grads, class_unending=True)
 
 
 def fastdime2(s: Settings) -> Method:
@@ -146,15 +114,16 @@ def fastdime2_plus(s: Settings) -> Method:
 def gmd(s: Settings) -> Method:
     """Guided diffusion whose class gradient passes through the network, in FastDiME's frame."""
     mask = SelfOptimisedMask(s.warmup_step, s.dilation, s.masking_threshold)
-    return s.sampler(estimates.this_prediction, mask=mask, divide=False, through_network=True)
+    return _sampler(s, estimates.this_prediction, mask=mask, divide=False, through_network=True)
 
 
 def maskdime(s: Settings) -> Method:
     """MaskDiME: only the pixels with the largest class gradients change."""
-    return s.sampler(
+    return _sampler(
+        s,
         estimates.masked_prediction,
         mask=GradientMask(s.topk_ratio, s.x_t_rate, s.blur_kernel, s.per_channel),
-        limit=SpreadLimit(s.clip_sigma, s.clip_per_image) if s.grads_clip else None,
+        limit=SpreadLimit(s.clip_sigma, s.noise == "per_image") if s.grads_clip else None,
         grad_scale=s.grad_scale,
     )
 

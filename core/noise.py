@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 Draw = Callable[[torch.Size], torch.Tensor]
-"""shape (N, 3, H, W) -> standard normal numbers of that shape, float32, on the source's device."""
+"""shape (N, C, H, W) -> standard normal numbers of that shape, float32, on the source's device."""
 
 
 class NoiseSource(Protocol):
@@ -26,8 +26,8 @@ class NoiseSource(Protocol):
     def noising(self, ids: Sequence[int]) -> Draw:
         """For q(z_τ | x); the same for every attempt at an image."""
 
-    def step(self, ids: Sequence[int], attempts: Sequence[int], index: int) -> Draw:
-        """For outer step `index` of each image's own attempt: first its inner chain's ε's, then its own."""
+    def step(self, ids: Sequence[int], attempt: int, index: int) -> Draw:
+        """For outer step `index` of an attempt: first its inner chain's ε's, then its own."""
 
 
 class PerImageNoise:
@@ -41,9 +41,9 @@ class PerImageNoise:
         """See NoiseSource."""
         return self._draw([(id,) for id in ids])
 
-    def step(self, ids: Sequence[int], attempts: Sequence[int], index: int) -> Draw:
+    def step(self, ids: Sequence[int], attempt: int, index: int) -> Draw:
         """See NoiseSource."""
-        return self._draw([(id, attempt, index) for id, attempt in zip(ids, attempts, strict=True)])
+        return self._draw([(id, attempt, index) for id in ids])
 
     def _draw(self, keys: Sequence[tuple[int, ...]]) -> Draw:
         generators = [torch.Generator(self.device).manual_seed(self._seed(key)) for key in keys]
@@ -72,18 +72,9 @@ class StreamNoise:
         """See NoiseSource."""
         return self._draw
 
-    def step(self, ids: Sequence[int], attempts: Sequence[int], index: int) -> Draw:
+    def step(self, ids: Sequence[int], attempt: int, index: int) -> Draw:
         """See NoiseSource."""
         return self._draw
-
-    @property
-    def state(self) -> torch.Tensor:
-        """Where the stream is: assign it to continue from there."""
-        return self.generator.get_state()
-
-    @state.setter
-    def state(self, state: torch.Tensor) -> None:
-        self.generator.set_state(state)
 
     def _draw(self, shape: torch.Size) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device)

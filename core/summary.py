@@ -24,7 +24,8 @@ class ImageRecord:
     """All figures about one image; the columns of the table behind the summary.
 
     bkl: 1 - p(target | counterfactual). l_1: mean |input - counterfactual| of the 8-bit images, in [0, 1].
-    orig_conf, cf_conf: the explained attribute's probability before and after, whatever the target.
+    orig_conf, cf_conf: the probability before and after, of the explained attribute whatever the target, or of the
+    target class.
     scale: the last classifier scale tried. The floats are values of float32, so that every file holds them exactly.
     """
 
@@ -56,40 +57,35 @@ class ImageRecord:
 
     def text(self) -> str:
         """The image's Info file: the six published lines, then ours."""
-        values = {line: getattr(self, name) for name, line in INFO_LINES.items()}
-        return "\n".join(f"{line}: {value!r}" for line, value in values.items())
+        return "\n".join(f"{line}: {getattr(self, name)!r}" for name, line in INFO_LINES.items())
 
     @classmethod
     def from_text(cls, id: int, text: str) -> ImageRecord:
         """The record whose `text` this is. Raises ValueError for any other text."""
         values = dict(line.split(": ") for line in text.split("\n"))
-        kinds = {field.name: {"int": int, "float": float}[field.type] for field in fields(cls)}
+        kinds = {"int": int, "float": float}
         try:
-            record = cls(id, **{name: kinds[name](values[line]) for name, line in INFO_LINES.items() if name in kinds})
+            columns = {f.name: kinds[f.type](values[INFO_LINES[f.name]]) for f in fields(cls) if f.name != "id"}
         except KeyError as error:
             raise ValueError(f"no line {error}") from None
+        record = cls(id, **columns)
         if record.text() != text:
             raise ValueError("not the text of a record")
         return record
 
 
 INFO_LINES = {
-    "label": "label",
-    "pred": "pred",
-    "target": "target",
-    "cf_pred": "cf pred",
-    "bkl": "BKL",
-    "l_1": "l_1",
-    "mad": "MAD",
-    "orig_conf": "orig_conf",
-    "cf_conf": "cf_conf",
-    "scale": "scale",
+    name: {"cf_pred": "cf pred", "bkl": "BKL", "mad": "MAD"}.get(name, name)
+    for name in ("label", "pred", "target", "cf_pred", "bkl", "l_1", "mad", "orig_conf", "cf_conf", "scale")
 }
 """What a line of an Info file holds -> its name there, in their order."""
 
 
-def summarise(records: Sequence[ImageRecord], failed: int = 0) -> Summary:
-    """The published tables over n images; failed images are counted apart and enter no other figure."""
+def summarise(records: Sequence[ImageRecord], failed: int = 0, classes: Sequence[str] = ()) -> Summary:
+    """The published tables over n images; failed images are counted apart and enter no other figure.
+
+    classes: names of the labels; those that occur get a table of their own.
+    """
     table = pd.DataFrame([asdict(record) for record in records], columns=list(ImageRecord.__annotations__))
     table["mad"] = (table["orig_conf"] - table["cf_conf"]).abs()
     correct, flipped = table["pred"] == table["label"], table["cf_pred"] == table["target"]
@@ -109,6 +105,16 @@ def summarise(records: Sequence[ImageRecord], failed: int = 0) -> Summary:
             "cf-cor": _figures(table[rows & flipped]),
             "cf-inc": _figures(table[rows & ~flipped]),
         }
+    if classes:
+        summary["classes"] = {
+            classes[label]: {
+                **_figures(table[rows]),
+                "clean acc": 100 * _mean(correct[rows]),
+                "cf acc": _mean(flipped[rows]),
+            }
+            for label in sorted(set(table["label"]))
+            for rows in [table["label"] == label]
+        }
     return summary
 
 
@@ -125,19 +131,9 @@ def write_summary(path: Path, summary: Summary) -> None:
     write_atomically(path, yaml.safe_dump(summary, default_flow_style=False, sort_keys=True))
 
 
-STATS_COLUMNS = {
-    "bkl": "bkl",
-    "l_1": "l_1",
-    "pred": "pred",
-    "cf_pred": "cf pred",
-    "target": "target",
-    "label": "label",
-    "id": "id",
-    "orig_conf": "orig_conf",
-    "cf_conf": "cf_conf",
-    "scale": "scale",
-}
-"""Field of a record -> its array in stats.pth; the first six are the published ones."""
+def _stats_column(field: str) -> str:
+    """The name of a record's field in stats.pth."""
+    return "cf pred" if field == "cf_pred" else field
 
 
 def write_stats(path: Path, records: Sequence[ImageRecord]) -> None:
@@ -145,14 +141,15 @@ def write_stats(path: Path, records: Sequence[ImageRecord]) -> None:
 
     The columns are tensors: numpy arrays would not load with weights_only.
     """
-    kinds = {field.name: {"int": torch.int64, "float": torch.float32}[field.type] for field in fields(ImageRecord)}
+    kinds = {"int": torch.int64, "float": torch.float32}
     stats: dict[str, Any] = {
         "n": len(records),
         "flipped": sum(record.flipped for record in records),
         "acc": 100 * _mean(pd.Series([record.correct for record in records], dtype=float)),
     }
-    for name, column in STATS_COLUMNS.items():
-        stats[column] = torch.tensor([getattr(record, name) for record in records], dtype=kinds[name])
+    for field in fields(ImageRecord):
+        values = [getattr(record, field.name) for record in records]
+        stats[_stats_column(field.name)] = torch.tensor(values, dtype=kinds[field.type])
     buffer = io.BytesIO()
     torch.save(stats, buffer)
     write_atomically(path, buffer.getvalue())
@@ -162,7 +159,7 @@ def read_stats(path: Path) -> list[ImageRecord]:
     """The records that `write_stats` wrote. Raises InputError for a file that holds anything else."""
     try:
         stats = checkpoint_util.load(path)
-        columns = {name: stats[column].tolist() for name, column in STATS_COLUMNS.items()}
+        columns = {field.name: stats[_stats_column(field.name)].tolist() for field in fields(ImageRecord)}
         return [ImageRecord(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not the statistics of a run ({error}); remove it and run again") from None

@@ -1,6 +1,46 @@
-"""DiME in Python: realistic counterfactual explanations of any image classifier."""
+"""DiME in Python: realistic counterfactual explanations of any image classifier.
 
+    explain = dime.Explainer(classifier, dime.load_diffusion("demo"), dime.Binary(), dime.preset("demo,fast"))
+    result = explain(["face.jpg"])
+    result.images()[0].save("counterfactual.png")
+"""
+
+from __future__ import annotations
+
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dime.core.config import preset
+    from dime.core.errors import InputError
+    from dime.core.explain import Explainer, Explanations
+    from dime.core.guidance import Binary, MultiClass
+    from dime.core.loaders import load_classifier, load_diffusion, load_perceptual
+    from dime.core.settings import Settings
 
 # dime.core and dime.models lie in this folder once installed, and beside it in a checkout
 __path__ = [*__path__, str(Path(__file__).resolve().parent.parent)]
+
+_PLACES = {
+    "config": ("preset",),
+    "errors": ("InputError",),
+    "explain": ("Explainer", "Explanations"),
+    "guidance": ("Binary", "MultiClass"),
+    "loaders": ("load_classifier", "load_diffusion", "load_perceptual"),
+    "settings": ("Settings",),
+}
+"""The public names, by the module of dime.core in which they stand; loaded when first used, since torch takes seconds."""
+
+__all__ = sorted(name for names in _PLACES.values() for name in names)
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"dime.core.{module}"), name)
+    raise AttributeError(f"module 'dime' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

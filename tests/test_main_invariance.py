@@ -15,7 +15,8 @@ import yaml
 from PIL import Image
 
 import main as main_script
-from tests.worlds import SMALL_FLAGS, World, as_arguments, run_main, tree_of
+from dime.core.job.question import Question
+from tests.worlds import SMALL_FLAGS, World, as_arguments, run_main, tree_of, watched
 
 
 def results(world: World, out: Path, **flags: Any) -> dict[str, bytes]:
@@ -106,10 +107,8 @@ def test_padded_batches_give_the_same_bytes_in_any_company(world, whole, tmp_pat
 
 
 def test_order_of_images_is_irrelevant(world, whole, tmp_path, monkeypatch):
-    select = main_script.select_ids
-    monkeypatch.setattr(
-        main_script, "select_ids", lambda *args: random.Random(1).sample(ids := select(*args), len(ids))
-    )
+    select = Question.select
+    monkeypatch.setattr(Question, "select", lambda *args: random.Random(1).sample(ids := select(*args), len(ids)))
     files = results(world, tmp_path, **MIXED, pad_batches=True)
     assert images_of(files) == images_of(tree_of(whole))
     assert_close(summary(tmp_path), summary(whole), rel=1e-9)
@@ -245,22 +244,14 @@ def test_every_term_of_the_guidance_counts(world, tmp_path, flag):
     assert cell_files(without, "CF") != cell_files(results(world, tmp_path / "b", **flags, **{flag: value}), "CF")
 
 
-def hooked(monkeypatch, loader: str, install) -> None:
-    """Let main.py's loader of a network pass it to `install` first."""
-    load = getattr(main_script, loader)
-
-    def load_and_install(*args):
-        network = load(*args)
-        install(network)
-        return network
-
-    monkeypatch.setattr(main_script, loader, load_and_install)
-
-
 def test_unet_evaluations(world, tmp_path, monkeypatch):
     """tau outer and tau (tau - 1) / 2 inner ones, of which tau - 1 repeat an outer one: 7 at tau = 4."""
     shapes = []
-    hooked(monkeypatch, "load_unet", lambda unet: unet.register_forward_hook(lambda *args: shapes.append(len(args[2]))))
+    watched(
+        monkeypatch,
+        "load_diffusion",
+        lambda unet: unet.register_forward_hook(lambda *args: shapes.append(len(args[2]))),
+    )
     world.explain(tmp_path, num_batches=1, start_step=4)
     assert shapes == [4] * 7
 
@@ -271,7 +262,7 @@ def test_class_conditional_unet_is_told_the_labels(world, tmp_path, monkeypatch)
     def listen(unet):
         unet.register_forward_pre_hook(lambda _, args, kwargs: told.append(kwargs["y"]), with_kwargs=True)
 
-    hooked(monkeypatch, "load_unet", listen)
+    watched(monkeypatch, "load_diffusion", listen)
     world.explain(tmp_path, num_batches=1, class_cond=True, model_path=world.unet("labels_multi"))
     rows = rows_of(world, 1)[:4]
     expected = torch.tensor([[float(value == "1") for value in list(row.values())[1:]] for row in rows])
@@ -293,13 +284,13 @@ def nan_in_row(row: int, after: int = 0, until: float = float("inf")):
     return lambda network: network.register_forward_hook(hook)
 
 
-@pytest.mark.parametrize(("loader", "after"), [("load_unet", 0), ("load_classifier", 1)])
+@pytest.mark.parametrize(("loader", "after"), [("load_diffusion", 0), ("load_classifier", 1)])
 def test_a_nan_never_counts_as_flipped(world, tmp_path, monkeypatch, loader, after):
     """Target 0 is what "logit > 0" makes of a NaN. The neighbours are as they were, byte by byte."""
     clean = results(world, tmp_path / "clean", num_batches=1)
     to_zero = [id for id, text in cell_files(clean, "Info").items() if b"target: 0" in text]
     victim = to_zero[0]
-    hooked(monkeypatch, loader, nan_in_row(victim, after))
+    watched(monkeypatch, loader, nan_in_row(victim, after))
     out = tmp_path / "broken"
     run = run_main(*world.command(out, SMALL_FLAGS | {"num_batches": 1}))
     assert run.code == main_script.EXIT_SOME_FAILED
@@ -316,7 +307,7 @@ def test_a_nan_never_counts_as_flipped(world, tmp_path, monkeypatch, loader, aft
 
 def test_an_image_that_failed_is_tried_with_the_next_scale(world, tmp_path, monkeypatch):
     """A NaN at the first scale (four evaluations at tau = 3) has not reached its target 0."""
-    hooked(monkeypatch, "load_unet", nan_in_row(2, until=4))
+    watched(monkeypatch, "load_diffusion", nan_in_row(2, until=4))
     files = results(world, tmp_path, num_batches=1, classifier_scales="8,9")
     text = cell_files(files, "Info")[2].decode()
     assert "target: 0" in text and text.endswith("scale: 9.0")

@@ -13,13 +13,15 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torchvision
+from torch import nn
 
 import main as main_script
 from dime.core import weight_files
@@ -167,6 +169,18 @@ def run_main(*arguments: str) -> Run:
         return Run(exit.code, out.getvalue(), err.getvalue())
     finally:
         sys.argv = argv
+
+
+def watched(patch: pytest.MonkeyPatch, loader: str, install: Callable[[nn.Module], object]) -> None:
+    """Let main.py's loader (load_diffusion, load_classifier) pass its network to `install` first."""
+    load = getattr(main_script, loader)
+
+    def load_and_install(*args: Any, **options: Any) -> Any:
+        loaded = load(*args, **options)
+        install(getattr(loaded, "network", loaded))
+        return loaded
+
+    patch.setattr(main_script, loader, load_and_install)
 
 
 def run_command(command: Sequence[str], **options: Any) -> Run:

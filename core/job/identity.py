@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from dime.core.datasets import CelebA
+from dime.core.config import Accepted, Config
 from dime.core.errors import InputError
 from dime.core.files import read_yaml
 from dime.core.results import ResultTree
-from guided_diffusion.files import open_file
+from guided_diffusion.files import is_remote, open_file
 
 Identity = dict[str, Any]
 """Name of a flag (or of what it stands for) -> its value, plain numbers and strings."""
@@ -24,12 +26,16 @@ HARMLESS = {
     *("overwrite", "allow_partial", "on_bad_image", "oracle_figures"),
     # paths of data and weights: their content counts; num_batches: the images chosen count
     *("data_dir", "model_path", "classifier_path", "perceptual_path", "oracle_path", "face_path", "num_batches"),
+    # the labels, targets and names that they lead to count
+    *("class_names", "classes", "trust_classifier"),
     # a preset stands in the flags that it sets, use_fp16 in precision; the others have no effect here
-    *("preset", "use_fp16", "use_checkpoint", "use_ddim", "self_optimized_masking", "mask", "blur_sigma"),
+    *("preset", "use_fp16", "use_checkpoint", *(field.name for field in dataclasses.fields(Accepted))),
 }
 """Flags that may differ between a run and its continuation; any other is part of the identity."""
 
 IMAGES = "images"
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
+"""What runs of earlier versions did where they did not know a flag."""
 SAID = {
     IMAGES: "the chosen images and labels (--data_dir, --num_batches, --target_label)",
     "device": "the kind of device (its random numbers are its own)",
@@ -37,26 +43,28 @@ SAID = {
 
 
 def identity_of(
-    flags: Mapping[str, Any],
-    dataset: CelebA,
-    selection: Sequence[int],
-    weights: Mapping[str, str | Path],
-    device: torch.device,
+    flags: Mapping[str, Any], images: str, count: int, digests: Mapping[str, str], device: torch.device
 ) -> Identity:
-    """The identity shared by all chunks of a run. selection: the ids of all of them. weights: flag -> file."""
-    rows = dataset.table.iloc[list(selection)].to_csv()
+    """The identity shared by all chunks of a run.
+
+    images: a text that stands for the `count` chosen images and their labels. digests: flag -> `digest_of` its file.
+    """
     identity = {
         **{name: value for name, value in flags.items() if name not in HARMLESS},
-        **{name: f"sha256 {sha256_of(path)}" for name, path in weights.items()},
-        IMAGES: f"{len(selection)}, sha256 {hashlib.sha256(rows.encode()).hexdigest()}",
+        **{name: f"sha256 {digest}" for name, digest in digests.items()},
+        IMAGES: f"{count}, sha256 {hashlib.sha256(images.encode()).hexdigest()}",
         "device": device.type,
     }
     return json.loads(json.dumps(identity))  # as a file gives it back, and nothing shared with the flags
 
 
-def sha256_of(path: str | Path) -> str:
-    """The SHA-256 of a local or remote file's content, in hexadecimal digits."""
+def digest_of(path: str | Path, network: nn.Module | None = None) -> str:
+    """The SHA-256 of a local or remote file's content, in hexadecimal digits; where there is none, of a network's."""
     digest = hashlib.sha256()
+    if network is not None and not is_remote(path) and not Path(path).is_file():
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()
     with open_file(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -100,8 +108,8 @@ def difference_between(ours: Identity, theirs: Identity) -> str:
     """The first thing in which two identities differ, with both values, in words; '' when they are the same."""
     if not theirs:
         return "an earlier version, which did not say with what"
-    for name in sorted(ours.keys() | theirs.keys()):
-        mine, other = ours.get(name, "absent"), theirs.get(name, "absent")
+    for name in sorted((ours.keys() | theirs.keys()) - HARMLESS):
+        mine, other = (side.get(name, DEFAULTS.get(name, "absent")) for side in (ours, theirs))
         if mine != other:
             return f"{SAID.get(name, f'--{name}')} is {_short(mine)} here, and was {_short(other)} there"
     return ""

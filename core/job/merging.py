@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,27 +23,34 @@ def merge_chunks(tree: ResultTree, num_chunks: int, allow_partial: bool = False)
     Raises InputError naming the chunks that are missing, damaged, unfinished, twice there or of another run. With
     allow_partial the first three may be missing from the whole, which then says so.
     """
-    _require_one_split(tree, num_chunks)
+    paths = [tree.report("summary.yaml", num_chunks, chunk) for chunk in range(num_chunks)]
+    foreign = [path for path in tree.reports("summary.yaml") if path not in paths and path.name != "summary.yaml"]
+    if foreign:
+        raise InputError(
+            f"{foreign[0]}: belongs to another --num_chunks than {num_chunks}; merge with that one, or remove what "
+            "does not belong to the experiment"
+        )
     summaries: dict[int, Summary] = {}
     missing: dict[int, str] = {}
-    for chunk in range(num_chunks):
-        path = tree.report("summary.yaml", num_chunks, chunk)
+    for chunk, path in enumerate(paths):
         try:
-            summaries[chunk] = _read_summary(path)
-        except InputError as error:
-            missing[chunk] = str(error)
-    _require_own_place(tree, num_chunks, summaries)
-    _require_one_run(tree, num_chunks, summaries)
+            summaries[chunk] = _readable(read_yaml(path))
+        except FileNotFoundError:
+            missing[chunk] = f"{path.name} is missing"
+        except ValueError as error:
+            missing[chunk] = f"{path.name} {error}"
+    runs = {chunk: summary.pop(RUN) for chunk, summary in summaries.items() if summary.get(RUN)}
+    _require_one_run(tree, num_chunks, runs)
     if missing and not (allow_partial and summaries):
-        reasons = "; ".join(missing.values())
         raise InputError(
-            f"{tree.results}: {len(missing)} of {num_chunks} chunks are not there: {reasons}; run them (again) first, "
-            "or merge the rest with --allow_partial True"
+            f"{tree.results}: {len(missing)} of {num_chunks} chunks are not there: {'; '.join(missing.values())}; run "
+            "them (again) first, or merge the rest with --allow_partial True"
         )
-    runs = {chunk: summary.pop(RUN, None) for chunk, summary in summaries.items()}
     merged = merge(list(summaries.values()))
     if missing:
-        merged["missing"] = _what_is_missing(sorted(missing), merged, [run for run in runs.values() if run])
+        merged["missing"] = {"chunks": sorted(missing)}
+        for run in list(runs.values())[:1]:
+            merged["missing"]["images"] = run["total"] - merged["n"] - merged.get("failed", 0)
     write_summary(tree.report("summary.yaml"), merged)
     return merged
 
@@ -60,7 +66,7 @@ def merge(summaries: Sequence[Summary]) -> Summary:
         values = [summary.get(key, 0) for summary in summaries]
         if any(isinstance(value, dict) for value in values):
             merged[key] = merge([value or {} for value in values])
-        elif key in ("n", "failed"):
+        elif key in ("n", "failed", "unlabelled"):
             merged[key] = sum(values)
         elif key == "batch size":
             merged[key] = min(value for value in values if value)
@@ -69,68 +75,33 @@ def merge(summaries: Sequence[Summary]) -> Summary:
     return merged
 
 
-def _read_summary(path: Path) -> Summary:
-    """A finished chunk's summary. Raises InputError for one that is missing, damaged or does not hold all images."""
-    try:
-        summary = read_yaml(path)
-    except FileNotFoundError:
-        raise InputError(f"{path.name} is missing") from None
-    except ValueError as error:
-        raise InputError(f"{path.name} is not a readable summary ({error})") from None
+def _readable(summary: Any) -> Summary:
+    """A finished chunk's summary. Raises ValueError, as the end of a sentence about the file, for anything else."""
     if not isinstance(summary, dict) or not isinstance(summary.get("n"), int):
-        raise InputError(f"{path.name} is not a summary of a run (no count n)")
-    if not _holds_numbers(summary):
-        raise InputError(f"{path.name} has a figure that is no number")
+        raise ValueError("is not a summary of a run (no count n)")
+    tables = [summary]
+    while tables:
+        for value in tables.pop().values():
+            if isinstance(value, dict):
+                tables.append(value)
+            elif not isinstance(value, (int, float)):
+                raise ValueError("has a figure that is no number")
     images, found = (summary.get(RUN) or {}).get("images"), summary["n"] + summary.get("failed", 0)
     if images is not None and images != found:
-        raise InputError(f"{path.name} is about {found} images instead of {images}")
+        raise ValueError(f"is about {found} images instead of {images}")
     return summary
 
 
-def _holds_numbers(summary: Summary) -> bool:
-    return all(
-        _holds_numbers(value) if isinstance(value, dict) else isinstance(value, (int, float))
-        for value in summary.values()
-    )
-
-
-def _require_one_split(tree: ResultTree, num_chunks: int) -> None:
-    """Raise InputError if chunks of another division of the images lie in the same folder."""
-    own = {tree.report("summary.yaml", num_chunks, chunk) for chunk in range(num_chunks)}
-    foreign = [path for path in tree.reports("summary.yaml") if path not in own and path.name != "summary.yaml"]
-    if foreign:
-        raise InputError(
-            f"{foreign[0]}: belongs to another --num_chunks than {num_chunks}; merge with that one, or remove what "
-            "does not belong to the experiment"
-        )
-
-
-def _require_own_place(tree: ResultTree, num_chunks: int, summaries: dict[int, Summary]) -> None:
-    """Raise InputError for a summary under another chunk's name."""
-    for chunk, summary in summaries.items():
-        run = summary.get(RUN)
-        if run and (run["chunk"], run["num_chunks"]) != (chunk, num_chunks):
+def _require_one_run(tree: ResultTree, num_chunks: int, runs: dict[int, dict[str, Any]]) -> None:
+    """Raise InputError for a summary under another chunk's name, and for one of another run than the first one's."""
+    for chunk, run in runs.items():
+        path, first = tree.report("summary.yaml", num_chunks, chunk), next(iter(runs))
+        if (run["chunk"], run["num_chunks"]) != (chunk, num_chunks):
             raise InputError(
-                f"{tree.report('summary.yaml', num_chunks, chunk)}: is that of chunk {run['chunk']} of "
-                f"{run['num_chunks']}; run chunk {chunk} again"
+                f"{path}: is that of chunk {run['chunk']} of {run['num_chunks']}; run chunk {chunk} again"
             )
-
-
-def _require_one_run(tree: ResultTree, num_chunks: int, summaries: dict[int, Summary]) -> None:
-    """Raise InputError for a chunk that was made with other flags, weights or images than the first one."""
-    known = [(chunk, summary[RUN]["identity"]) for chunk, summary in summaries.items() if summary.get(RUN)]
-    for chunk, identity in known[1:]:
-        first, first_identity = known[0]
-        if identity != first_identity:
-            paths = [tree.report("config.yaml", num_chunks, number) for number in (chunk, first)]
-            identities = [read_identity(path) if path.exists() else {} for path in paths]
+        if run["identity"] != runs[first]["identity"]:
+            configs = [tree.report("config.yaml", num_chunks, number) for number in (chunk, first)]
+            identities = [read_identity(config) if config.exists() else {} for config in configs]
             difference = difference_between(*identities) if all(identities) else "see their config.yaml"
-            raise InputError(
-                f"{tree.report('summary.yaml', num_chunks, chunk)}: is of another run than chunk {first}: {difference}"
-            )
-
-
-def _what_is_missing(chunks: list[int], merged: Summary, runs: list[dict[str, Any]]) -> Summary:
-    """The chunks that are not in the whole, and how many images, where a chunk's summary says it."""
-    found = merged["n"] + merged.get("failed", 0)
-    return {"chunks": chunks, **({"images": runs[0]["total"] - found} if runs else {})}
+            raise InputError(f"{path}: is of another run than chunk {first}: {difference}")

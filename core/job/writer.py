@@ -13,7 +13,7 @@ from PIL import Image
 from dime.core.errors import InputError
 from dime.core.explain import Explanations
 from dime.core.files import write_atomically
-from dime.core.images import difference_map, input_to_uint8, mean_difference, to_hwc, to_uint8
+from dime.core.images import difference_map, input_to_uint8, to_hwc, to_uint8
 from dime.core.results import ResultTree
 from dime.core.summary import ImageRecord
 
@@ -22,59 +22,61 @@ SAME_IMAGE_TOLERANCE = 5.0
 truncation of the published code and other JPEG libraries make about one; two different images are tens apart."""
 
 
+def records_of(result: Explanations, binary: bool) -> list[ImageRecord]:
+    """One record per image; tolist() keeps a float32's exact value.
+
+    binary: confidences are those of the explained attribute, whatever the target; else those of the target.
+    """
+    before, after = result.p_target, result.cf_p_target
+    if binary:
+        before, after = (torch.where(result.target == 1, p, 1 - p) for p in (before, after))
+    columns = {
+        "id": result.ids,
+        "label": result.label.tolist(),
+        "pred": result.pred.tolist(),
+        "target": result.target.tolist(),
+        "cf_pred": result.cf_pred.tolist(),
+        "bkl": (1 - result.cf_p_target).tolist(),
+        "l_1": result.l_1.tolist(),
+        "orig_conf": before.tolist(),
+        "cf_conf": after.tolist(),
+        "scale": result.scale.tolist(),
+    }
+    return [ImageRecord(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
 def write_explanations(
-    result: Explanations, tree: ResultTree | None, skip: Container[int] = ()
+    result: Explanations, tree: ResultTree | None, skip: Container[int] = (), binary: bool = True
 ) -> Iterator[ImageRecord]:
     """Write the images of a batch into the tree (None: write nothing), one by one; each one's record, when it is whole.
 
-    Images that failed (not finite) are left out of both, and so are the ids in `skip`.
+    Images that failed (not finite, or at their target before anything was done) are left out of both, and so are the
+    ids in `skip`.
     """
-    inputs, counterfactuals = to_hwc(input_to_uint8(result.batch.x)), to_hwc(to_uint8(result.cf))
-    noisy = to_hwc(to_uint8(result.noisy))
+    images = {"CF": to_hwc(to_uint8(result.cf)), "Noise": to_hwc(to_uint8(result.noisy))}
+    inputs = to_hwc(input_to_uint8(result.x))
     frames = {kind: to_hwc(images) for kind, images in result.frames.items()}
-    l_1 = [mean_difference(x, cf) for x, cf in zip(inputs, counterfactuals, strict=True)]
-    finite = result.finite.tolist()
-    for row, record in enumerate(_records(result, l_1)):
-        if not finite[row] or record.id in skip:
+    usable = (result.finite & (result.pred != result.target)).tolist()
+    for row, record in enumerate(records_of(result, binary)):
+        if not usable[row] or record.id in skip:
             continue
         if tree is not None:
-            for kind, images in frames.items():
-                _write_frames(tree, kind, record.id, images[row])
-            _write_image_files(tree, record, inputs[row], counterfactuals[row], noisy[row])
+            for kind, steps in frames.items():
+                _write_frames(tree, kind, record.id, steps[row])
+            pictures = {kind: values[row] for kind, values in images.items()}
+            _write_image_files(tree, record, inputs[row], pictures)
         yield record
 
 
-def _records(result: Explanations, l_1: list[np.float32]) -> list[ImageRecord]:
-    """One record per image; tolist() keeps a float32's exact value."""
-    before, after = (torch.where(result.target == 1, p, 1 - p) for p in (result.p_target, result.cf_p_target))
-    columns = {
-        "label": result.batch.label,
-        "pred": result.pred,
-        "target": result.target,
-        "cf_pred": result.cf_pred,
-        "bkl": 1 - result.cf_p_target,
-        "orig_conf": before,
-        "cf_conf": after,
-        "scale": result.scale,
-    }
-    columns = {name: values.tolist() for name, values in columns.items()}
-    return [
-        ImageRecord(id=id, l_1=float(l_1[row]), **{name: values[row] for name, values in columns.items()})
-        for row, id in enumerate(result.batch.ids)
-    ]
-
-
-def _write_image_files(tree: ResultTree, record: ImageRecord, x: np.ndarray, cf: np.ndarray, noisy: np.ndarray) -> None:
-    correct, flipped = record.correct, record.flipped
-    original = tree.original(record.id, correct)
+def _write_image_files(tree: ResultTree, record: ImageRecord, x: np.ndarray, pictures: dict[str, np.ndarray]) -> None:
+    original = tree.original(record.id, record.correct)
     # another experiment, about another decision, may have put the same input into the other folder: both stay
     if original.parent not in {path.parent for path in tree.stored_originals(record.id)}:
         write_image(original, x)
-    write_image(tree.image("CF", record.id, correct, flipped), cf)
-    write_image(tree.image("Noise", record.id, correct, flipped), noisy)
-    write_image(tree.image("SM", record.id, correct, flipped), difference_map(x, cf))
+    for kind, picture in {**pictures, "SM": difference_map(x, pictures["CF"])}.items():
+        write_image(tree.image(kind, record.id, record.correct, record.flipped), picture)
     # last of all: an image whose text is there is complete
-    write_atomically(tree.info(record.id, correct, flipped), record.text())
+    write_atomically(tree.info(record.id, record.correct, record.flipped), record.text())
 
 
 def _write_frames(tree: ResultTree, kind: str, id: int, images: np.ndarray) -> None:
@@ -88,19 +90,20 @@ def _write_frames(tree: ResultTree, kind: str, id: int, images: np.ndarray) -> N
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """An 8-bit image (H, W, 3) in the format that the path's suffix names."""
+    """An 8-bit image (H, W, C), C = 1 or 3, in the format that the path's suffix names."""
     write_atomically(path, encoded(image, path.suffix))
 
 
 def encoded(image: np.ndarray, suffix: str) -> bytes:
-    """The file of an 8-bit image (H, W, 3): suffix .jpg (Pillow's quality 75) or .png."""
+    """The file of an 8-bit image (H, W, C): suffix .jpg (Pillow's quality 75) or .png."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[suffix])
+    grey = image.ndim == 3 and image.shape[2] == 1
+    Image.fromarray(image[..., 0] if grey else image).save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[suffix])
     return buffer.getvalue()
 
 
 def check_original(tree: ResultTree, id: int, x: torch.Tensor) -> None:
-    """Raise InputError if the tree holds another image than x (3, H, W) under this id."""
+    """Raise InputError if the tree holds another image than x (C, H, W) under this id."""
     for path in tree.stored_originals(id):
         ours = encoded(to_hwc(input_to_uint8(x)), path.suffix)
         try:

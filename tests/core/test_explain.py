@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from dime.core.errors import InputError
 from dime.core.estimates import input_image
-from dime.core.explain import Batch, Explainer
-from dime.core.guidance import BinaryAttribute, Guidance
-from dime.core.images import to_uint8
-from dime.core.methods import METHODS, Settings, dime
-from dime.core.noise import PerImageNoise
+from dime.core.explain import Batch, Explainer, Explanations
+from dime.core.guidance import Binary
+from dime.core.images import from_image, input_to_uint8, to_hwc, to_uint8
+from dime.core.methods import METHODS, Method
+from dime.core.networks.diffusion import DiffusionModel
 from dime.core.sampler import Sampler
+from dime.core.settings import Settings
 from tests.helpers import rnd
 from tests.toys import CountingModel, toy_diffusion
 
@@ -27,16 +33,22 @@ class Brightness(nn.Module):
         return 4 * x.flatten(1).mean(1, keepdim=True)
 
 
-def explainer(**options) -> Explainer:
-    settings = {
-        "model": CountingModel(),
-        "diffusion": toy_diffusion(20),
-        "guidance": Guidance(Brightness(), BinaryAttribute(0, use_logits=True), l1=0.01),
-        "method": dime(Settings(TAU)),
-        "noise": PerImageNoise(4),
-        "scales": [1.0, 50.0, 5000.0],
-    }
-    return Explainer(**{**settings, **options})
+def explainer(model: nn.Module | None = None, method: Method | None = None, **options) -> Explainer:
+    """keep_frames and pad_to, a classifier, and settings beside those that are changed here."""
+    own = {name: options.pop(name) for name in ("keep_frames", "pad_to", "classifier") if name in options}
+    settings = {"start_step": TAU, "use_logits": True, "l1_loss": 0.01, "classifier_scales": SCALES}
+    classifier = own.pop("classifier", Brightness())
+    diffusion = DiffusionModel(model or CountingModel(), toy_diffusion(20), {})
+    return Explainer(
+        classifier, diffusion, Binary(use_logits=True), Settings(**settings | options), method=method, **own
+    )
+
+
+def explained(rows: list[int], **options) -> Explanations:
+    return explainer(**options).explain(batch(rows))
+
+
+SCALES = (1.0, 50.0, 5000.0)
 
 
 def batch(rows: list[int]) -> Batch:
@@ -47,7 +59,7 @@ EVERYONE = list(range(6))
 
 
 def test_predictions_and_targets():
-    result = explainer()(batch(EVERYONE))
+    result = explained(EVERYONE)
     logits = Brightness()(X)[:, 0]
     assert torch.equal(result.pred, (logits > 0).long())
     assert torch.equal(result.target, 1 - result.pred)
@@ -55,7 +67,7 @@ def test_predictions_and_targets():
 
 
 def test_the_figures_are_those_of_the_counterfactual():
-    result = explainer()(batch(EVERYONE))
+    result = explained(EVERYONE)
     logits = Brightness()(result.cf)[:, 0]
     assert torch.equal(result.cf_pred, (logits > 0).long())
     torch.testing.assert_close(result.cf_p_target, torch.sigmoid(torch.where(result.target == 1, logits, -logits)))
@@ -63,13 +75,12 @@ def test_the_figures_are_those_of_the_counterfactual():
 
 
 def test_escalation_keeps_what_flipped_and_tries_the_rest_again():
-    scales = [1.0, 50.0, 5000.0]
-    result = explainer(scales=scales)(batch(EVERYONE))
+    result = explained(EVERYONE, classifier_scales=SCALES)
     assert len(set(result.scale.tolist())) > 1, "the example must need more than one scale"
     for row in EVERYONE:
-        tried = scales[: scales.index(result.scale[row].item()) + 1]
+        tried = SCALES[: SCALES.index(result.scale[row].item()) + 1]
         for attempt in range(len(tried)):  # a scale is tried only after all smaller ones have failed
-            alone = explainer(scales=tried[: attempt + 1])(batch([row]))
+            alone = explained([row], classifier_scales=tried[: attempt + 1])
             assert bool(alone.flipped) == (attempt == len(tried) - 1 and bool(result.flipped[row]))
         torch.testing.assert_close(alone.cf[0], result.cf[row])
 
@@ -82,12 +93,12 @@ def test_every_scale_starts_from_the_same_noised_image():
             started.append(z_t)
             return super().__call__(denoiser, x, z_t, pull, noise, observe)
 
-    explainer(method=Spy(TAU, input_image), scales=[0.0, 0.0])(batch([0]))
+    explained([0], method=Spy(TAU, input_image), classifier_scales=[0.0, 0.0])
     assert len(started) == 2 and torch.equal(started[0], started[1])
 
 
 def test_images_that_never_flip_keep_the_last_attempt():
-    result = explainer(scales=[0.0, 1e-6])(batch(EVERYONE))
+    result = explained(EVERYONE, classifier_scales=[0.0, 1e-6])
     stubborn = ~result.flipped
     assert stubborn.any()
     assert (result.scale[stubborn] == torch.tensor(1e-6)).all()
@@ -95,7 +106,7 @@ def test_images_that_never_flip_keep_the_last_attempt():
 
 @pytest.mark.parametrize("rows", [[4], [0, 4], [4, 2, 1, 5], EVERYONE])
 def test_neighbours_do_not_matter(rows):
-    everyone, some = explainer(pad_to=8)(batch(EVERYONE)), explainer(pad_to=8)(batch(rows))
+    everyone, some = explained(EVERYONE, pad_to=8), explained(rows, pad_to=8)
     assert torch.equal(some.cf, everyone.cf[rows])
     assert torch.equal(some.noisy, everyone.noisy[rows])
     assert torch.equal(some.cf_p_target, everyone.cf_p_target[rows])
@@ -109,13 +120,13 @@ def test_padding_runs_every_chain_on_full_batches():
             sizes.add(len(x))
             return super().forward(x, t)
 
-    explainer(model=Spy(), pad_to=8)(batch([1, 2, 3]))
+    explained([1, 2, 3], model=Spy(), pad_to=8)
     assert sizes == {8}
 
 
 def test_frames_are_kept_only_when_wanted():
-    assert explainer()(batch(EVERYONE)).frames == {}
-    result = explainer(keep_frames=frozenset({"x_t", "z_t"}))(batch(EVERYONE))
+    assert explained(EVERYONE).frames == {}
+    result = explained(EVERYONE, keep_frames=frozenset({"x_t", "z_t"}))
     assert {kind: tuple(images.shape) for kind, images in result.frames.items()} == {
         "x_t": (6, TAU, 3, 4, 4),
         "z_t": (6, TAU, 3, 4, 4),
@@ -125,10 +136,10 @@ def test_frames_are_kept_only_when_wanted():
 
 
 def test_frames_are_those_of_the_last_scale_tried():
-    result = explainer(keep_frames=frozenset({"z_t"}))(batch(EVERYONE))
+    result = explained(EVERYONE, keep_frames=frozenset({"z_t"}))
     for row in EVERYONE:
         # an attempt's noise depends on its place in the list, so the scales before it must be tried as well
-        alone = explainer(keep_frames=frozenset({"z_t"}))(batch([row]))
+        alone = explained([row], keep_frames=frozenset({"z_t"}))
         assert torch.equal(alone.frames["z_t"][0], result.frames["z_t"][row])
 
 
@@ -145,8 +156,8 @@ class PoisonsDarkImages(CountingModel):
 def test_what_is_not_a_number_never_counts_as_flipped(row):
     model = PoisonsDarkImages()
     model.poisoned = row
-    result = explainer(model=model, scales=[5000.0])(batch(EVERYONE))
-    healthy = explainer(scales=[5000.0])(batch(EVERYONE))
+    result = explained(EVERYONE, model=model, classifier_scales=[5000.0])
+    healthy = explained(EVERYONE, classifier_scales=[5000.0])
     others = [other for other in EVERYONE if other != row]
     assert not result.finite[row] and not result.flipped[row]
     assert result.finite[others].all()
@@ -169,8 +180,7 @@ def test_a_passing_nan_is_noticed(evaluation):
             return output
 
     model = PoisonsOnce()
-    guidance = Guidance(Dim(), BinaryAttribute(0, use_logits=True))
-    result = explainer(model=model, guidance=guidance, scales=[5000.0])(batch(EVERYONE))
+    result = explained(EVERYONE, model=model, classifier=Dim(), l1_loss=0.0, classifier_scales=[5000.0])
     assert model.evaluations == 7
     assert result.finite.tolist() == [row != 3 for row in EVERYONE]
 
@@ -191,11 +201,11 @@ def test_no_method_hides_a_passing_nan(name):
 
     method = METHODS[name](Settings(start_step=TAU, warmup_step=1, inner_steps="2"))
     model = PoisonsOnce()
-    assert explainer(model=model, method=method, scales=[50.0])(batch(EVERYONE)).finite.all()
+    assert explained(EVERYONE, model=model, method=method, classifier_scales=[50.0]).finite.all()
     for call in range(1, model.evaluations + 1):
         model = PoisonsOnce()
         model.poisoned_call = call
-        result = explainer(model=model, method=method, scales=[50.0])(batch(EVERYONE))
+        result = explained(EVERYONE, model=model, method=method, classifier_scales=[50.0])
         assert result.finite.tolist() == [row != 3 for row in EVERYONE], f"evaluation {call}"
 
 
@@ -205,9 +215,122 @@ def test_a_conditional_model_is_told_each_images_own_labels():
             return super().forward(x + y[:, :1, None, None], t)
 
     conditions = rnd(9, 6, 40)
-    labelled = batch(EVERYONE)
-    everyone = explainer(model=Conditional(), pad_to=6)(Batch(labelled.ids, labelled.x, labelled.label, conditions))
-    some = batch([3, 1])
-    alone = explainer(model=Conditional(), pad_to=6)(Batch(some.ids, some.x, some.label, conditions[[3, 1]]))
+    told = explainer(model=Conditional(), pad_to=6)
+    everyone = told.explain(replace(batch(EVERYONE), conditions=conditions))
+    alone = told.explain(replace(batch([3, 1]), conditions=conditions[[3, 1]]))
     assert torch.equal(alone.cf, everyone.cf[[3, 1]])
-    assert not torch.equal(everyone.cf, explainer(pad_to=6)(labelled).cf)
+    assert not torch.equal(everyone.cf, explained(EVERYONE, pad_to=6).cf)
+
+
+# The Python interface
+
+
+class TwoShades(nn.Module):
+    """Three classes: dark, bright, and one in between; with a batch norm, which a training mode would update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.weight = nn.Parameter(torch.tensor([-4.0, 4.0, 0.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x.flatten(1).mean(1, keepdim=True) * self.weight)
+
+
+class ToyModel(DiffusionModel):
+    """Images of 4x4."""
+
+    image_size, channels = 4, 3
+
+
+def interface(classifier: nn.Module, **options) -> Explainer:
+    settings = Settings(start_step=TAU, classifier_scales=(50.0, 5000.0))
+    return Explainer(classifier, ToyModel(CountingModel(), toy_diffusion(20), {}), settings=settings, **options)
+
+
+def test_the_users_network_comes_out_as_it_went_in():
+    network = TwoShades()
+    network.weight.requires_grad_(True)
+    hook = network.register_forward_hook(lambda *_: None)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.warns(UserWarning, match="training mode"):
+        interface(network)(X)
+    assert network.training and network.norm.training and network.weight.requires_grad
+    assert network.weight.grad is None and hook.id in network._forward_hooks
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_nothing_global_is_touched():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    interface(TwoShades().eval())(X)
+    assert torch.equal(torch.rand(2), expected) and torch.is_grad_enabled()
+
+
+def test_the_target_is_the_runner_up_unless_one_is_given():
+    network = TwoShades().eval()
+    ranked = network(X).argsort(dim=1, descending=True)
+    assert torch.equal(interface(network)(X).target, ranked[:, 1])
+    third = ranked[:, 2]
+    assert torch.equal(interface(network)(X, third).target, third)
+    assert torch.equal(interface(network)(X, third.tolist()).target, third)
+
+
+def test_a_target_that_is_the_prediction_is_refused():
+    network = TwoShades().eval()
+    targets = network(X).argsort(dim=1, descending=True)[:, 1]
+    targets[2] = network(X[2:3]).argmax()
+    with pytest.raises(InputError, match=r"image 2: its target \d is its prediction already"):
+        interface(network)(X, targets)
+
+
+def test_pictures_files_and_tensors_give_the_same(tmp_path):
+    network = TwoShades().eval()
+    pictures = [Image.fromarray(image) for image in to_hwc(input_to_uint8(X))]
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+    expected = interface(network)(torch.stack([from_image(picture) for picture in pictures]))
+    for images in (pictures, [tmp_path / f"{number}.png" for number in range(6)]):
+        result = interface(network)(images)
+        # the transform maps 8 bits to [-1, 1] by another formula: 1e-7 apart, times a scale of 5000
+        torch.testing.assert_close(result.cf, expected.cf, atol=1e-3, rtol=0)
+    assert [picture.size for picture in result.images()] == [(4, 4)] * 6
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8), r"\(1, 3, 8, 8\).*expected floats \(N, 3, 4, 4\)"),
+        (torch.zeros(1, 1, 4, 4), "expected floats"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "uint8"),
+        (torch.full((1, 3, 4, 4), 200.0), r"expected values in \[-1, 1\]"),
+        (["nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(images, message):
+    with pytest.raises(InputError, match=message):
+        interface(TwoShades().eval())(images)
+
+
+def test_the_record_says_what_was_done():
+    result = interface(TwoShades().eval())(X)
+    assert torch.equal(result.label, result.pred)  # nobody said better
+    difference = np.abs(to_hwc(input_to_uint8(X)).astype(float) - result.cf_uint8()).mean(axis=(1, 2, 3)) / 255
+    np.testing.assert_allclose(result.l_1, difference, rtol=1e-6)
+    assert set(result.scale.tolist()) <= {50.0, 5000.0}
+
+
+def test_images_whose_target_is_their_prediction_are_left_alone():
+    network = TwoShades().eval()
+    wanted = network(X).argmax(dim=1)
+    wanted[0] = (wanted[0] + 1) % 3
+    result = interface(network).explain(replace(batch(EVERYONE), target=wanted))
+    assert torch.equal(result.cf[1:], X[1:]) and not torch.equal(result.cf[0], X[0])
+
+
+def test_an_unusable_setting_is_refused_at_once():
+    with pytest.raises(InputError, match="--start_step 20: the process has 20 timesteps"):
+        explainer(start_step=20)
+    with pytest.raises(InputError, match="perceptual"):
+        explainer(l_perc=1.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dime.core.guidance import BinaryAttribute, Guidance, MultiClass
+from dime.core.guidance import Binary, Guidance, MultiClass
 from tests.helpers import golden, reference_arithmetic, relative_error, rnd
 from tests.networks import classifier, vgg19_features
 
@@ -25,9 +25,7 @@ def sliced(gradient: torch.Tensor) -> torch.Tensor:
 @reference_arithmetic
 @pytest.mark.parametrize("use_logits, name", [(True, "class_logits"), (False, "class_logsigmoid")])
 def test_binary_class_gradient_is_the_published_one(use_logits, name):
-    pull = Guidance(classifier(), BinaryAttribute(SMILING, use_logits)).towards(
-        X, None, torch.tensor([1, 0, 1]), scale=8
-    )
+    pull = Guidance(classifier(), Binary(SMILING, use_logits)).towards(X, None, torch.tensor([1, 0, 1]), scale=8)
     gradient = pull.class_gradient(X)
     assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
 
@@ -51,16 +49,14 @@ def test_multi_class_gradient_is_the_published_one(use_logits, name):
     ],
 )
 def test_distance_gradients_are_the_published_ones(weights, name):
-    guidance = Guidance(classifier(), BinaryAttribute(SMILING), vgg19_features(18), **weights)
+    guidance = Guidance(classifier(), Binary(SMILING), vgg19_features(18), **weights)
     pull = guidance.towards(INPUT, guidance.input_features(INPUT), torch.ones(3), scale=8)
     gradient = pull.distance_gradient(Z) + pull.perceptual_gradient(X) / 0.7
     assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
 
 
 @pytest.mark.parametrize("scale", [8.0, 0.1, 15.0])
-@pytest.mark.parametrize(
-    "decision", [BinaryAttribute(SMILING, use_logits=True), BinaryAttribute(SMILING), MultiClass()]
-)
+@pytest.mark.parametrize("decision", [Binary(SMILING, use_logits=True), Binary(SMILING), MultiClass()])
 def test_a_scale_for_each_image_changes_no_bit(scale, decision):
     targets = torch.tensor([1, 0, 1])
     one = Guidance(classifier(), decision).towards(X, None, targets, scale).class_gradient(X)
@@ -86,7 +82,7 @@ Y5 = torch.tensor([0, 1, 1, 0, 1])
 
 def test_linear_classifier_has_its_weights_as_gradient():
     linear = Linear()
-    pull = Guidance(linear, BinaryAttribute(1, use_logits=True)).towards(X4, None, Y5, scale=3)
+    pull = Guidance(linear, Binary(1, use_logits=True)).towards(X4, None, Y5, scale=3)
     gradient = pull.class_gradient(X4)
     sign = torch.where(Y5 == 1, -1.0, 1.0)[:, None]
     torch.testing.assert_close(gradient.flatten(1), 3 * sign * linear.weight[1], atol=1e-6, rtol=0)
@@ -94,7 +90,7 @@ def test_linear_classifier_has_its_weights_as_gradient():
 
 def test_gradients_of_the_classifier_itself_stay_untouched():
     linear = Linear()
-    Guidance(linear, BinaryAttribute(0)).towards(X4, None, Y5, scale=1).class_gradient(X4)
+    Guidance(linear, Binary(0)).towards(X4, None, Y5, scale=1).class_gradient(X4)
     assert linear.weight.grad is None
 
 
@@ -104,7 +100,7 @@ def all_gradients(guidance: Guidance, x: torch.Tensor, y: torch.Tensor, z: torch
 
 
 def test_each_image_has_its_own_gradient():
-    guidance = Guidance(Linear(), BinaryAttribute(0), nn.Flatten(), l1=0.1, l2=0.2, l_perc=2)
+    guidance = Guidance(Linear(), Binary(0), nn.Flatten(), l1=0.1, l2=0.2, l_perc=2)
     together = all_gradients(guidance, X4, Y5, Z4)
     alone = [all_gradients(guidance, x, y, z) for x, y, z in zip(X4.split(1), Y5.split(1), Z4.split(1), strict=True)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=1e-5)
@@ -112,20 +108,20 @@ def test_each_image_has_its_own_gradient():
 
 def test_class_gradient_through_what_the_estimate_was_computed_from():
     linear, z = Linear(), Z4.clone().requires_grad_()
-    pull = Guidance(linear, BinaryAttribute(1, use_logits=True)).towards(X4, None, torch.ones(5), scale=1)
+    pull = Guidance(linear, Binary(1, use_logits=True)).towards(X4, None, torch.ones(5), scale=1)
     gradient = pull.class_gradient(z.square(), wrt=z)
     torch.testing.assert_close(gradient.flatten(1), -2 * Z4.flatten(1) * linear.weight[1], atol=1e-6, rtol=1e-5)
 
 
 def test_perceptual_gradient_in_closed_form():
-    pull = Guidance(Linear(), BinaryAttribute(0), nn.Flatten(), l_perc=2).towards(X4, Z4.flatten(1), Y5, scale=1)
+    pull = Guidance(Linear(), Binary(0), nn.Flatten(), l_perc=2).towards(X4, Z4.flatten(1), Y5, scale=1)
     torch.testing.assert_close(pull.perceptual_gradient(X4.clone()), 4 * (X4 - Z4) / (3 * 4 * 4), atol=1e-6, rtol=1e-5)
 
 
 def test_perceptual_gradient_at_the_input_is_not_computed():
     calls = []
     features = lambda u: calls.append(u) or u.flatten(1)  # noqa: E731
-    guidance = Guidance(Linear(), BinaryAttribute(0), features, l_perc=2)
+    guidance = Guidance(Linear(), Binary(0), features, l_perc=2)
     pull = guidance.towards(X4, guidance.input_features(X4), Y5, scale=4)
     assert pull.perceptual_gradient(X4) == 0
     assert len(calls) == 1
@@ -133,12 +129,12 @@ def test_perceptual_gradient_at_the_input_is_not_computed():
 
 
 def test_distance_gradient_is_zero_where_nothing_changed():
-    pull = Guidance(Linear(), BinaryAttribute(0), l1=0.3, l2=0.7).towards(X4, None, Y5, scale=1)
+    pull = Guidance(Linear(), Binary(0), l1=0.3, l2=0.7).towards(X4, None, Y5, scale=1)
     assert pull.distance_gradient(X4).abs().max() == 0
 
 
 def test_distance_gradient_equals_autograd():
-    pull = Guidance(Linear(), BinaryAttribute(0), l1=0.3, l2=0.7).towards(X4, None, Y5, scale=1)
+    pull = Guidance(Linear(), Binary(0), l1=0.3, l2=0.7).towards(X4, None, Y5, scale=1)
     z = Z4.clone().requires_grad_()
     pixel_norm = functools.partial(torch.linalg.vector_norm, z - X4, dim=1)
     (0.3 * pixel_norm(ord=1).sum() + 0.7 * pixel_norm(ord=2).sum()).backward()
@@ -147,7 +143,7 @@ def test_distance_gradient_equals_autograd():
 
 def test_decisions():
     logits = torch.tensor([[2.0, -1.0, 0.0], [-2.0, 3.0, 0.5]])
-    binary = BinaryAttribute(0)
+    binary = Binary(0)
     assert binary.predict(logits).tolist() == [1, 0]
     assert binary.predict(torch.zeros(1, 1)).tolist() == [0]  # yes means a logit above 0
     torch.testing.assert_close(binary.probability(logits, torch.tensor([0, 0])), torch.sigmoid(-logits[:, 0]))

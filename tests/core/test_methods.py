@@ -46,7 +46,7 @@ def run(method: str, ids: list[int] | None = None, observe=None, **settings) -> 
     denoiser, x = Denoiser(model, toy_diffusion(50)), X[ids]
     z = denoiser.noised(x, TAU, noise.noising(ids)(x.shape))
     sampler = METHODS[method](Settings(start_step=TAU, **settings))
-    cf = sampler(denoiser, x, z, TowardsGrey(), lambda i: noise.step(ids, [0] * len(ids), i), observe)
+    cf = sampler(denoiser, x, z, TowardsGrey(), lambda i: noise.step(ids, 0, i), observe)
     return cf, model.evaluations
 
 
@@ -99,7 +99,7 @@ def test_a_chain_of_one_is_the_steps_own_prediction(ddim):
 def step_at(z_t: torch.Tensor, i: int) -> Step:
     denoiser = Denoiser(CountingModel(), toy_diffusion(50))
     output = denoiser.output(z_t, i)
-    draw = PerImageNoise(4).step([0, 1, 2], [0] * 3, i)
+    draw = PerImageNoise(4).step([0, 1, 2], 0, i)
     return Step(TAU - 1 - i, i, X, z_t, denoiser, output, denoiser.reverse(output, z_t, i), draw, None, None)
 
 

@@ -11,7 +11,7 @@ SHAPE = torch.Size((2, 3, 8, 8))
 
 def test_the_stream_is_torchs_own():
     noise = StreamNoise(7)
-    draws = [noise.noising([0, 1])(SHAPE), noise.step([0, 1], [0, 0], 5)(SHAPE), noise.step([1], [2], 4)(SHAPE)]
+    draws = [noise.noising([0, 1])(SHAPE), noise.step([0, 1], 0, 5)(SHAPE), noise.step([1], 2, 4)(SHAPE)]
     torch.manual_seed(7)
     for eps in draws:
         assert torch.equal(eps, torch.randn_like(eps))
@@ -28,8 +28,8 @@ def test_the_stream_does_not_touch_the_global_generator():
 
 def test_an_images_noise_depends_on_nothing_but_its_key():
     noise = PerImageNoise(4)
-    together = noise.step([11, 12], [3, 1], 5)
-    alone = PerImageNoise(4).step([12], [1], 5)
+    together = noise.step([11, 12], 3, 5)
+    alone = PerImageNoise(4).step([12], 3, 5)
     for _ in range(3):  # its inner chain's ε's, then its own
         assert torch.equal(together(SHAPE)[1], alone(torch.Size((1, *SHAPE[1:])))[0])
 
@@ -37,7 +37,7 @@ def test_an_images_noise_depends_on_nothing_but_its_key():
 def test_every_part_of_the_key_matters():
     def first(seed: int, id: int, attempt: int | None = None, index: int = 0) -> torch.Tensor:
         noise = PerImageNoise(seed)
-        draw = noise.noising([id]) if attempt is None else noise.step([id], [attempt], index)
+        draw = noise.noising([id]) if attempt is None else noise.step([id], attempt, index)
         return draw(torch.Size((1, 3, 8, 8)))
 
     keys = [(4, 0), (4, 0, 0, 0), (5, 0), (4, 1), (4, 0, 1, 0), (4, 0, 0, 1), (4, 1, 0, 0), (4, 1, 1, 0)]

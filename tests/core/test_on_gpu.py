@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dime.core.arithmetic import prepare_unet
-from dime.core.guidance import BinaryAttribute, Guidance
+from dime.core.guidance import Binary, Guidance
 from dime.core.methods import METHODS, Settings
 from dime.core.sampler import Denoiser
 from dime.models.small_cnn import SmallCNN
@@ -92,7 +92,7 @@ def test_a_chain_stays_on_the_device(name, precision):
 
 def test_gradients_ask_nothing_of_the_host():
     guidance = Guidance(
-        SmallCNN().eval(), BinaryAttribute(31, use_logits=True), lambda u: u.square(), l1=0.05, l2=0.1, l_perc=1.0
+        SmallCNN().eval(), Binary(31, use_logits=True), lambda u: u.square(), l1=0.05, l2=0.1, l_perc=1.0
     )
     x, u = rnd(0, 2, 3, 16, 16), rnd(1, 2, 3, 16, 16)
     pull = guidance.towards(x, guidance.input_features(x), torch.tensor([1, 0]), scale=8)

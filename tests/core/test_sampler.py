@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from bench.plain_loop import plain_loop
-from dime.core.guidance import BinaryAttribute, Guidance
-from dime.core.methods import Settings, dime
+from dime.core.guidance import Binary, Guidance
+from dime.core.methods import dime
 from dime.core.noise import PerImageNoise, StreamNoise
 from dime.core.sampler import Denoiser, Sampler
+from dime.core.settings import Settings
 from tests.helpers import golden, reference_arithmetic, relative_error, rnd
 from tests.networks import base_unet, classifier, vgg19_features
 from tests.toys import CountingModel, ToyPull, toy_diffusion
@@ -19,9 +20,9 @@ Y = torch.tensor([1, 0, 1])
 IDS = [0, 1, 2]
 TAU = 5
 GOLDEN = {
-    "stochastic": (dime(Settings(TAU)), {"use_logits": True}, {"l1": 0.05, "l_perc": 9e4}),
-    "mean_xt": (dime(Settings(TAU, use_sampling_on_x_t=False)), {"use_logits": False}, {"l_perc": 9e4}),
-    "early_stop": (dime(Settings(TAU, guided_iterations=2)), {"use_logits": True}, {"l1": 0.05}),
+    "stochastic": (dime(Settings(start_step=TAU)), {"use_logits": True}, {"l1": 0.05, "l_perc": 9e4}),
+    "mean_xt": (dime(Settings(start_step=TAU, use_sampling_on_x_t=False)), {"use_logits": False}, {"l_perc": 9e4}),
+    "early_stop": (dime(Settings(start_step=TAU, guided_iterations=2)), {"use_logits": True}, {"l1": 0.05}),
 }
 
 
@@ -29,7 +30,7 @@ GOLDEN = {
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_published_chains(name):
     method, decision, weights = GOLDEN[name]
-    guidance = Guidance(classifier(), BinaryAttribute(31, **decision), vgg19_features(18), **weights)
+    guidance = Guidance(classifier(), Binary(31, **decision), vgg19_features(18), **weights)
     denoiser, noise = Denoiser(*base_unet()), StreamNoise(4)
     noisy = denoiser.noised(X, TAU, noise.noising(IDS)(X.shape))
     steps: dict[str, list] = {"x_t": [], "z_t": []}
@@ -40,7 +41,7 @@ def test_the_published_chains(name):
         steps["z_t"].append(z_t)
 
     pull = guidance.towards(X, guidance.input_features(X), Y, scale=8)
-    cf = method(denoiser, X, noisy, pull, lambda i: noise.step(IDS, [0] * 3, i), observe)
+    cf = method(denoiser, X, noisy, pull, lambda i: noise.step(IDS, 0, i), observe)
     got = {"noisy": noisy, "cf": cf, **{kind: torch.stack(images) for kind, images in steps.items()}}
     for kind, images in got.items():
         # 2e-5: float32 in another order, carried through 15 evaluations and 5 guided steps
@@ -52,12 +53,12 @@ def run_toy(method: Sampler, tau: int, seed: int = 0) -> tuple[torch.Tensor, Cou
     denoiser, noise = Denoiser(model, diffusion), StreamNoise(seed)
     x = rnd(1, 2, 3, 4, 4)
     z = denoiser.noised(x, tau, noise.noising([0, 1])(x.shape))
-    return method(denoiser, x, z, ToyPull(), lambda i: noise.step([0, 1], [0, 0], i)), model
+    return method(denoiser, x, z, ToyPull(), lambda i: noise.step([0, 1], 0, i)), model
 
 
 @pytest.mark.parametrize("tau, distinct, plain", [(60, 1771, 1830), (1, 1, 1), (2, 2, 3)])
 def test_only_the_distinct_evaluations_are_made(tau, distinct, plain):
-    _, model = run_toy(dime(Settings(tau)), tau)
+    _, model = run_toy(dime(Settings(start_step=tau)), tau)
     assert model.evaluations == distinct
     reference = CountingModel()
     plain_loop(reference, toy_diffusion(100), rnd(1, 2, 3, 4, 4), tau, ToyPull(), seed=0)
@@ -70,7 +71,9 @@ def test_only_the_distinct_evaluations_are_made(tau, distinct, plain):
 def test_sharing_evaluations_changes_no_bit(stochastic, clip, guided_iterations):
     tau = 8
     method = dime(
-        Settings(tau, clip_denoised=clip, use_sampling_on_x_t=stochastic, guided_iterations=guided_iterations)
+        Settings(
+            start_step=tau, clip_denoised=clip, use_sampling_on_x_t=stochastic, guided_iterations=guided_iterations
+        )
     )
     cf, _ = run_toy(method, tau)
     expected = plain_loop(
@@ -92,7 +95,9 @@ def test_no_guidance_is_ordinary_denoising():
     x, noise = rnd(1, 2, 3, 4, 4), StreamNoise(3)
     denoiser = Denoiser(model, diffusion)
     z = denoiser.noised(x, tau, noise.noising([0, 1])(x.shape))
-    cf = dime(Settings(tau, guided_iterations=0))(denoiser, x, z, ToyPull(), lambda i: noise.step([0, 1], [0, 0], i))
+    cf = dime(Settings(start_step=tau, guided_iterations=0))(
+        denoiser, x, z, ToyPull(), lambda i: noise.step([0, 1], 0, i)
+    )
     torch.manual_seed(3)
     expected = diffusion.q_sample(x, torch.full((2,), tau), noise=torch.randn_like(x))
     for i in reversed(range(tau)):
@@ -102,10 +107,10 @@ def test_no_guidance_is_ordinary_denoising():
 
 def test_sampling_scale_silences_the_reverse_steps_but_not_the_noising():
     tau = 5
-    silent, _ = run_toy(dime(Settings(tau, sampling_scale=0)), tau)
-    means, _ = run_toy(dime(Settings(tau, sampling_scale=0, use_sampling_on_x_t=False)), tau)
+    silent, _ = run_toy(dime(Settings(start_step=tau, sampling_scale=0)), tau)
+    means, _ = run_toy(dime(Settings(start_step=tau, sampling_scale=0, use_sampling_on_x_t=False)), tau)
     assert torch.equal(silent, means)
-    other_noising, _ = run_toy(dime(Settings(tau, sampling_scale=0)), tau, seed=1)
+    other_noising, _ = run_toy(dime(Settings(start_step=tau, sampling_scale=0)), tau, seed=1)
     assert not torch.equal(silent, other_noising)
 
 
@@ -115,7 +120,7 @@ def test_per_image_noise_makes_neighbours_irrelevant():
 
     def explain(ids: list[int]) -> torch.Tensor:
         z = denoiser.noised(x[ids], tau, noise.noising(ids)(x[ids].shape))
-        return dime(Settings(tau))(denoiser, x[ids], z, ToyPull(), lambda i: noise.step(ids, [0] * len(ids), i))
+        return dime(Settings(start_step=tau))(denoiser, x[ids], z, ToyPull(), lambda i: noise.step(ids, 0, i))
 
     together = explain([0, 1, 2])
     assert torch.equal(explain([2, 0]), together[[2, 0]])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dime.core.errors import InputError
-from dime.core.explain import Batch, Explanations
+from dime.core.explain import Explanations
 from dime.core.images import difference_map, input_to_uint8, mean_difference, to_hwc, to_uint8
 from dime.core.job.writer import check_original, write_explanations, write_image
 from dime.core.results import ResultTree
@@ -61,7 +61,9 @@ def explanations(finite: tuple[bool, ...] = (True, True, True)) -> Explanations:
     """Three images: CC/CCF, CC/ICF and IC/CCF."""
     x = rnd(1, 3, 3, 16, 16).clamp(-1, 1)
     return Explanations(
-        batch=Batch([7, 100, 12345], x, torch.tensor([1, 0, 0])),
+        ids=[7, 100, 12345],
+        x=x,
+        label=torch.tensor([1, 0, 0]),
         pred=torch.tensor([1, 0, 1]),
         target=torch.tensor([0, 1, 0]),
         p_target=torch.tensor([0.1, 0.2, 0.3]),
@@ -111,7 +113,7 @@ def test_images_are_those_of_the_batch(tree):
     def level(image: torch.Tensor, rounding) -> np.ndarray:
         return rounding(((image.permute(1, 2, 0).numpy() + 1) * 127.5).clip(0, 255)).astype(int)
 
-    assert np.array_equal(x, level(result.batch.x[0], np.round))
+    assert np.array_equal(x, level(result.x[0], np.round))
     assert np.array_equal(read["CF"], level(result.cf[0], np.trunc))
     assert np.array_equal(read["Noise"], level(result.noisy[0], np.trunc))
     s = np.abs(x - read["CF"]).sum(axis=2)
@@ -164,7 +166,7 @@ def test_an_input_judged_otherwise_lies_in_both_folders(tree):
     """Two experiments about two decisions: each finds the input where its own puts it."""
     list(write_explanations(explanations(), tree))
     result = explanations()
-    result.batch.label.copy_(1 - result.batch.label)
+    result.label.copy_(1 - result.label)
     other = ResultTree(tree.output_path, "other", "png")
     other.create()
     list(write_explanations(result, other))

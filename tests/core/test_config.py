@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 
+from dime.core.config import as_arguments, parse_config, preset
 from dime.core.errors import InputError
-from dime.core.job.flags import parse_flags
-from dime.core.methods import Settings
 from dime.core.presets import PRESETS
+from dime.core.settings import Settings
 from guided_diffusion.script_util import model_and_diffusion_defaults
 
 
 def parsed(*arguments: str) -> dict:
-    return vars(parse_flags("", arguments))
+    config = parse_config("", arguments)
+    return {**config.flags(), **config.diffusion}
 
 
 def assert_defaults(expected: dict) -> None:
@@ -37,7 +36,7 @@ def test_defaults_are_the_published_ones():
             "model_path": "models/ddpm-celeba.pt",
             "data_dir": "",
             "exp_name": "",
-            "classifier_scales": [8.0, 10.0, 15.0],
+            "classifier_scales": (8.0, 10.0, 15.0),
             "save_x_t": False,
             "save_z_t": False,
             "seed": 4,
@@ -57,7 +56,6 @@ def test_defaults_are_the_published_ones():
             "num_chunks": 1,
             "chunk": 0,
             "save_images": True,
-            **model_and_diffusion_defaults(),
         }
     )
 
@@ -70,7 +68,7 @@ def test_without_a_flag_the_run_is_dimes_with_noise_per_image_and_published_file
             "noise": "per_image",
             "image_format": "jpg",
             "oracle_figures": False,
-            "preset": [],
+            "preset": (),
         }
     )
 
@@ -96,17 +94,32 @@ def test_defaults_of_the_methods_that_grew_out_of_dime():
     )
 
 
-def test_the_methods_settings_have_the_flags_defaults():
-    flags = parsed()
-    assert {field.name for field in fields(Settings)} - flags.keys() == {"clip_per_image"}  # follows from the noise
-    assert Settings.of(flags) == Settings(start_step=60)
-    assert Settings(start_step=60).clip_per_image
+def test_flags_of_the_diffusion_model_are_kept_apart_if_they_are_given():
+    """What is not given is read from the model's own file."""
+    assert parse_config("", []).diffusion == {}
+    config = parse_config("", ["--num_heads", "2", "--preset", "celeba", "--learn_sigma", "no"])
+    assert config.diffusion["num_heads"] == 2 and config.diffusion["learn_sigma"] is False
+    assert config.diffusion.keys() <= model_and_diffusion_defaults().keys()
+    assert "num_heads_upsample" not in config.diffusion and "num_heads" not in config.flags()
+
+
+def test_settings_are_those_of_the_flags():
+    assert parse_config("", []).settings == Settings()
+    assert parse_config("", ["--seed", "7", "--method", "gmd"]).settings == Settings(seed=7, method="gmd")
+
+
+def test_a_preset_in_python_is_what_its_flags_are():
+    flags = parse_config("", ["--preset", "demo,local", "--seed", "9"])
+    assert preset("demo,local", seed=9) == flags.settings
+    with pytest.raises(InputError, match="no preset is called 'slow'"):
+        preset("slow")
+    with pytest.raises(InputError, match="colour"):
+        preset("demo", colour=1)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_flags_it_stands_for(name):
-    spelled = [text for flag, value in PRESETS[name].items() for text in (f"--{flag}", value)]
-    assert parsed("--preset", name) == parsed(*spelled) | {"preset": [name]}
+    assert parsed("--preset", name) == parsed(*as_arguments(PRESETS[name])) | {"preset": [name]}
 
 
 def test_the_exact_preset_is_the_default():

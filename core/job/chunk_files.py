@@ -1,4 +1,4 @@
-"""What of a chunk already stands on disk: which images are finished, and where the random numbers were.
+"""What of a chunk already stands on disk: which images are finished.
 
 An image is finished when its Info file is there, which is written last, and every other file of it too. A run that
 saves no images keeps its records in stats.pth, batch by batch.
@@ -7,13 +7,11 @@ saves no images keeps its records in stats.pth, batch by batch.
 from __future__ import annotations
 
 import contextlib
-import io
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
 
 from dime.core.errors import InputError
@@ -21,16 +19,16 @@ from dime.core.files import remove_orphans, write_atomically
 from dime.core.job.lock import exclusive
 from dime.core.results import CELLS, FRAME_KINDS, IMAGE_FORMATS, ResultTree, image_files
 from dime.core.summary import ImageRecord, read_stats
-from guided_diffusion import checkpoint_util
 
 LOCK = "running.lock"
-CONFIG, STATS, SUMMARY, FAILED = "config.yaml", "stats.pth", "summary.yaml", "failed.yaml"
-NOISE = "noise.pth"
-"""The reports of a chunk. LOCK and NOISE are there only while it is unfinished."""
+"""There only while a process works on the chunk."""
+CONFIG, STATS, SUMMARY, FAILED, INDEX = "config.yaml", "stats.pth", "summary.yaml", "failed.yaml", "index.csv"
+REPORTS = (CONFIG, STATS, SUMMARY, FAILED, INDEX)
+"""The files about a whole chunk."""
 
 
 @dataclass(frozen=True)
-class ProgressLog:
+class ChunkFiles:
     """The files of one chunk.
 
     ids: its images. save_images: whether the tree is written. frames: the kinds of frames saved, `steps` for an image.
@@ -68,14 +66,14 @@ class ProgressLog:
 
         Raises InputError if the folder was made with another number of chunks, or is being written by one of them.
         """
-        own = [self.report(name) for name in (CONFIG, STATS, SUMMARY, FAILED, NOISE)]
+        own = [self.report(name) for name in REPORTS]
         ids = set(self.ids)
         if self.num_chunks == 1:
             for lock in self.tree.reports(LOCK):
                 if lock != self.report(LOCK):
                     with exclusive(lock):
                         pass
-            own = [path for name in (CONFIG, STATS, SUMMARY, FAILED, NOISE) for path in self.tree.reports(name)]
+            own = [path for name in REPORTS for path in self.tree.reports(name)]
             ids |= {int(path.stem) for folder in self.tree.cell_folders() for path in _named_by_id(folder)}
         else:
             self._require_same_split()
@@ -94,23 +92,6 @@ class ProgressLog:
             write_atomically(self.report(FAILED), yaml.safe_dump(dict(reasons), width=1000, allow_unicode=True))
         else:
             self.report(FAILED).unlink(missing_ok=True)
-
-    def save_noise(self, batches: int, state: torch.Tensor) -> None:
-        """Keep the state of a stream of random numbers after so many complete batches."""
-        buffer = io.BytesIO()
-        torch.save({"batches": batches, "state": state}, buffer)
-        write_atomically(self.report(NOISE), buffer.getvalue())
-
-    def saved_noise(self) -> tuple[int, torch.Tensor | None]:
-        """What `save_noise` kept; (0, None) if nothing. Raises InputError for a damaged file."""
-        path = self.report(NOISE)
-        if not path.exists():
-            return 0, None
-        try:
-            content = checkpoint_util.load(path)
-            return int(content["batches"]), content["state"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a saved random state ({error}); remove it and run again") from None
 
     def _written(self) -> Iterator[ImageRecord]:
         """Every finished image of the tree, of any chunk."""
