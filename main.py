@@ -20,7 +20,7 @@ from dime.core.arithmetic import keep_freed_memory, prepare_unet
 from dime.core.checkpoints import load_classifier, load_perceptual, load_unet, output_column
 from dime.core.cli import run, say, select_device
 from dime.core.compiled import CompiledUNet, compile_unet
-from dime.core.datasets import CelebA, chunk_of, open_dataset, select_ids
+from dime.core.datasets import Source, chunk_of, open_dataset, select_ids
 from dime.core.errors import InputError
 from dime.core.evaluation.features import Machine
 from dime.core.evaluation.measures import face_features, oracle_logits, summary_figures
@@ -105,7 +105,7 @@ def build_diffusion(args: argparse.Namespace) -> SpacedDiffusion:
     return diffusion
 
 
-def select_images(args: argparse.Namespace) -> tuple[CelebA, list[int]]:
+def select_images(args: argparse.Namespace) -> tuple[Source, list[int]]:
     """The data set, and the ids that all chunks together explain."""
     if args.query_label == -1:
         raise InputError("--query_label is missing: which attribute is explained, for example 31 or Smiling")
@@ -118,7 +118,7 @@ def select_images(args: argparse.Namespace) -> tuple[CelebA, list[int]]:
 
 
 def build_job(
-    args: argparse.Namespace, tree: ResultTree, dataset: CelebA, selection: list[int], device: torch.device
+    args: argparse.Namespace, tree: ResultTree, dataset: Source, selection: list[int], device: torch.device
 ) -> Job:
     """The images of this chunk, and what makes this run the one that it is."""
     weights = {name: getattr(args, name) for name in ("model_path", "classifier_path")}

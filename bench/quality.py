@@ -218,7 +218,7 @@ def true_counterfactuals(dataset: CelebA, ids: Sequence[int], attribute: int, si
     faces = load_faces(dataset.data_dir)
     prepare, name = image_transform(size), ATTRIBUTES[attribute]
     for id in ids:
-        face = faces[int(Path(dataset.path(id)).stem) - 1]
+        face = faces[int(Path(dataset.image_path(id)).stem) - 1]
         shows = Image.fromarray(region(face, name)).convert("RGB")
         yield id, Truth(prepare(draw(counterfactual(face, name))), (prepare(shows) > -1).any(dim=0, keepdim=True))
 

@@ -11,17 +11,17 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from dime.core.datasets import CelebA, Sample
+from dime.core.datasets import Source
 from dime.core.errors import InputError
 from dime.core.explain import Batch, Explanations, Trial
 from dime.core.files import write_atomically
 from dime.core.job.identity import Identity, require_same_run, short_hash
 from dime.core.job.lock import exclusive
-from dime.core.job.photos import BadImageError, load_photo, require_some, stand_in
 from dime.core.job.progress_log import CONFIG, LOCK, NOISE, STATS, SUMMARY, ProgressLog
 from dime.core.job.recovery import RecoveringExplainer
 from dime.core.job.work_queue import WorkQueue
 from dime.core.job.writer import check_original, write_explanations
+from dime.core.photos import BadImageError
 from dime.core.summary import ImageRecord, Summary, summarise, write_stats, write_summary
 
 NOT_FINITE = "the counterfactual is not finite"
@@ -43,7 +43,7 @@ class Job:
     overwrite: forget earlier results.
     """
 
-    dataset: CelebA
+    dataset: Source
     log: ProgressLog
     total: int
     query_label: int
@@ -137,10 +137,10 @@ class Job:
     def _check_original(self, id: int) -> None:
         if self.log.tree.stored_originals(id):
             try:
-                sample = load_photo(self.dataset, id)
+                image = self.dataset.load(id)
             except BadImageError:
                 return  # its turn comes
-            check_original(self.log.tree, id, sample.image)
+            check_original(self.log.tree, id, image)
 
     def _queue(self, explain: RecoveringExplainer, records: dict[int, ImageRecord]) -> tuple[WorkQueue, dict[int, int]]:
         """What is to be done, and how many attempts each finished image has had, which need not be made again.
@@ -164,22 +164,22 @@ class Job:
 
     def _load(self, ids: Sequence[int], device: torch.device) -> tuple[Batch, dict[int, str]]:
         """A batch, and the bad images in it (id -> why), in whose place others stand."""
-        samples: list[Sample] = []
+        images: list[torch.Tensor] = []
         bad: dict[int, str] = {}
         for id in ids:
             try:
-                samples.append(load_photo(self.dataset, id))
+                images.append(self.dataset.load(id))
             except BadImageError as error:
                 if self.abort_on_bad_image:
                     raise
                 bad[id] = str(error)
-                samples.append(stand_in(self.dataset, id))
-        labels = torch.stack([sample.labels for sample in samples]).to(device)
+                images.append(self.dataset.stand_in())
+        conditions = torch.stack([self.dataset.conditions(id) for id in ids]).to(device) if self.conditional else None
         batch = Batch(
             ids=list(ids),
-            x=torch.stack([sample.image for sample in samples]).to(device),
-            label=labels[:, self.query_label].long(),
-            conditions=labels if self.conditional else None,
+            x=torch.stack(images).to(device),
+            label=torch.as_tensor(self.dataset.targets(self.query_label)[list(ids)], device=device),
+            conditions=conditions,
         )
         return batch, bad
 
@@ -206,16 +206,12 @@ class Job:
         return [records[id] for id in self.log.ids if id in records]
 
 
-def require_images(dataset: CelebA, selection: Sequence[int], ids: Sequence[int], all_of_them: bool) -> None:
+def require_images(dataset: Source, selection: Sequence[int], ids: Sequence[int], all_of_them: bool) -> None:
     """Raise InputError if nothing is selected, or this chunk's images are not there: any of them, or all of them."""
     if not selection:
         raise InputError(f"no image is left to explain (of {len(dataset)}): see --target_label")
-    if not ids:
-        return  # more chunks than images: this one's summary says so
-    if all_of_them:
-        dataset.require_images(ids)
-    else:
-        require_some(dataset, ids)
+    if ids:  # else there are more chunks than images: this one's summary says so
+        dataset.require_images(ids, all_of_them)
 
 
 def _attempts(records: dict[int, ImageRecord], scales: Sequence[float]) -> dict[int, int]:

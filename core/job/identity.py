@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dime.core.datasets import CelebA
+from dime.core.datasets import Source
 from dime.core.errors import InputError
 from dime.core.files import read_yaml
 from dime.core.results import ResultTree
@@ -38,13 +38,13 @@ SAID = {
 
 def identity_of(
     flags: Mapping[str, Any],
-    dataset: CelebA,
+    dataset: Source,
     selection: Sequence[int],
     weights: Mapping[str, str | Path],
     device: torch.device,
 ) -> Identity:
     """The identity shared by all chunks of a run. selection: the ids of all of them. weights: flag -> file."""
-    rows = dataset.table.iloc[list(selection)].to_csv()
+    rows = dataset.rows(selection)
     identity = {
         **{name: value for name, value in flags.items() if name not in HARMLESS},
         **{name: f"sha256 {sha256_of(path)}" for name, path in weights.items()},
