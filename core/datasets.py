@@ -15,22 +15,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from dime.core import folders
 from dime.core.errors import InputError
-from dime.core.folders import (
-    FILE,
-    Listing,
-    Sample,
-    Source,
-    existing,
-    holdings,
-    list_bdd,
-    list_files,
-    list_folder,
-    list_imagenet,
-    read_table,
-    require_plain,
-)
-from dime.core.photos import image_transform, is_image_name, read_image
+from dime.core.folders import FILE, Listing, Sample, Source, read_table, require_plain
+from dime.core.photos import existing, holdings, image_transform, is_image_name, read_image
 
 __all__ = ["ATTRIBUTES", "CelebA", "Sample", "Source", "image_transform", "open_dataset", "read_image", "select_ids"]
 
@@ -98,7 +86,7 @@ def open_dataset(
     if name not in DATASETS:
         raise InputError(f"--dataset {name}: unknown; choose one of {', '.join(DATASETS)}")
     kind = DATASETS[name]
-    listing = list_files(images) if images else kind(str(data_dir) or ".", use_train, class_names)
+    listing = folders.list_files(images) if images else kind(str(data_dir) or ".", use_train, class_names)
     return Source(listing, image_transform(image_size, resize=resize), channels)
 
 
@@ -140,9 +128,9 @@ DATASETS: dict[str, Callable[[str, bool, Sequence[str] | None], Listing]] = {
     "CelebA": list_celeba,
     "CelebAMV": list_celeba_mini_val,
     "CelebAHQ": list_celeba_hq,
-    "folder": list_folder,
-    "imagenet": list_imagenet,
-    "bdd": list_bdd,
+    "folder": folders.list_folder,
+    "imagenet": folders.list_imagenet,
+    "bdd": folders.list_bdd,
 }
 """What --dataset may be -> (folder, use_train, class_names) -> the images. A new kind is one function, entered here."""
 

@@ -11,7 +11,6 @@ import json
 import re
 import stat
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,7 +23,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dime.core.errors import InputError
-from dime.core.photos import images_below, read_image
+from dime.core.photos import existing, holdings, images_below, read_image
 from guided_diffusion.files import is_remote, open_file
 
 FILE, LABEL = "image_id", "label"
@@ -113,7 +112,7 @@ class Source(Dataset):
             return None
         if self.exclusive:
             return torch.tensor(int(self.table[LABEL].iat[id]))
-        return torch.from_numpy(self.table[self.names].iloc[id].to_numpy(np.float32))
+        return torch.from_numpy(self.table.iloc[id, 1:].to_numpy(np.float32))
 
     def rows(self, ids: Sequence[int]) -> str:
         """Text whose hash identifies these images and their labels."""
@@ -123,7 +122,7 @@ class Source(Dataset):
         """Raise InputError unless these images (or any of them) are there, and none is an empty file."""
         if self.folder and not bf.isdir(self.folder):
             raise InputError(f"{self.folder}: no such folder; --data_dir must hold the images there")
-        sizes = _file_sizes(self.folder, self.table[FILE].iloc[list(ids)])
+        sizes = _file_sizes(self.folder, self.table[FILE].iloc[list(ids)].tolist())
         missing = [name for name, size in sizes.items() if size is None]
         empty = [name for name, size in sizes.items() if size == 0]
         place = self.folder or "--images"
@@ -147,13 +146,10 @@ def list_folder(data_dir: str, use_train: bool = False, class_names: Sequence[st
     folders, two or more; else the images are not labelled. Classes are numbered as class_names has them, otherwise
     in sorted order; a label may be such a number too.
     """
-    files = images_below(existing(data_dir))
-    if not files:
-        raise InputError(f"{data_dir}: no image in it or below it; it holds {holdings(data_dir)}")
+    files = images_below(data_dir)
     annotations = _joined(data_dir, "labels.csv")
     if bf.exists(annotations):
-        label_of = _read_labels(annotations, files)
-        return _classified(data_dir, files, [label_of[file] for file in files], class_names)
+        return _classified(data_dir, files, _read_labels(annotations, files), class_names)
     tops = [file.split("/")[0] if "/" in file else "" for file in files]
     if set(tops) - {""} and (len(set(tops)) > 1 or tops[0] in (class_names or ())):
         if "" in tops:
@@ -181,10 +177,7 @@ def list_imagenet(data_dir: str, use_train: bool = False, class_names: Sequence[
     folder = _joined(data_dir, prefix)
     files = [file for file in images_below(folder) if re.match(r"n\d{8}/", file)]
     if not files:
-        raise InputError(
-            f"{folder}: no image in a folder such as n01440764; it holds {holdings(folder)}; sort the images "
-            "into ImageNet's folders"
-        )
+        raise InputError(f"{folder}: no image in a folder such as n01440764; it holds {holdings(folder)}")
     synsets = [file.split("/")[0] for file in files]
     order = sorted(set(synsets))
     names = order
@@ -210,28 +203,14 @@ def list_bdd(data_dir: str, use_train: bool = False, class_names: Sequence[str] 
     both to twice as wide as high; here images are square.)
     """
     part = "train" if use_train else "val"
-    actions, images = _joined(existing(data_dir), f"{part}_25k_images_actions.json"), f"images/100k/{part}"
-    if not bf.exists(actions):
-        if not bf.isdir(_joined(data_dir, images)):
-            raise InputError(
-                f"{data_dir}: neither {bf.basename(actions)} (BDD-OIA) nor {images}/ (BDD100k) is there; it "
-                f"holds {holdings(data_dir)}"
-            )
-        files = images_below(_joined(data_dir, images))
-        if not files:
-            raise InputError(f"{data_dir}: no image in {images}/")
-        return Listing(data_dir, _table([f"{images}/{file}" for file in files]), [])
-    try:
-        with open_file(actions, "rb") as file:
-            content = json.load(file)
-        about = {image["file_name"]: content["annotations"][image["id"]]["category"] for image in content["images"]}
-        about = {require_plain(name, actions): about[name] for name in sorted(about) if not any(about[name][4:])}
-        labels = pd.DataFrame([category[:4] for category in about.values()], columns=BDD_ACTIONS, dtype=np.int64)
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{actions}: not BDD-OIA's list of actions ({error})") from None
-    if not about:
-        raise InputError(f"{actions}: lists no image")
-    return Listing(_joined(data_dir, "data"), pd.concat([_table(list(about)), labels], axis=1))
+    actions, images = f"{part}_25k_images_actions.json", f"images/100k/{part}"
+    if bf.isdir(_joined(existing(data_dir), images)):
+        return Listing(data_dir, _table([f"{images}/{file}" for file in images_below(_joined(data_dir, images))]), [])
+    if not bf.exists(_joined(data_dir, actions)):
+        raise InputError(
+            f"{data_dir}: neither {actions} (BDD-OIA) nor {images}/ (BDD100k) is there; it holds {holdings(data_dir)}"
+        )
+    return Listing(_joined(data_dir, "data"), _read_actions(_joined(data_dir, actions)))
 
 
 # What they share
@@ -246,7 +225,7 @@ def read_table(path: str, columns: Sequence[str], **options) -> pd.DataFrame:
     """
     try:
         with open_file(path, "rb") as file:
-            text = file.read().decode("utf-8-sig")
+            text = file.read().decode("utf-8-sig").lstrip()
         first, _, rest = text.partition("\n")
         text = rest if first.strip().isdecimal() else text
         head = text.partition("\n")[0].strip()
@@ -295,29 +274,37 @@ def require_plain(name: object, where: str) -> str:
     return name
 
 
-def holdings(folder: str) -> str:
-    """A few words on what a folder holds, for messages on what it does not hold."""
-    names = sorted(bf.listdir(folder)) if bf.isdir(folder) else []
-    some = ", ".join(name for name in names[:4])
-    return f"{some} and {len(names) - 4} more" if len(names) > 4 else some or "nothing"
-
-
-def _read_labels(path: str, files: Sequence[str]) -> dict[str, str]:
-    """File -> label, for every image of the folder."""
+def _read_labels(path: str, files: Sequence[str]) -> list[str]:
+    """The label of every image of the folder."""
     table = read_table(path, ("file", LABEL), dtype=str, keep_default_na=False)
-    pairs = set(zip(table["file"], table[LABEL].str.strip(), strict=True))
-    twice = [file for file, count in Counter(file for file, _ in pairs).items() if count > 1]
-    if twice:
-        labels = " and ".join(sorted(label for file, label in pairs if file == twice[0]))
-        raise InputError(f"{path}: {twice[0]} has two classes, {labels}; leave it one")
-    label_of = {file: label for file, label in pairs if label}
+    table = table[table[LABEL] != ""].drop_duplicates(["file", LABEL])
+    twice = table["file"][table["file"].duplicated()]
+    if len(twice):
+        both = " and ".join(table[LABEL][table["file"] == twice.iat[0]])
+        raise InputError(f"{path}: {twice.iat[0]} has two classes, {both}; leave it one")
+    label_of = dict(zip(table["file"], table[LABEL], strict=True))
     for problem, names in (
         ("names images that are not there", set(label_of) - set(files)),
-        ("gives some images of the folder no label", set(files) - set(label_of)),
+        ("gives no label to images of its folder", set(files) - set(label_of)),
     ):
         if names:
             raise InputError(f"{path}: {problem}: {len(names)}, the first is {min(names)}")
-    return label_of
+    return [label_of[file] for file in files]
+
+
+def _read_actions(path: str) -> pd.DataFrame:
+    """BDD-OIA's images and actions: an image's `id` is the position of its annotation, of which four values count."""
+    try:
+        with open_file(path, "rb") as file:
+            content = json.load(file)
+        actions = {image["file_name"]: content["annotations"][image["id"]]["category"] for image in content["images"]}
+        names = [require_plain(name, path) for name in sorted(actions) if not any(actions[name][4:])]
+        labels = pd.DataFrame([actions[name][:4] for name in names], columns=BDD_ACTIONS, dtype=np.int64)
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path}: not BDD-OIA's list of actions ({error})") from None
+    if not names:
+        raise InputError(f"{path}: lists no image")
+    return pd.concat([_table(names), labels], axis=1)
 
 
 def _classified(folder: str, files: list[str], labels: Sequence[str], class_names: Sequence[str] | None) -> Listing:
@@ -332,13 +319,6 @@ def _classified(folder: str, files: list[str], labels: Sequence[str], class_name
 
 def _table(files: list[str]) -> pd.DataFrame:
     return pd.DataFrame({FILE: pd.Series(files, dtype=object)})  # names of any bytes, which pandas' own type refuses
-
-
-def existing(folder: str) -> str:
-    """The folder itself. Raises InputError if it is not there."""
-    if not bf.isdir(folder):
-        raise InputError(f"{folder}: no such folder; see --data_dir")
-    return folder
 
 
 def _joined(folder: str, name: str) -> str:

@@ -6,6 +6,7 @@ import io
 import warnings
 from pathlib import Path, PurePosixPath
 
+import blobfile as bf
 from PIL import Image, ImageOps
 from torchvision import transforms
 
@@ -86,10 +87,13 @@ def images_below(folder: str) -> list[str]:
     """The image files at any depth below a folder, as names/with/slashes, each folder's in sorted order.
 
     Names are all that counts: what cannot be read is found out when its turn comes. Hidden files and folders, and a
-    Mac's copies in __MACOSX, are left out.
+    Mac's copies in __MACOSX, are left out. Raises InputError where there is none.
     """
-    start = folder.rstrip("/") + "/"
-    return [name for name in (path.removeprefix(start) for path in walk(folder)) if is_image_name(name)]
+    start = existing(folder).rstrip("/") + "/"
+    names = [name for name in (path.removeprefix(start) for path in walk(folder)) if is_image_name(name)]
+    if not names:
+        raise InputError(f"{folder}: no image in it or below it; it holds {holdings(folder)}")
+    return names
 
 
 def is_image_name(name: str) -> bool:
@@ -102,3 +106,17 @@ def is_image_name(name: str) -> bool:
 def printable(text: object) -> str:
     """Any text, file names included, on one line that every terminal and file can take."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def existing(folder: str) -> str:
+    """The folder itself. Raises InputError if it is not there."""
+    if not bf.isdir(folder):
+        raise InputError(f"{folder}: no such folder; see --data_dir")
+    return folder
+
+
+def holdings(folder: str) -> str:
+    """A few words on what a folder holds, for messages on what it does not hold."""
+    names = sorted(bf.listdir(folder)) if bf.isdir(folder) else []
+    some = ", ".join(names[:4])
+    return f"{some} and {len(names) - 4} more" if len(names) > 4 else some or "nothing"

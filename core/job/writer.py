@@ -13,7 +13,7 @@ from PIL import Image
 from dime.core.errors import InputError
 from dime.core.explain import Explanations
 from dime.core.files import write_atomically
-from dime.core.images import difference_map, input_to_uint8, mean_difference, to_hwc, to_uint8
+from dime.core.images import difference_map, input_to_uint8, mean_difference, to_hwc, to_image, to_uint8
 from dime.core.results import ResultTree
 from dime.core.summary import ImageRecord
 
@@ -95,7 +95,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
 def encoded(image: np.ndarray, suffix: str) -> bytes:
     """The file of an 8-bit image (H, W, 3): suffix .jpg (Pillow's quality 75) or .png."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[suffix])
+    to_image(image).save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[suffix])
     return buffer.getvalue()
 
 

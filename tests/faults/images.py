@@ -1,4 +1,4 @@
-"""The ten ways in which an image can be bad."""
+"""The ways in which an image can be bad, and those in which it is only unusual."""
 
 from __future__ import annotations
 
@@ -46,12 +46,36 @@ def sixteen_bits(path: Path) -> None:
     Image.fromarray(np.full((218, 178), 40_000, np.uint16)).save(path, "PNG")
 
 
+def floats(path: Path) -> None:
+    Image.open(path).convert("F").save(path, "TIFF")
+
+
 def turned(path: Path) -> None:
     """Lying on its side, as its EXIF tag says."""
     image = Image.open(path)
     exif = image.getexif()
     exif[0x0112] = 6
-    image.save(path, "JPEG", exif=exif)
+    image.save(path, "PNG", exif=exif)
+
+
+def transparent(path: Path) -> None:
+    """Half of every pixel."""
+    image = Image.open(path).convert("RGB")
+    image.putalpha(128)
+    image.save(path, "PNG")
+
+
+def palette_with_transparency(path: Path) -> None:
+    """Its colour number 0 is not there."""
+    Image.open(path).convert("P").save(path, "PNG", transparency=0)
+
+
+def grey(path: Path) -> None:
+    Image.open(path).convert("L").save(path, "PNG")
+
+
+def bilevel(path: Path) -> None:
+    Image.open(path).convert("1").save(path, "PNG")
 
 
 def unreadable(path: Path) -> None:
@@ -64,15 +88,25 @@ def vanished(path: Path) -> None:
     path.unlink()
 
 
-BAD: dict[str, Callable[[Path], None]] = {
+Kinds = dict[str, Callable[[Path], None]]
+
+BAD: Kinds = {
     "truncated": truncated,
     "empty": empty,
     "not an image": not_an_image,
     "bomb": bomb,
-    "CMYK": cmyk,
-    "palette": palette,
     "16 bit": sixteen_bits,
-    "EXIF rotation": turned,
+    "float": floats,
     "unreadable": unreadable,
     "vanished": vanished,
 }
+UNUSUAL: Kinds = {
+    "CMYK": cmyk,
+    "palette": palette,
+    "EXIF rotation": turned,
+    "transparent": transparent,
+    "palette with transparency": palette_with_transparency,
+    "grey": grey,
+    "black and white": bilevel,
+}
+"""What can be converted without guessing."""
