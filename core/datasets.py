@@ -18,7 +18,7 @@ from PIL import Image
 from dime.core import folders
 from dime.core.errors import InputError
 from dime.core.folders import FILE, Listing, Sample, Source, read_table, require_plain
-from dime.core.photos import existing, holdings, image_transform, is_image_name, read_image
+from dime.core.photos import existing, holdings, image_transform, is_image_name, names_in, read_image
 
 __all__ = ["ATTRIBUTES", "CelebA", "Sample", "Source", "image_transform", "open_dataset", "read_image", "select_ids"]
 
@@ -187,9 +187,9 @@ def _list_celeba(data_dir: str, partition: str) -> Listing:
 
 def _as_stored(folder: str, names: pd.Series) -> pd.Series:
     """The names under which the images lie: with other endings, if none lies there as annotated."""
-    if not bf.isdir(folder) or bf.exists(bf.join(folder, names.iat[0])):
+    if bf.exists(bf.join(folder, names.iat[0])):
         return names
-    stored = [name for name in bf.listdir(folder) if is_image_name(name)]
+    stored = [name for name in names_in(folder) if is_image_name(name)]
     by_stem = {PurePath(name).stem: name for name in stored}
     if len(by_stem) < len(stored) or names.isin(stored).any():
         return names

@@ -151,14 +151,15 @@ def list_folder(data_dir: str, use_train: bool = False, class_names: Sequence[st
     if bf.exists(annotations):
         return _classified(data_dir, files, _read_labels(annotations, files), class_names)
     tops = [file.split("/")[0] if "/" in file else "" for file in files]
-    if set(tops) - {""} and (len(set(tops)) > 1 or tops[0] in (class_names or ())):
-        if "" in tops:
-            raise InputError(
-                f"{data_dir}: {tops.count('')} images lie beside the folders of classes, the first is "
-                f"{files[tops.index('')]}; move them into one, or write a labels.csv with the columns file,label"
-            )
-        return _classified(data_dir, files, tops, class_names)
-    return Listing(data_dir, _table(files), list(class_names or ()))
+    folders = set(tops) - {""}
+    if len(folders) < 2 and not folders & set(class_names or ()):
+        return Listing(data_dir, _table(files), list(class_names or ()))
+    if "" in tops:
+        raise InputError(
+            f"{data_dir}: {tops.count('')} images lie beside the folders of classes, the first is "
+            f"{files[tops.index('')]}; move them into one, or write a labels.csv with the columns file,label"
+        )
+    return _classified(data_dir, files, tops, class_names)
 
 
 def list_files(images: Sequence[str]) -> Listing:

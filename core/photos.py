@@ -115,8 +115,15 @@ def existing(folder: str) -> str:
     return folder
 
 
+def names_in(folder: str) -> list[str]:
+    """What lies in a folder, broken links included (which bf.listdir stumbles over); [] where there is no folder."""
+    if not bf.isdir(folder):
+        return []
+    return sorted(bf.listdir(folder) if is_remote(folder) else (path.name for path in Path(folder).iterdir()))
+
+
 def holdings(folder: str) -> str:
     """A few words on what a folder holds, for messages on what it does not hold."""
-    names = sorted(bf.listdir(folder)) if bf.isdir(folder) else []
+    names = names_in(folder)
     some = ", ".join(names[:4])
     return f"{some} and {len(names) - 4} more" if len(names) > 4 else some or "nothing"

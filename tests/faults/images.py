@@ -34,20 +34,13 @@ def bomb(path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks))
 
 
-def cmyk(path: Path) -> None:
-    Image.open(path).convert("CMYK").save(path, "JPEG")
-
-
-def palette(path: Path) -> None:
-    Image.open(path).convert("P").save(path, "PNG")
+def saved(mode: str, format: str = "PNG", **options) -> Callable[[Path], None]:
+    """The same picture in another of Pillow's modes."""
+    return lambda path: Image.open(path).convert(mode).save(path, format, **options)
 
 
 def sixteen_bits(path: Path) -> None:
     Image.fromarray(np.full((218, 178), 40_000, np.uint16)).save(path, "PNG")
-
-
-def floats(path: Path) -> None:
-    Image.open(path).convert("F").save(path, "TIFF")
 
 
 def turned(path: Path) -> None:
@@ -63,19 +56,6 @@ def transparent(path: Path) -> None:
     image = Image.open(path).convert("RGB")
     image.putalpha(128)
     image.save(path, "PNG")
-
-
-def palette_with_transparency(path: Path) -> None:
-    """Its colour number 0 is not there."""
-    Image.open(path).convert("P").save(path, "PNG", transparency=0)
-
-
-def grey(path: Path) -> None:
-    Image.open(path).convert("L").save(path, "PNG")
-
-
-def bilevel(path: Path) -> None:
-    Image.open(path).convert("1").save(path, "PNG")
 
 
 def unreadable(path: Path) -> None:
@@ -96,17 +76,17 @@ BAD: Kinds = {
     "not an image": not_an_image,
     "bomb": bomb,
     "16 bit": sixteen_bits,
-    "float": floats,
+    "float": saved("F", "TIFF"),
     "unreadable": unreadable,
     "vanished": vanished,
 }
 UNUSUAL: Kinds = {
-    "CMYK": cmyk,
-    "palette": palette,
+    "CMYK": saved("CMYK", "JPEG"),
+    "palette": saved("P"),
     "EXIF rotation": turned,
     "transparent": transparent,
-    "palette with transparency": palette_with_transparency,
-    "grey": grey,
-    "black and white": bilevel,
+    "palette with transparency": saved("P", transparency=0),
+    "grey": saved("L"),
+    "black and white": saved("1"),
 }
 """What can be converted without guessing."""
