@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: which packages there are, core and models under the name that they are imported by."""
+"""What pyproject.toml cannot say: the packages there are, core and models under the name they are imported by."""
 
 from setuptools import find_packages, setup
 

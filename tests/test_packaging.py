@@ -59,7 +59,5 @@ for module in (dime.core.errors, dime.models, guided_diffusion):
     assert site in pathlib.Path(module.__file__).parents, module
 """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run = run_command(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment | {"PYTHONPATH": str(installed)}
-    )
+    run = run_command([sys.executable, "-c", script], cwd=tmp_path, env=environment | {"PYTHONPATH": str(installed)})
     assert run.code == 0, run.err

@@ -34,11 +34,15 @@ dime_environment() {
 
 _dime_install() { # VENV REQUIREMENTS.PY [EXTRA ...]
     local venv="$1" missing
-    # one that has no pip, since the system lacked it then or whoever made it wanted none, is given one
-    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null 2>&1 &&
-        "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m venv --clear "$venv" || return
+    if [ -x "$venv/bin/python" ] && ! _dime_pip --version >/dev/null 2>&1; then
+        # the system lacked it then, or whoever made the environment wanted none
+        "$venv/bin/python" -m ensurepip >/dev/null 2>&1 || echo "$venv has no pip: it is made anew"
+    fi
+    _dime_pip --version >/dev/null 2>&1 || "$PYTHON" -m venv --clear "$venv" || return
     missing="$("$venv/bin/python" "${@:2}")" || return
     echo "Installing into $venv (PyTorch is large: about a minute on a fast line): $(echo $missing)"
     # all in one call, so that torch and torchvision are chosen to fit each other
-    echo "$missing" | "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+    echo "$missing" | _dime_pip install --quiet --disable-pip-version-check -r /dev/stdin
 }
+
+_dime_pip() { "$venv/bin/python" -m pip "$@"; }

@@ -2,8 +2,8 @@
 # Run the tests with the oldest versions that pyproject.toml admits: each lower bound is what is installed, into an
 # environment that is kept at $DIME_VENV (.venv-oldest unless set). Arguments go to pytest, which says what failed.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$(readlink -f "$0")")/.."
 source tools/environment.sh
-DIME_VENV="${DIME_VENV:-$PWD/.venv-oldest}"
+DIME_VENV="${DIME_VENV:-.venv-oldest}"
 dime_environment --oldest test
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest --numprocesses 2 "$@"
