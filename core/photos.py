@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from pathlib import Path, PurePosixPath
 
 import blobfile as bf
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision import transforms
 
 from dime.core.errors import InputError
-from guided_diffusion.files import is_remote, open_file, walk
+from guided_diffusion.files import is_remote, walk
+from guided_diffusion.image_datasets import open_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """How the names of image files end, in either case."""
@@ -25,44 +24,9 @@ def read_image(path: str, channels: int = 3) -> Image.Image:
     """An image file as 8-bit RGB, or as grey (luma) where channels is 1. Raises BadImageError, which names it."""
     try:
         image = open_image(path)
-    except FileNotFoundError:
-        raise BadImageError(f"{printable(path)}: no such image") from None
     except (OSError, ValueError) as error:
-        reason = printable(error)
-        known = reason.startswith(printable(path))
-        raise BadImageError(reason if known else f"{printable(path)}: not a readable image ({reason})") from None
+        raise BadImageError(printable(error)) from None
     return image if channels == 3 else image.convert("L")
-
-
-def open_image(path: str) -> Image.Image:
-    """The first picture of a file, local or remote, as upright 8-bit RGB.
-
-    Turned as its EXIF tag says; grey, palettes and CMYK converted; what is transparent lies on white. Raises OSError
-    or ValueError, in one line, for anything else: 16-bit grey and float pixels, whose range nobody states; truncated
-    files; pictures large enough to exhaust the memory.
-    """
-    if not is_remote(path) and Path(path).exists() and not Path(path).is_file():
-        raise ValueError(f"{path}: not a file")
-    with open_file(path, "rb") as file:
-        content = file.read()
-    if not content:
-        raise ValueError(f"{path}: an empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
-            image.load()
-            mode = image.mode
-            if mode[0] not in "IF":
-                image = ImageOps.exif_transpose(image)
-                if image.has_transparency_data:
-                    image = image.convert("RGBA")
-                    ground = Image.new("RGBA", image.size, "white")
-                    image = Image.alpha_composite(ground, image)
-                return image.convert("RGB")
-    except Exception as error:  # Pillow's readers fail in nearly any way
-        raise ValueError(f"{path}: not a readable image ({error})") from None
-    raise ValueError(f"{path}: its pixels are {mode}, 16-bit or float; scale them to 8 bits and save it as PNG")
 
 
 def image_transform(
@@ -86,8 +50,8 @@ def image_transform(
 def images_below(folder: str) -> list[str]:
     """The image files at any depth below a folder, as names/with/slashes, each folder's in sorted order.
 
-    Names are all that counts: what cannot be read is found out when its turn comes. Hidden files and folders, and a
-    Mac's copies in __MACOSX, are left out. Raises InputError where there is none.
+    Names are all that counts: what cannot be read is found out when its turn comes. What is hidden is left out.
+    Raises InputError where there is none.
     """
     start = existing(folder).rstrip("/") + "/"
     names = [name for name in (path.removeprefix(start) for path in walk(folder)) if is_image_name(name)]
@@ -97,10 +61,8 @@ def images_below(folder: str) -> list[str]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a name (with slashes) is that of an image somebody put there."""
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and PurePosixPath(name).suffix.lower() in SUFFIXES
+    """Whether a file is called like an image, and is none of those that systems hide."""
+    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def printable(text: object) -> str:

@@ -22,7 +22,7 @@ from dime.core.datasets import (
 )
 from dime.core.errors import InputError
 from dime.core.photos import BadImageError
-from tests.faults.images import BAD, UNUSUAL
+from tests.faults.images import BAD, UNSCALED, UNUSUAL
 
 ROWS = {"a.jpg": 1, "b.jpg": 0, "c.jpg": 1, "d.jpg": 2, "e.jpg": 1}
 """Image -> partition, in file order; val are a, c and e."""
@@ -330,11 +330,11 @@ def test_stretching_and_grey(tmp_path):
 # Opening images
 
 
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("kind", BAD | UNSCALED)
 def test_a_bad_image_is_named_in_one_line(tmp_path, kind):
     path = tmp_path / "two\nlines.jpg"
     photo(path)
-    BAD[kind](path)
+    (BAD | UNSCALED)[kind](path)
     with pytest.raises(BadImageError, match=r"two\\nlines\.jpg: \w") as caught:
         read_image(str(path))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The ways in which an image can be bad, and those in which it is only unusual."""
+"""The ways in which an image file can be none, those in which it is refused, and those in which it is converted."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def truncated(path: Path) -> None:
@@ -30,8 +26,19 @@ def not_an_image(path: Path) -> None:
 def bomb(path: Path) -> None:
     """100,000 pixels square in a hundred bytes."""
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks))
+    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(b"\0" * 1000), b"IEND"]
+    packed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+def unreadable(path: Path) -> None:
+    """No file at all: root may read everything, so permissions would not do here."""
+    path.unlink()
+    path.mkdir()
+
+
+def vanished(path: Path) -> None:
+    path.unlink()
 
 
 def saved(mode: str, format: str = "PNG", **options) -> Callable[[Path], None]:
@@ -58,16 +65,6 @@ def transparent(path: Path) -> None:
     image.save(path, "PNG")
 
 
-def unreadable(path: Path) -> None:
-    """No file at all: root may read everything, so permissions would not do here."""
-    path.unlink()
-    path.mkdir()
-
-
-def vanished(path: Path) -> None:
-    path.unlink()
-
-
 Kinds = dict[str, Callable[[Path], None]]
 
 BAD: Kinds = {
@@ -75,17 +72,18 @@ BAD: Kinds = {
     "empty": empty,
     "not an image": not_an_image,
     "bomb": bomb,
-    "16 bit": sixteen_bits,
-    "float": saved("F", "TIFF"),
     "unreadable": unreadable,
     "vanished": vanished,
 }
+UNSCALED: Kinds = {"16 bit": sixteen_bits, "float": saved("F", "TIFF")}
+"""Nobody states the range of these; 8 bits cannot hold them."""
+
 UNUSUAL: Kinds = {
     "CMYK": saved("CMYK", "JPEG"),
     "palette": saved("P"),
+    "palette with transparency": saved("P", transparency=0),
     "EXIF rotation": turned,
     "transparent": transparent,
-    "palette with transparency": saved("P", transparency=0),
     "grey": saved("L"),
     "black and white": saved("1"),
 }
