@@ -86,7 +86,9 @@ def open_dataset(
     if name not in DATASETS:
         raise InputError(f"--dataset {name}: unknown; choose one of {', '.join(DATASETS)}")
     kind = DATASETS[name]
-    listing = folders.list_files(images) if images else kind(str(data_dir) or ".", use_train, class_names)
+    listing = (
+        Listing("", folders.table_of(images), []) if images else kind(str(data_dir) or ".", use_train, class_names)
+    )
     return Source(listing, image_transform(image_size, resize=resize), channels)
 
 
@@ -111,16 +113,13 @@ def list_celeba_hq(data_dir: str, use_train: bool, class_names: Sequence[str] | 
     table = _read_attributes(bf.join(existing(data_dir), "CelebAMask-HQ-attribute-anno.txt"))
     mapping = bf.join(data_dir, "CelebA-HQ-to-CelebA-mapping.txt")
     if bf.exists(mapping):
-        partition_of = _read_partition(_annotation_file(data_dir, "list_eval_partition"))
-        origin = read_table(mapping, ("idx", "orig_idx", "orig_file")).set_index("idx")["orig_file"]
-        parts = (
-            table[FILE].map(lambda name: PurePath(name).stem).map(origin).map(partition_of.set_index(FILE)["partition"])
-        )
-        table = table[parts == PARTITIONS["train" if use_train else "test"]].reset_index(drop=True)
+        part = "train" if use_train else "test"
+        number_of = _read_partition(_annotation_file(data_dir, "list_eval_partition")).set_index(FILE)["partition"]
+        origin_of = read_table(mapping, ("idx", "orig_idx", "orig_file")).set_index("idx")["orig_file"]
+        numbers = table[FILE].map(lambda name: origin_of.get(PurePath(name).stem)).map(number_of)
+        table = table[numbers == PARTITIONS[part]].reset_index(drop=True)
         if table.empty:
-            raise InputError(
-                f"{mapping}: leads to no image of list_eval_partition's {'train' if use_train else 'test'}"
-            )
+            raise InputError(f"{mapping}: leads to no image of the {part} partition of list_eval_partition")
     return Listing(bf.join(data_dir, "CelebA-HQ-img"), table)
 
 

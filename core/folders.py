@@ -13,7 +13,7 @@ import stat
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import blobfile as bf
 import numpy as np
@@ -153,18 +153,13 @@ def list_folder(data_dir: str, use_train: bool = False, class_names: Sequence[st
     tops = [file.split("/")[0] if "/" in file else "" for file in files]
     folders = set(tops) - {""}
     if len(folders) < 2 and not folders & set(class_names or ()):
-        return Listing(data_dir, _table(files), list(class_names or ()))
+        return Listing(data_dir, table_of(files), list(class_names or ()))
     if "" in tops:
         raise InputError(
             f"{data_dir}: {tops.count('')} images lie beside the folders of classes, the first is "
             f"{files[tops.index('')]}; move them into one, or write a labels.csv with the columns file,label"
         )
     return _classified(data_dir, files, tops, class_names)
-
-
-def list_files(images: Sequence[str]) -> Listing:
-    """Single files, not labelled."""
-    return Listing("", _table([str(image) for image in images]), [])
 
 
 def list_imagenet(data_dir: str, use_train: bool = False, class_names: Sequence[str] | None = None) -> Listing:
@@ -206,7 +201,7 @@ def list_bdd(data_dir: str, use_train: bool = False, class_names: Sequence[str] 
     part = "train" if use_train else "val"
     actions, images = f"{part}_25k_images_actions.json", f"images/100k/{part}"
     if bf.isdir(_joined(existing(data_dir), images)):
-        return Listing(data_dir, _table([f"{images}/{file}" for file in images_below(_joined(data_dir, images))]), [])
+        return Listing(data_dir, table_of([f"{images}/{file}" for file in images_below(_joined(data_dir, images))]), [])
     if not bf.exists(_joined(data_dir, actions)):
         raise InputError(
             f"{data_dir}: neither {actions} (BDD-OIA) nor {images}/ (BDD100k) is there; it holds {holdings(data_dir)}"
@@ -270,7 +265,7 @@ def read_lines(path: str) -> list[str]:
 
 def require_plain(name: object, where: str) -> str:
     """The name of an image. Raises InputError when it would lead out of its folder."""
-    if not isinstance(name, str) or PurePosixPath(name).name != name:
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
         raise InputError(f"{where}: {name!r} is not the name of an image file")
     return name
 
@@ -305,7 +300,7 @@ def _read_actions(path: str) -> pd.DataFrame:
         raise InputError(f"{path}: not BDD-OIA's list of actions ({error})") from None
     if not names:
         raise InputError(f"{path}: lists no image")
-    return pd.concat([_table(names), labels], axis=1)
+    return pd.concat([table_of(names), labels], axis=1)
 
 
 def _classified(folder: str, files: list[str], labels: Sequence[str], class_names: Sequence[str] | None) -> Listing:
@@ -315,10 +310,11 @@ def _classified(folder: str, files: list[str], labels: Sequence[str], class_name
     if unknown is not None:
         near = difflib.get_close_matches(unknown, classes, n=3, cutoff=0.4) or classes[:3]
         raise InputError(f"{folder}: {unknown} is none of the {len(classes)} classes; near it are {', '.join(near)}")
-    return Listing(folder, _table(files).assign(label=[numbers[label] for label in labels]), classes)
+    return Listing(folder, table_of(files).assign(label=[numbers[label] for label in labels]), classes)
 
 
-def _table(files: list[str]) -> pd.DataFrame:
+def table_of(files: Sequence[str]) -> pd.DataFrame:
+    """A listing's table of images that are not labelled."""
     return pd.DataFrame({FILE: pd.Series(files, dtype=object)})  # names of any bytes, which pandas' own type refuses
 
 
