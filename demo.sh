@@ -6,7 +6,7 @@
 #   bash demo.sh --attribute Young                   another attribute that is drawn (docs/drawn-faces.md)
 #   bash demo.sh --preset demo,fast --exp_name fast  another method, beside the first; further flags go to main.py
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0")")"
 source tools/environment.sh
 dime_environment
 # threads that wait must not spin: where other programs want the same cores, spinning makes this ten times slower

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the tests, installing what they need first (see tools/environment.sh). Arguments go to pytest.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0")")"
 source tools/environment.sh
 dime_environment test
 

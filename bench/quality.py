@@ -215,10 +215,10 @@ class Truth:
 
 def true_counterfactuals(dataset: CelebA, ids: Sequence[int], attribute: int, size: int) -> Iterator[tuple[int, Truth]]:
     """What the images with these ids should become, as the network would see it."""
-    faces = load_faces(dataset.data_dir)
+    faces = load_faces(str(Path(dataset.folder).parent))
     prepare, name = image_transform(size), ATTRIBUTES[attribute]
     for id in ids:
-        face = faces[int(Path(dataset.path(id)).stem) - 1]
+        face = faces[int(Path(dataset.image_path(id)).stem) - 1]
         shows = Image.fromarray(region(face, name)).convert("RGB")
         yield id, Truth(prepare(draw(counterfactual(face, name))), (prepare(shows) > -1).any(dim=0, keepdim=True))
 

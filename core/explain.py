@@ -18,7 +18,7 @@ from torch import nn
 from dime.core.datasets import image_transform, read_image
 from dime.core.errors import InputError
 from dime.core.guidance import Classifier, Decision, FeatureNetwork, Guidance, MultiClass
-from dime.core.images import input_to_uint8, mean_difference, to_hwc, to_uint8
+from dime.core.images import input_to_uint8, mean_difference, to_hwc, to_image, to_uint8
 from dime.core.methods import METHODS, Method
 from dime.core.networks.diffusion import DiffusionModel
 from dime.core.noise import NOISE_SOURCES, NoiseSource
@@ -120,11 +120,7 @@ class Explanations(_Rows):
 
     def images(self) -> list[Image.Image]:
         """The counterfactuals as pictures."""
-        return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in self.cf_uint8()]
-
-    def cf_uint8(self) -> np.ndarray:
-        """The counterfactuals (N, H, W, C), 8-bit, as files hold them."""
-        return to_hwc(to_uint8(self.cf))
+        return [to_image(image) for image in to_hwc(to_uint8(self.cf))]
 
 
 Progress = Callable[[float, int], None]

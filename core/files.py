@@ -1,53 +1,27 @@
-"""Files that are either complete or absent, whatever happens to the process, the disk or the power."""
+"""Files of results: written whole or not at all, read without running code."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import socket
-import time
-import uuid
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dime.core.errors import InputError
+from guided_diffusion import files
+from guided_diffusion.files import remove_orphans
 
-FOREIGN_ORPHAN_AGE = 24 * 3600.0
-"""Seconds after which a temporary file of another machine, whose processes cannot be asked after, is an orphan."""
+__all__ = ["read_yaml", "remove_orphans", "write_atomically"]
 
-YAML_DEPTH = 20
-"""Summaries need 3."""
-
-_TEMPORARY = re.compile(r"\.(?P<pid>\d+)-(?P<host>.+)-[0-9a-f]{8}\.tmp$")
+_YAML_DEPTH = 20  # summaries need 3
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that no reader, and no crash, ever finds a part of it: temporary sibling, on the disk, rename.
-
-    Raises InputError when it cannot be written (full or read-only disk); what had that name before is then whole.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    owner = f"{os.getpid()}-{socket.gethostname()}"
-    temporary = path.with_name(f".{path.name}.{owner}-{uuid.uuid4().hex[:8]}.tmp")
+    """As guided_diffusion.files.write_atomically; raises InputError (full or read-only disk)."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(
-                f"{path}: could not be written ({error.strerror or error}); nothing that was there was changed; "
-                "see to the disk, then run the same command again"
-            ) from error
-        raise
+        files.write_atomically(path, content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise InputError(f"{error}; see to the disk, then run the same command again") from error
 
 
 def read_yaml(path: Path) -> Any:
@@ -68,43 +42,9 @@ def read_yaml(path: Path) -> Any:
 
 def _require_shallow(text: str) -> None:
     depth = 0
-    for token in yaml.scan(text):
-        opens = isinstance(token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken))
-        opens = opens or isinstance(token, (yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken))
-        closes = isinstance(token, (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken))
-        depth += opens - closes
-        if depth > YAML_DEPTH:
-            raise ValueError(f"it is nested more than {YAML_DEPTH} deep")
-        if isinstance(token, yaml.AliasToken):
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _YAML_DEPTH:
+            raise ValueError(f"it is nested more than {_YAML_DEPTH} deep")
+        if isinstance(event, yaml.AliasEvent):
             raise ValueError("it holds references (*)")
-
-
-def remove_orphans(folders: Iterable[Path]) -> None:
-    """Remove the temporary files that dead processes left in these folders; those of living ones stay."""
-    for folder in folders:
-        if folder.is_dir():
-            for path in folder.glob(".*.tmp"):
-                if _is_orphan(path):
-                    path.unlink(missing_ok=True)
-
-
-def _is_orphan(path: Path) -> bool:
-    found = _TEMPORARY.search(path.name)
-    if found is None:
-        return False
-    if found["host"] == socket.gethostname() and not _is_alive(int(found["pid"])):
-        return True
-    try:
-        return time.time() - path.stat().st_mtime > FOREIGN_ORPHAN_AGE
-    except FileNotFoundError:  # its writer has just finished
-        return False
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True

@@ -21,17 +21,25 @@ def input_to_uint8(x: torch.Tensor) -> torch.Tensor:
 
 
 def from_image(image: Image.Image | np.ndarray) -> torch.Tensor:
-    """The pixels of an RGB image, or 8-bit arrays (..., H, W, 3) -> (..., 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(image)).movedim(-1, -3) / 127.5 - 1
+    """The pixels of an RGB or grey image, or 8-bit arrays (..., H, W, C) -> (..., C, H, W) in [-1, 1]."""
+    pixels = np.array(image)
+    if isinstance(image, Image.Image) and image.mode == "L":
+        pixels = pixels[..., None]
+    return torch.from_numpy(pixels).movedim(-1, -3) / 127.5 - 1
 
 
 def to_hwc(images: torch.Tensor) -> np.ndarray:
-    """uint8 (..., 3, H, W) -> numpy (..., H, W, 3), as image files want them."""
+    """uint8 (..., C, H, W) -> numpy (..., H, W, C), as image files want them."""
     return images.movedim(-3, -1).contiguous().cpu().numpy()
 
 
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """8-bit pixels (H, W, C) -> an RGB image, or a grey one where C is 1."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
 def difference_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Where two 8-bit images (H, W, 3) differ: summed over channels, the largest value at 255, three equal channels."""
+    """Where two 8-bit images (H, W, C) differ: summed over channels, the largest value at 255, three equal channels."""
     s = np.abs(a.astype(np.int64) - b.astype(np.int64)).sum(axis=-1)
     scaled = (255 * s / max(s.max(), 1)).astype(np.uint8)
     return np.repeat(scaled[..., None], 3, axis=-1)
@@ -43,7 +51,7 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> np.float32:
 
 
 def grid_png(x: torch.Tensor, columns: int) -> bytes:
-    """Images (N, 3, H, W) in [-1, 1], side by side in rows of `columns`, as a PNG file."""
+    """Images (N, C, H, W) in [-1, 1], side by side in rows of `columns`, as a PNG file."""
     file = io.BytesIO()
     save_image(x, file, format="png", nrow=columns, normalize=True, value_range=(-1, 1))
     return file.getvalue()

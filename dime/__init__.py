@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from dime.core.loaders import load_classifier, load_diffusion, load_perceptual
     from dime.core.settings import Settings
 
-# dime.core and dime.models lie in this folder once installed, and beside it in a checkout
-__path__ = [*__path__, str(Path(__file__).resolve().parent.parent)]
+if not Path(__file__).with_name("core").is_dir():  # a checkout has core and models beside this folder, not in it
+    __path__ = [*__path__, str(Path(__file__).resolve().parent.parent)]
 
 _PLACES = {
     "config": ("preset",),

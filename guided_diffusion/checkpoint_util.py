@@ -6,7 +6,6 @@ that built the network travel in the metadata that torch attaches to a state dic
 
 from __future__ import annotations
 
-import os
 import pickle
 import sys
 from collections import OrderedDict
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from guided_diffusion.files import is_remote, open_file
+from guided_diffusion import files
+from guided_diffusion.files import open_file
 
 _PREFIX = "module."  # DistributedDataParallel and DataParallel put it before every name
 
@@ -55,18 +55,27 @@ def load_state_dict(path: str | Path, map_location: str | torch.device = "cpu") 
     return weights
 
 
+def mismatch(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:
+    """What keeps one table of weights from standing in for another, in a few words; '' when nothing does."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    shapes = [(name, expected[name].shape, found[name].shape) for name in expected if name in found]
+    shapes = [(name, tuple(wanted), tuple(got)) for name, wanted, got in shapes if wanted != got]
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} entries are missing (the first is {missing[0]})")
+    if unknown:
+        parts.append(f"{len(unknown)} are unknown (the first is {unknown[0]})")
+    if shapes:
+        name, wanted, got = shapes[0]
+        parts.append(f"{len(shapes)} have another shape ({name}: {got} instead of {wanted})")
+    return ", ".join(parts)
+
+
 def require_same_names(module: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
     """Raise ValueError, in one line, unless these weights have the names and shapes of the network's own."""
-    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    found = {name: getattr(value, "shape", None) for name, value in state_dict.items()}
-    differences = {
-        "missing": [name for name in own if name not in found],
-        "unknown": [name for name in found if name not in own],
-        "of another shape": [name for name, shape in own.items() if name in found and found[name] != shape],
-    }
-    said = [f"{len(names)} {what} (such as {names[0]})" for what, names in differences.items() if names]
-    if said:
-        raise ValueError(f"{source}: another network than the flags describe; parameters: {', '.join(said)}")
+    if problem := mismatch(module.state_dict(), state_dict):
+        raise ValueError(f"{source}: another network than the flags describe: {problem}")
 
 
 def require_finite(state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
@@ -108,39 +117,21 @@ def save(path: str | Path, content: Any) -> None:
 
     Paths with a scheme (`gs://…`) go through blobfile. Raises OSError when the file cannot be written.
     """
-    if is_remote(path):  # object stores show an object only when its upload is complete
-        with open_file(path, "wb") as file:
-            torch.save(content, file)
-    else:
-        write_partial(path, content)
-        publish(path)
+    files.write_atomically(path, lambda file: torch.save(content, file))
 
 
 def write_partial(path: str | Path, content: Any) -> None:
     """The first half of `save`: the content is on the disk, under `partial_path(path)`. Raises OSError."""
-    partial = partial_path(path)
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch hides a full disk in a RuntimeError of many lines
-        partial.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or "is the disk full?"
-        raise OSError(f"{path} could not be written ({reason}); nothing that was there was changed") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    files.write_to_disk(partial_path(path), lambda file: torch.save(content, file), Path(path))
 
 
 def publish(path: str | Path) -> None:
     """The second half: what was written takes its name."""
-    partial_path(path).replace(path)
-    _sync_folder(Path(path).parent)
+    files.publish(partial_path(path), Path(path))
 
 
 def partial_path(path: str | Path) -> Path:
-    """Where `path` lies while it is being written: beside it, as `.NAME.partial`. A killed process may leave it."""
+    """Where `path` lies between the two halves: beside it, as `.NAME.partial`. A killed process may leave it."""
     path = Path(path)
     return path.with_name(f".{path.name}.partial")
 
@@ -174,17 +165,6 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", mmap: bool 
         except Exception as error:  # torch's readers fail in many ways, IndexError among them
             reason = "damaged or not a torch checkpoint; give a file that torch.save wrote"
             raise ValueError(f"{path}: {reason}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the folder's list of names on the disk, where the system allows it (Windows does not)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _to_disk(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,12 @@ Without `setup_dist` everything here behaves as one process alone.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -15,33 +18,34 @@ import torch
 import torch.distributed as dist
 
 from guided_diffusion import checkpoint_util
-from guided_diffusion.heartbeat import Heartbeat
 from guided_diffusion.launch import Launch, detect, open_store
 
-# Others may wait long while rank 0 draws samples; a process that died is noticed by the heartbeat, not by this.
+# Others may wait long while rank 0 draws samples; that a process died shows in `watched`, not by this.
 _COLLECTIVE_TIMEOUT = timedelta(days=1)
+_LONGER_THAN_ANY_TRAINING = timedelta(days=3650)
+_GRACE = 2.0
+"""Seconds that a process whose neighbour has ended still has to end by an error of its own, which says more."""
 
 _device: torch.device | None = None
-_store: dist.Store | None = None
 
 
 def setup_dist(devices: str = "") -> None:
     """Open the process group that the launcher asks for: of one process too, and on a CPU too. Twice is once.
 
     `devices`: GPU indices separated by commas; the process with local rank r takes entry r. '' gives it GPU number r.
-    Where there is no GPU, every process uses the CPU (gloo). Raises ValueError when a process would have no device.
+    Where there is no GPU, every process uses the CPU (gloo). Raises ValueError when a process would have no device,
+    and as `launch.open_store`.
     """
-    global _device, _store
+    global _device
     if dist.is_initialized():
         return
     launch = detect()
     _device = _choose_device(launch, devices)
     if _device.type == "cuda":
         torch.cuda.set_device(_device)
-    _store = open_store(launch)
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if _device.type == "cuda" else "gloo",
-        store=_store,
+        store=open_store(launch),
         rank=launch.rank,
         world_size=launch.world_size,
         timeout=_COLLECTIVE_TIMEOUT,
@@ -50,17 +54,15 @@ def setup_dist(devices: str = "") -> None:
 
 def close() -> None:
     """Leave the process group, if there is one."""
-    global _device, _store
+    global _device
     if dist.is_initialized():
         dist.destroy_process_group()
-    _device = _store = None
+    _device = None
 
 
 def dev() -> torch.device:
     """This process's device."""
-    if _device is not None:
-        return _device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return _device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def rank() -> int:
@@ -81,9 +83,7 @@ def load_state_dict(path: str, **kwargs) -> OrderedDict[str, torch.Tensor]:
 @torch.no_grad()
 def sync_params(params: Iterable[torch.Tensor]) -> None:
     """Give every process rank 0's values, in place."""
-    if _alone():
-        return
-    for parameter in params:
+    for parameter in () if _alone() else params:
         dist.broadcast(parameter, src=0)
 
 
@@ -104,20 +104,15 @@ def on_rank_0(function: Callable[[], Any]) -> Any:
 
 def gather(value: Any) -> list:
     """Every process's value in the order of ranks, in every process (small ones)."""
-    if _alone():
-        return [value]
-    values = [None] * world_size()
-    dist.all_gather_object(values, value)
+    values = [value] * world_size()
+    if not _alone():
+        dist.all_gather_object(values, value)
     return values
 
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag stands in at least one process; costs no wait for the GPU."""
-    if _alone():
-        return flag
-    votes = torch.tensor(int(flag))
-    dist.all_reduce(votes)
-    return bool(votes)
+    return bool(sum_over_ranks(torch.tensor(int(flag))))
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
@@ -127,15 +122,46 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def barrier() -> None:
-    """Wait for all processes."""
-    if not _alone():
-        dist.barrier()
+@contextmanager
+def watched() -> Iterator[None]:
+    """A context that every process enters: when one dies inside, or leaves by an error, the others end too.
 
+    They print one line on stderr and exit with code 1, also out of an operation that would never return (NCCL's).
+    Each process waits for a farewell from the next one, in a ring; a connection that closes without one is a death.
+    """
+    if _alone():
+        yield
+        return
+    own, following = rank(), (rank() + 1) % world_size()
+    group = dist.new_group(backend="gloo", timeout=_LONGER_THAN_ANY_TRAINING)
+    leaving = threading.Event()
 
-def watched() -> AbstractContextManager:
-    """A context that ends when another process dies (see `heartbeat.Heartbeat`)."""
-    return nullcontext() if _alone() or _store is None else Heartbeat(_store, rank(), world_size())
+    def wait_for_farewell() -> None:
+        all_well = torch.zeros(1)
+        with suppress(RuntimeError):  # the connection was lost
+            dist.recv(all_well, src=following, group=group)
+        if not all_well and not leaving.wait(_GRACE):
+            said = f"rank {own}: rank {following} has ended, so this one stops too; the last checkpoint is whole"
+            print(said, file=sys.stderr, flush=True)
+            os._exit(1)  # the main thread may be inside an operation that never returns
+
+    def say_farewell(all_well: bool) -> None:
+        dist.send(torch.tensor([float(all_well)]), dst=(own - 1) % world_size(), group=group)
+
+    watch = threading.Thread(target=wait_for_farewell, daemon=True)
+    watch.start()
+    try:
+        yield
+        say_farewell(True)
+        watch.join()
+    except BaseException as error:
+        if isinstance(error, RuntimeError):  # of a lost connection, maybe: then `watch` is about to end this process
+            watch.join(2 * _GRACE)
+        leaving.set()
+        with suppress(RuntimeError):
+            say_farewell(False)
+        watch.join(2 * _GRACE)
+        raise
 
 
 def _alone() -> bool:
@@ -146,16 +172,24 @@ def _choose_device(launch: Launch, devices: str) -> torch.device:
     chosen = [entry.strip() for entry in devices.split(",")] if devices else []
     if not all(entry.isdecimal() for entry in chosen):
         raise ValueError(f"gpus {devices!r}: expected GPU indices separated by commas, such as 0,1")
-    if chosen and len(chosen) < launch.local_size:
+    if chosen and launch.local_rank is not None and len(chosen) < (launch.local_size or launch.local_rank + 1):
         raise ValueError(
-            f"gpus {devices!r} names {len(chosen)} GPU(s) for {launch.local_size} processes on this machine: "
+            f"gpus {devices!r} names {len(chosen)} GPU(s) for {launch.local_size or 'more'} processes on this machine: "
             "name one for each, or start fewer"
         )
     if not torch.cuda.is_available():
         return torch.device("cpu")
     present = torch.cuda.device_count()
-    index = int(chosen[launch.local_rank]) if chosen else launch.local_rank
-    if index >= present:
-        asked = f"gpus {devices!r}" if chosen else f"{launch.local_size} processes"
+    choice = [int(entry) for entry in chosen] or range(present)
+    place = launch.local_rank
+    if place is None:
+        if len(choice) > 1:
+            raise ValueError(
+                f"{launch}: which of {len(choice)} GPUs is this process's? Set LOCAL_RANK and LOCAL_WORLD_SIZE, or "
+                "name one by --gpus"
+            )
+        place = 0
+    if place >= len(choice) or choice[place] >= present:
+        asked = f"gpus {devices!r}" if chosen else f"{launch.local_size or launch.world_size} processes"
         raise ValueError(f"{asked}: this machine has {present} GPU(s), counted from 0, one for each process")
-    return torch.device("cuda", index)
+    return torch.device("cuda", choice[place])

@@ -1,11 +1,24 @@
-"""Opening files here or in an object store (`gs://…`, `az://…`), which blobfile reaches."""
+"""Files here or in an object store (`gs://…`, by blobfile): opened, found, and written whole or not at all."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+
+Content = bytes | Callable[[BinaryIO], None]
+"""What a file is to hold, or a function that writes it."""
+
+_FOREIGN_ORPHAN_AGE = 24 * 3600.0
+"""Seconds after which a temporary file of another machine, whose processes cannot be asked after, is an orphan."""
+
+_TEMPORARY = re.compile(r"\.(?P<pid>\d+)-(?P<host>.+)-[0-9a-f]{8}\.tmp$")
 
 
 def is_remote(path: str | Path) -> bool:
@@ -23,12 +36,105 @@ def open_file(path: str | Path, mode: str) -> BinaryIO:
 
 
 def walk(folder: str | Path) -> Iterator[str]:
-    """Every file below the folder, each folder's names in sorted order."""
+    """Every file below the folder in sorted order, without what is hidden (`.name`) or a Mac's (`__MACOSX`)."""
     if is_remote(folder):
         import blobfile
 
         found = blobfile.walk(str(folder))
     else:
         found = os.walk(folder, followlinks=True)
-    paths = [f"{root.rstrip('/')}/{name}" for root, _, names in found for name in names]
-    yield from sorted(paths, key=lambda path: path.split("/"))
+    base = str(folder).replace(os.sep, "/").rstrip("/")
+    paths = [f"{root.replace(os.sep, '/').rstrip('/')}/{name}" for root, _, names in found for name in names]
+    shown = [path for path in paths if not re.search(r"/(\.|__MACOSX/)", path.removeprefix(base))]
+    yield from sorted(shown, key=lambda path: path.split("/"))
+
+
+def write_atomically(path: str | Path, content: Content) -> None:
+    """Write a file so that no reader, and no crash, ever finds a part of it: temporary sibling, on the disk, rename.
+
+    Raises OSError, in one line, when it cannot be written; what had that name before is then whole.
+    """
+    if is_remote(path):  # object stores show an object only when its upload is complete
+        with open_file(path, "wb") as file:
+            _fill(file, content)
+        return
+    path = Path(path)
+    owner = f"{os.getpid()}-{socket.gethostname()}"
+    temporary = path.with_name(f".{path.name}.{owner}-{uuid.uuid4().hex[:8]}.tmp")
+    write_to_disk(temporary, content, path)
+    publish(temporary, path)
+
+
+def write_to_disk(temporary: Path, content: Content, path: Path) -> None:
+    """The first half of `write_atomically`: the content of `path` is on the disk, under another name."""
+    try:
+        with temporary.open("wb") as file:
+            _fill(file, content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, (OSError, RuntimeError)):  # torch hides a full disk in a RuntimeError of many lines
+            raise _could_not_write(path, error) from error
+        raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """The second half: what was written takes its name."""
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _could_not_write(path, error) from error
+    with suppress(OSError):  # Windows, CIFS and FUSE cannot; the file is whole without it too
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_orphans(folders: Iterable[Path]) -> None:
+    """Remove the temporary files that dead processes left in these folders; those of living ones stay."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            if _is_orphan(path):
+                path.unlink(missing_ok=True)
+
+
+def _fill(file: BinaryIO, content: Content) -> None:
+    if isinstance(content, bytes):
+        file.write(content)
+    else:
+        content(file)
+
+
+def _could_not_write(path: Path, error: Exception) -> OSError:
+    reason = getattr(error, "strerror", None) or "is the disk full?"
+    return OSError(f"{path}: could not be written ({reason}); nothing that was there was changed")
+
+
+def _is_orphan(path: Path) -> bool:
+    found = _TEMPORARY.search(path.name)
+    if found is None:
+        return False
+    if found["host"] == socket.gethostname() and not _is_alive(int(found["pid"])):
+        return True
+    try:
+        return time.time() - path.stat().st_mtime > _FOREIGN_ORPHAN_AGE
+    except FileNotFoundError:  # its writer has just finished
+        return False
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":  # there, asking ends the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True

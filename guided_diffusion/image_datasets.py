@@ -1,23 +1,54 @@
-"""Images of a folder as an endless stream of batches."""
+"""Opening an image, for everybody; and the images of a folder as an endless stream of batches."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
-from collections.abc import Iterator
-from pathlib import PurePosixPath
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from guided_diffusion import dist_util
 from guided_diffusion.batches import EndlessBatches
-from guided_diffusion.files import open_file, walk
+from guided_diffusion.files import is_remote, open_file, walk
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".gif"}
 _MOST_WORKERS = 4
-_SMALLEST_CROP = 0.8  # of the shorter side
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The first picture of a file, local or remote, as upright 8-bit RGB.
+
+    Turned as its EXIF tag says; grey, palettes and CMYK converted; what is transparent lies on white. Raises
+    ValueError, in one line that names the file, for anything else: missing, empty and damaged files, 16-bit and float
+    pixels, whose range nobody states, and pictures large enough to exhaust the memory.
+    """
+    try:
+        if not is_remote(path) and Path(path).exists() and not Path(path).is_file():
+            raise OSError("it is not a file")  # a pipe would be waited for
+        with open_file(path, "rb") as file:
+            content = file.read()
+        if not content:
+            raise OSError("it is empty")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        if image.mode[0] in "IF":
+            raise OSError(f"its pixels are {image.mode}, 16-bit or float; scale them to 8 bits and save it as PNG")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such image") from None
+    except Exception as error:  # Pillow's readers fail in nearly any way
+        raise ValueError(f"{path}: not a readable image ({' '.join(str(error).split())})") from None
 
 
 def load_data(
@@ -38,14 +69,15 @@ def load_data(
     """
     if not data_dir:
         raise ValueError("data_dir: no folder of images was named")
-    paths = [path for path in walk(data_dir) if PurePosixPath(path).suffix.lower() in _SUFFIXES]
+    paths = _list_image_files_recursively(data_dir)
     if not paths:
         raise ValueError(f"data_dir {data_dir}: no jpg, jpeg, png or gif file in it or below it")
-    rank, world_size = dist_util.rank(), dist_util.world_size()
     dataset = ImageDataset(
-        paths[rank::world_size],
         image_size,
-        classes=_classes(paths)[rank::world_size] if class_cond else None,
+        paths,
+        classes=_classes(paths) if class_cond else None,
+        shard=dist_util.rank(),
+        num_shards=dist_util.world_size(),
         random_crop=random_crop,
         random_flip=random_flip,
     )
@@ -53,64 +85,67 @@ def load_data(
         dataset,
         batch_size,
         shuffle=not deterministic,
-        seed=(torch.initial_seed() + rank) % 2**63,
+        seed=(torch.initial_seed() + dist_util.rank()) % 2**63,
         num_workers=min(_MOST_WORKERS, os.cpu_count() or 1),
     )
 
 
 class ImageDataset(Dataset):
-    """Items (image float32 (3, S, S) in [-1, 1], {'y': int64} or {}); random choices come from torch's generator."""
+    """Items (image float32 (3, S, S) in [-1, 1], {'y': int64} or {}); random choices come from torch's generator.
+
+    Every `num_shards`-th of the paths (and of their classes), from number `shard` on. The paths may come first.
+    """
 
     def __init__(
         self,
-        paths: list[str],
-        image_size: int,
-        classes: list[int] | None = None,
+        resolution: int,
+        image_paths: Sequence[str],
+        classes: Sequence[int] | None = None,
+        shard: int = 0,
+        num_shards: int = 1,
         random_crop: bool = False,
         random_flip: bool = True,
     ) -> None:
-        self.paths = paths
-        self.image_size = image_size
-        self.classes = classes
+        if not isinstance(resolution, int):
+            resolution, image_paths = image_paths, resolution
+        self.resolution = resolution
+        self.local_images = image_paths[shard::num_shards]
+        self.local_classes = None if classes is None else classes[shard::num_shards]
         self.random_crop = random_crop
         self.random_flip = random_flip
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.local_images)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        from PIL import Image
-
-        with open_file(self.paths[index], "rb") as file:
-            image = Image.open(file).convert("RGB")
         crop = random_crop_arr if self.random_crop else center_crop_arr
-        pixels = crop(image, self.image_size)
+        pixels = crop(open_image(self.local_images[index]), self.resolution)
         if self.random_flip and torch.rand(()) < 0.5:
             pixels = pixels[:, ::-1]
         pixels = pixels.astype(np.float32) / 127.5 - 1
-        labels = {} if self.classes is None else {"y": np.array(self.classes[index], dtype=np.int64)}
+        labels = {} if self.local_classes is None else {"y": np.array(self.local_classes[index], dtype=np.int64)}
         return np.ascontiguousarray(pixels.transpose(2, 0, 1)), labels
 
 
-def center_crop_arr(image, image_size: int) -> np.ndarray:
-    """The middle square of a PIL image, scaled to uint8 (S, S, 3)."""
-    pixels = np.array(_with_shorter_side(image, image_size))
+def center_crop_arr(pil_image: Image.Image, image_size: int) -> np.ndarray:
+    """The middle square, scaled to uint8 (S, S, 3)."""
+    pixels = np.array(_with_shorter_side(pil_image, image_size))
     top, left = ((side - image_size) // 2 for side in pixels.shape[:2])
     return pixels[top : top + image_size, left : left + image_size]
 
 
-def random_crop_arr(image, image_size: int) -> np.ndarray:
-    """A random square of at least 0.8 of the PIL image's shorter side, scaled to uint8 (S, S, 3)."""
-    longest = math.ceil(image_size / _SMALLEST_CROP)
-    pixels = np.array(_with_shorter_side(image, _draw(image_size, longest)))
+def random_crop_arr(
+    pil_image: Image.Image, image_size: int, min_crop_frac: float = 0.8, max_crop_frac: float = 1.0
+) -> np.ndarray:
+    """A random square, scaled to uint8 (S, S, 3); its side is that fraction of the image's shorter one."""
+    longest, shortest = math.ceil(image_size / min_crop_frac), math.ceil(image_size / max_crop_frac)
+    pixels = np.array(_with_shorter_side(pil_image, _draw(shortest, longest)))
     top, left = (_draw(0, side - image_size) for side in pixels.shape[:2])
     return pixels[top : top + image_size, left : left + image_size]
 
 
-def _with_shorter_side(image, size: int):
-    """Scale a PIL image so that its shorter side is `size`; box halving first keeps fine patterns from aliasing."""
-    from PIL import Image
-
+def _with_shorter_side(image: Image.Image, size: int) -> Image.Image:
+    """Scale an image so that its shorter side is `size`; box halving first keeps fine patterns from aliasing."""
     while min(image.size) >= 2 * size:
         image = image.resize(tuple(side // 2 for side in image.size), resample=Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -120,6 +155,10 @@ def _with_shorter_side(image, size: int):
 def _draw(low: int, high: int) -> int:
     """A whole number in [low, high]."""
     return int(torch.randint(low, high + 1, ()))
+
+
+def _list_image_files_recursively(data_dir: str) -> list[str]:
+    return [path for path in walk(data_dir) if PurePosixPath(path).suffix.lower() in _SUFFIXES]
 
 
 def _classes(paths: list[str]) -> list[int]:

@@ -1,7 +1,7 @@
 """Which process am I, of how many, and where do they meet: answered from what the launcher put in the environment.
 
-torchrun, mpiexec (MPICH, Intel MPI, Open MPI, MVAPICH), srun and plain python. No launcher's library is needed on one
-machine; mpiexec over several machines needs MASTER_ADDR and MASTER_PORT, or mpi4py.
+torchrun, mpiexec (MPICH, Intel MPI, Open MPI, MVAPICH), srun and plain python. What a launcher leaves unsaid stays
+unknown (None). Only Open MPI over several machines needs MASTER_ADDR and MASTER_PORT, or mpi4py.
 """
 
 from __future__ import annotations
@@ -9,168 +9,168 @@ from __future__ import annotations
 import os
 import re
 import socket
-import tempfile
-import time
+import sys
+import threading
+import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch.distributed as dist
 
 MEETING_TIMEOUT = timedelta(minutes=5)
+_SILENCE = 20.0  # seconds of waiting before it is said
+_WHERE = "MASTER_ADDR and MASTER_PORT to rank 0's address and a free port there"
 
 # launcher: variables of rank, number of processes, rank on this machine, processes on this machine
 _VARIABLES = {
-    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    "Open MPI": (
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),
-    "MVAPICH": (
-        "MV2_COMM_WORLD_RANK",
-        "MV2_COMM_WORLD_SIZE",
-        "MV2_COMM_WORLD_LOCAL_RANK",
-        "MV2_COMM_WORLD_LOCAL_SIZE",
-    ),
+    "RANK and WORLD_SIZE": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),  # torchrun, Kubernetes
+    "Open MPI": tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+    "MVAPICH": tuple(f"MV2_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
     "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     # Only inside a job step: a batch script has a rank too, without being one of several processes.
     "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
-_NOTHING_TO_JOIN = "python"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One process's place: `rank` of `world_size`, `local_rank` of `local_size` on this machine."""
+    """One process's place: `rank` of `world_size`, `local_rank` of `local_size` on this machine (None: unknown)."""
 
     launcher: str
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
+    local_rank: int | None = 0
+    local_size: int | None = 1
 
-    @property
-    def spans_machines(self) -> bool:
-        """Whether there are processes on another machine."""
-        return self.local_size < self.world_size
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.world_size} ({self.launcher})"
 
 
 def detect() -> Launch:
-    """This process's place, from the environment; without a launcher it is rank 0 of 1."""
-    for launcher, names in _VARIABLES.items():
-        rank, size, local_rank, local_size = (_leading_integer(os.environ.get(name)) for name in names)
-        if rank is not None and size is not None:
-            return Launch(
-                launcher=launcher,
-                rank=rank,
-                world_size=size,
-                local_rank=rank if local_rank is None else local_rank,
-                local_size=size if local_size is None else local_size,
-            )
-    return Launch(_NOTHING_TO_JOIN)
+    """This process's place, from the environment; without a launcher it is rank 0 of 1.
+
+    A launcher that tells the place on the machine goes before one that does not: srun sets some of MPICH's variables,
+    and mpiexec inside a job of Slurm runs below tasks of srun.
+    """
+    places = [_place(launcher, *names) for launcher, names in _VARIABLES.items()]
+    told = [place for place in places if place is not None]
+    return next((place for place in told if place.local_rank is not None), told[0] if told else Launch("python"))
+
+
+def _place(launcher: str, *names: str) -> Launch | None:
+    rank, size, local_rank, local_size = (_numbers(os.environ.get(name)) for name in names)
+    if not rank or not size:
+        return None
+    if size[0] == 1:
+        return Launch(launcher)
+    node = (_numbers(os.environ.get("SLURM_NODEID")) or [0])[0]
+    here = local_size[min(node, len(local_size) - 1)] if local_size else None
+    return Launch(launcher, rank[0], size[0], local_rank[0] if local_rank else None, here)
+
+
+def _numbers(text: str | None) -> list[int]:
+    """The numbers of a variable: Slurm writes 2(x3),1 for two tasks on each of three machines and one on a fourth."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text or "")
+    return [int(number) for number, times in found for _ in range(int(times or 1))]
 
 
 def open_store(launch: Launch) -> dist.Store:
-    """The key-value store where the processes of this launch meet.
+    """The key-value store where the processes of this launch meet, once all of them are there.
 
-    Raises ValueError when nothing says where rank 0 is, and TimeoutError when it does not show up.
+    Raises ValueError when nothing says where rank 0 is, and TimeoutError when they do not meet in MEETING_TIMEOUT.
     """
     if launch.world_size == 1:
         return dist.HashStore()
-    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
-        return next(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=MEETING_TIMEOUT))[0]
-    if launch.launcher == "srun":
-        return _tcp_store(launch, *_slurm_address())
-    if launch.spans_machines:
-        return _meet_through_mpi(launch)
-    return _meet_through_file(launch)
-
-
-def _leading_integer(text: str | None) -> int | None:
-    """The number that a variable begins with: Slurm writes '2(x3)' for two tasks on each of three machines."""
-    found = re.match(r"\d+", text or "")
-    return int(found.group()) if found else None
-
-
-def _tcp_store(launch: Launch, host: str, port: int) -> dist.TCPStore:
-    return dist.TCPStore(host, port, launch.world_size, launch.rank == 0, timeout=MEETING_TIMEOUT)
-
-
-def _slurm_address() -> tuple[str, int]:
-    """The step's first machine, where rank 0 runs, and a port that follows from the step's number."""
-    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "localhost")
-    first = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
-    host = "".join(part or "" for part in first.groups())
-    job, step = (_leading_integer(os.environ.get(name)) or 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    return host, 20000 + (job * 7 + step) % 20000
-
-
-def _meet_through_mpi(launch: Launch) -> dist.TCPStore:
-    try:
-        from mpi4py import MPI
-    except ImportError:
-        raise ValueError(
-            f"{launch.launcher} started processes on several machines: set MASTER_ADDR and MASTER_PORT to rank 0's "
-            "address and a free port there, or install mpi4py"
-        ) from None
-    store = _tcp_store_of_rank_0() if launch.rank == 0 else None
-    address = (socket.getfqdn(), store.port) if store else None
-    address = MPI.COMM_WORLD.bcast(address, root=0)
-    return store or _tcp_store(launch, *address)
-
-
-def _tcp_store_of_rank_0() -> dist.TCPStore:
-    """A store on a port that the system chooses; it waits for nobody, since nobody knows the port yet."""
-    return dist.TCPStore("0.0.0.0", 0, is_master=True, timeout=MEETING_TIMEOUT, wait_for_workers=False)
-
-
-def _meet_through_file(launch: Launch) -> dist.TCPStore:
-    """One machine: rank 0 leaves its port in a file that the processes of this launch, and no other, know."""
-    path = Path(tempfile.gettempdir()) / f"torch-port-{os.getuid()}-{_launcher_identity(launch)}"
-    if launch.rank == 0:
-        store = _tcp_store_of_rank_0()
-        partial = path.with_suffix(".partial")
-        partial.write_text(str(store.port))
-        partial.replace(path)
-        store.wait([f"arrived/{rank}" for rank in range(1, launch.world_size)], MEETING_TIMEOUT)
-        path.unlink(missing_ok=True)
-        return store
-    deadline = time.monotonic() + MEETING_TIMEOUT.total_seconds()
-    while not _is_mine(path):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"rank {launch.rank} of {launch.world_size}: rank 0 did not start within 5 minutes")
-        time.sleep(0.02)
-    store = _tcp_store(launch, "localhost", int(path.read_text()))
-    store.set(f"arrived/{launch.rank}", "")
+    with _limited_wait(launch):
+        store = _connect(launch)
+        everyone = [f"arrived/{rank}" for rank in range(launch.world_size)]
+        store.set(everyone[launch.rank], "")
+        store.wait(everyone, MEETING_TIMEOUT)
     return store
 
 
-def _is_mine(path: Path) -> bool:
-    """Whether the file is there and this user's own: the temporary folder belongs to everyone."""
-    return path.exists() and path.stat().st_uid == os.getuid()
+def _connect(launch: Launch) -> dist.Store:
+    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        return next(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=MEETING_TIMEOUT))[0]
+    one_machine = launch.local_size == launch.world_size
+    if launch.launcher == "srun":
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "localhost")
+        step = "{SLURM_JOB_ID}.{SLURM_STEP_ID}".format_map({"SLURM_JOB_ID": 0, "SLURM_STEP_ID": 0, **os.environ})
+        return _tcp_store(launch, first_host(nodes), _port(step))
+    if launch.launcher == "Open MPI" and one_machine and "PMIX_NAMESPACE" in os.environ:
+        return _tcp_store(launch, "localhost", _port(os.environ["PMIX_NAMESPACE"]))
+    tell = _told_by_mpiexec if "PMI_FD" in os.environ else _told_by_mpi
+    own = _tcp_store(launch, "", 0) if launch.rank == 0 else None  # on a port that the system chooses
+    host = "localhost" if one_machine else socket.getfqdn()
+    address = tell(launch, f"{host}:{own.port}" if own else None)
+    return own or _tcp_store(launch, *address.rsplit(":", 1))
 
 
-def _launcher_identity(launch: Launch) -> str:
-    """Process id and start time of the launcher: the nearest ancestor that is itself no rank.
+def _tcp_store(launch: Launch, host: str, port: int | str) -> dist.TCPStore:
+    return dist.TCPStore(
+        host or "localhost", int(port), is_master=launch.rank == 0, timeout=MEETING_TIMEOUT, wait_for_workers=False
+    )
 
-    The parent may be a shell around this one rank, and so have a rank in its environment too.
+
+def first_host(nodes: str) -> str:
+    """The first machine of a list of Slurm's: rack1node03 of rack[1-2]node[03-05,9],other."""
+    first = re.match(r"(?:\[[^\]]*\]|[^,\[])*", nodes).group()
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+
+
+def _port(launch_name: str) -> int:
+    """A port that follows from what identifies the launch, below those that systems give to outgoing connections."""
+    return 20000 + zlib.crc32(launch_name.encode()) % 12000
+
+
+def _told_by_mpiexec(launch: Launch, address: str | None) -> str:
+    """Rank 0's address, over MPICH's notice board (PMI-1, the protocol between mpiexec and what it started).
+
+    Without its `init`, which would announce an MPI program: that may still come, by mpi4py.
     """
-    rank_variable = f"{_VARIABLES[launch.launcher][0]}=".encode()
-    pid = os.getppid()
+    with socket.socket(fileno=os.dup(int(os.environ["PMI_FD"]))) as board, board.makefile("rw") as lines:
+        board.settimeout(MEETING_TIMEOUT.total_seconds())
+
+        def ask(command: str) -> dict[str, str]:
+            lines.write(f"cmd={command}\n")
+            lines.flush()
+            return dict(word.partition("=")[::2] for word in lines.readline().split())
+
+        entry = f"kvsname={ask('get_my_kvsname').get('kvsname')} key=torch"
+        if address:
+            ask(f"put {entry} value={address}")
+        ask("barrier_in")
+        told = ask(f"get {entry}").get("value")
+    if not told:
+        raise ValueError(f"{launch}: mpiexec passes no address on; set {_WHERE}")
+    return told
+
+
+def _told_by_mpi(launch: Launch, address: str | None) -> str:
     try:
-        while any(entry.startswith(rank_variable) for entry in _environment(pid)):
-            pid = int(_status(pid)[1])
-        return f"{pid}-{_status(pid)[19]}"
-    except OSError:  # no /proc (macOS), or another user's launcher: the parent it is
-        return str(os.getppid())
+        from mpi4py.MPI import COMM_WORLD
+    except (ImportError, RuntimeError):
+        COMM_WORLD = None  # noqa: N806
+    if COMM_WORLD is None or COMM_WORLD.size != launch.world_size:
+        raise ValueError(f"{launch}: nothing says where rank 0 is; set {_WHERE}, or install mpi4py for this MPI")
+    return COMM_WORLD.bcast(address, root=0)
 
 
-def _environment(pid: int) -> list[bytes]:
-    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-
-
-def _status(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the name: state, parent, …, start time at position 19."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+@contextmanager
+def _limited_wait(launch: Launch):
+    """Say that the meeting takes long, and in one line that it failed."""
+    place = "at {MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ) if "MASTER_PORT" in os.environ else "to meet"
+    what = f"{launch}: waiting for the other processes {place}, {MEETING_TIMEOUT.seconds // 60} minutes at most"
+    notice = threading.Timer(_SILENCE, lambda: print(what, file=sys.stderr, flush=True))
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    except (RuntimeError, OSError) as error:  # torch's errors of stores are RuntimeErrors of many lines
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TimeoutError(
+            f"{launch}: the processes did not meet; see that all of them start, or set {_WHERE} ({reason})"
+        ) from error
+    finally:
+        notice.cancel()

@@ -10,54 +10,99 @@ from __future__ import annotations
 
 import csv
 import datetime
+import io
 import os
-import sys
 import tempfile
-from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any
 
 from guided_diffusion import dist_util
+from guided_diffusion.files import write_atomically
 
-DEBUG, INFO, WARN, ERROR = 10, 20, 30, 40
+INFO, WARN, ERROR = 20, 30, 40
+
+Values = dict[str, Any]
 
 
-class Output(Protocol):
-    """A place that the numbers go to."""
+class Logger:
+    """Collects named numbers until they are dumped; passes lines and dumps on to the terminal and files of `formats`.
 
-    def write(self, values: dict[str, Any]) -> None:
-        """Take the numbers of one dump."""
+    A file that cannot be written any more is left out from then on, which is said: it is no reason to end a training.
+    """
+
+    def __init__(self, folder: Path, formats: list[str], suffix: str = "") -> None:
+        self.folder = folder
+        self.values: Values = {}
+        self._means: dict[str, tuple[float, int]] = {}  # sum, count
+        self._lines: dict[str, Callable[[str], None]] = {}
+        self._tables: dict[str, Callable[[Values], None]] = {}
+        self._open_files = ExitStack()
+        for name in formats:
+            if name == "stdout":
+                self._lines["terminal"] = partial(print, flush=True)
+            elif name == "log":
+                path = folder / f"log{suffix}.txt"
+                file = self._open_files.enter_context(path.open("a", encoding="utf-8"))
+                self._lines[path.name] = partial(print, file=file, flush=True)
+            elif name == "csv":
+                self._tables[f"progress{suffix}.csv"] = CSV(folder / f"progress{suffix}.csv").write
+            elif name == "tensorboard":
+                self._tables["tensorboard"] = Curves(folder / f"tb{suffix}", self._open_files).write
+            else:
+                raise ValueError(f"log format {name!r}: expected one of stdout, log, csv, tensorboard")
+
+    def log(self, text: str) -> None:
+        """One line to every text output, at once."""
+        _pass_on(text, self._lines)
+
+    def logkv_mean(self, key: str, val: float | None) -> None:
+        """Add to a number that is the mean of all calls since the last dump."""
+        if val is not None:
+            total, count = self._means.get(key, (0.0, 0))
+            self._means[key] = (total + float(val), count + 1)
+
+    def getkvs(self) -> Values:
+        """The numbers collected since the last dump."""
+        return {**self.values, **{key: total / count for key, (total, count) in self._means.items()}}
+
+    def dumpkvs(self) -> Values:
+        """Write the numbers collected, forget them and return them."""
+        values = self.getkvs()
+        self.values, self._means = {}, {}
+        if values:
+            self.log(_table(values))
+            _pass_on(values, self._tables)
+        return values
 
     def close(self) -> None:
-        """Nothing comes after this."""
+        """Close every file."""
+        self._open_files.close()
 
 
-class TextOutput:
-    """Lines, and each dump as a table."""
+class Curves:
+    """TensorBoard's scalars against `step`."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, folder: Path, open_files: ExitStack) -> None:
+        self._folder, self._open_files = folder, open_files
+        self._writer: Any = None
 
-    def line(self, text: str) -> None:
-        """Write a line, at once."""
-        self._file.write(text + "\n")
-        self._file.flush()
+    def write(self, values: Values) -> None:
+        """Add a point to the curve of each name."""
+        step = int(values.get("step", 0))
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
 
-    def write(self, values: dict[str, Any]) -> None:
-        """A table of names and values."""
-        rows = {key: _short(value) for key, value in sorted(values.items())}
-        left, right = (max(map(len, column), default=0) for column in (rows, rows.values()))
-        rule = "-" * (left + right + 7)
-        body = [f"| {key:<{left}} | {value:<{right}} |" for key, value in rows.items()]
-        self.line("\n".join([rule, *body, rule]))
-
-    def close(self) -> None:
-        """Close the file; the terminal stays."""
-        if self._file is not sys.stdout:
-            self._file.close()
+            # a resumed run repeats its last steps
+            self._writer = self._open_files.enter_context(SummaryWriter(self._folder, purge_step=step))
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+        self._writer.flush()
 
 
-class CSVOutput:
+class CSV:
     """One row for each dump; new names become new columns.
 
     A file that is there already is continued. A row whose `step` is there too takes the place of that row and of all
@@ -67,129 +112,45 @@ class CSVOutput:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._columns: list[str] = []
-        self._rewind_to_first_step = path.exists()
+        self._is_continued = path.exists()
 
-    def write(self, values: dict[str, Any]) -> None:
+    def write(self, values: Values) -> None:
         """Append a row, under a new header where names are new."""
-        if self._rewind_to_first_step:
-            self._rewind_to_first_step = False
-            self._rewrite(before=values.get("step"))
         new = sorted(set(values) - set(self._columns))
-        if new:
-            self._columns += new
-            self._rewrite()
-        with self._path.open("a", newline="") as file:
+        if new or self._is_continued:
+            self._rewrite(new, before=values.get("step") if self._is_continued else None)
+            self._is_continued = False
+        with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(values)
 
-    def close(self) -> None:
-        """Nothing is open between two rows."""
-
-    def _rewrite(self, before: float | None = None) -> None:
+    def _rewrite(self, new: list[str], before: float | None) -> None:
         """Write header and rows anew, without the rows from step `before` on."""
         rows: list[dict[str, str]] = []
         if self._path.exists():
-            with self._path.open(newline="") as file:
+            with self._path.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
                 rows = list(reader)
-                self._columns = list(dict.fromkeys([*(reader.fieldnames or []), *self._columns]))
+                self._columns = list(reader.fieldnames or [])
+        self._columns += [name for name in new if name not in self._columns]
         if before is not None:
             rows = [row for row in rows if row.get("step") and float(row["step"]) < before]
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows({key: row.get(key, "") for key in self._columns} for row in rows)
-        partial.replace(self._path)
-
-
-class TensorBoardOutput:
-    """Scalars against `step`, in the folder tb/."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: Any = None
-
-    def write(self, values: dict[str, Any]) -> None:
-        """Add a point to the curve of each name."""
-        step = int(values.get("step", 0))
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(self._folder, purge_step=step)  # a resumed run repeats its last steps
-        for key, value in values.items():
-            self._writer.add_scalar(key, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Finish the file of events."""
-        if self._writer is not None:
-            self._writer.close()
-
-
-class Logger:
-    """Collects named numbers until they are dumped."""
-
-    def __init__(self, folder: Path, outputs: list[Output], comm: Any = None) -> None:
-        self.folder = folder
-        self.outputs = outputs
-        self._comm = comm
-        self._values: dict[str, Any] = {}
-        self._means: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])  # sum, count
-
-    def log(self, *args: Any) -> None:
-        """One line to every text output."""
-        for output in self.outputs:
-            if isinstance(output, TextOutput):
-                output.line(" ".join(map(str, args)))
-
-    def logkv(self, key: str, value: Any) -> None:
-        """Set a number; a second call overwrites the first."""
-        self._values[key] = value
-
-    def logkv_mean(self, key: str, value: float | None) -> None:
-        """Add to a number that is the mean of all calls since the last dump."""
-        if value is not None:
-            total = self._means[key]
-            total[0] += float(value)
-            total[1] += 1
-
-    def dumpkvs(self) -> dict[str, Any]:
-        """Write the numbers collected, forget them and return them; with an MPI communicator, means over its ranks."""
-        means = {key: total / count for key, (total, count) in self._combined_means().items()}
-        values = {**self._values, **means}
-        for output in self.outputs if values else ():
-            output.write(values)
-        self._values, self._means = {}, defaultdict(lambda: [0.0, 0])
-        return values
-
-    def close(self) -> None:
-        """Close every output."""
-        for output in self.outputs:
-            output.close()
-
-    def _combined_means(self) -> dict[str, list[float]]:
-        if self._comm is None:
-            return self._means
-        combined: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-        for means in self._comm.allgather(dict(self._means)):
-            for key, (total, count) in means.items():
-                combined[key] = [combined[key][0] + total, combined[key][1] + count]
-        return combined
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows({key: row.get(key, "") for key in self._columns} for row in rows)
+        write_atomically(self._path, text.getvalue().encode())
 
 
 _current: Logger | None = None
 
 
 def configure(
-    dir: str | None = None,
-    format_strs: list[str] | None = None,
-    comm: Any = None,
-    log_suffix: str = "",
+    dir: str | None = None, format_strs: list[str] | None = None, comm: Any = None, log_suffix: str = ""
 ) -> None:
     """Say where output goes: into `dir`, else $OPENAI_LOGDIR, else a dated folder in the temporary directory.
 
     `format_strs`: any of stdout, log (log.txt), csv (progress.csv) and tensorboard (tb/); the default is the first
-    three on rank 0, and log on the others, each in a file of its own. `comm`: an mpi4py communicator to average over.
+    three on rank 0, and log on the others, each in a file of its own. `comm` has no effect: means are of one process.
     Raises ValueError for an unknown format.
     """
     global _current
@@ -197,12 +158,12 @@ def configure(
     if rank > 0:
         log_suffix += f"-rank{rank:03d}"
     if format_strs is None:
-        on_rank_0 = os.environ.get("OPENAI_LOG_FORMAT", "stdout,log,csv").split(",")
-        format_strs = on_rank_0 if rank == 0 else ["log"]
-    folder = Path(dir or os.environ.get("OPENAI_LOGDIR") or _dated_folder()).expanduser()
+        format_strs = os.environ.get("OPENAI_LOG_FORMAT", "stdout,log,csv").split(",") if rank == 0 else ["log"]
+    dated = f"{tempfile.gettempdir()}/openai-{datetime.datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
+    folder = Path(dir or os.environ.get("OPENAI_LOGDIR") or dated).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     reset()
-    _current = Logger(folder, [_make_output(name, folder, log_suffix) for name in format_strs if name], comm)
+    _current = Logger(folder, [name for name in format_strs if name], log_suffix)
     if rank == 0:
         log(f"Logging to {folder}")
 
@@ -213,6 +174,19 @@ def reset() -> None:
     if _current is not None:
         _current.close()
     _current = None
+
+
+@contextmanager
+def scoped_configure(dir: str | None = None, format_strs: list[str] | None = None, comm: Any = None) -> Iterator[None]:
+    """Within it, output goes elsewhere (see `configure`)."""
+    global _current
+    before, _current = _current, None
+    try:
+        configure(dir, format_strs, comm)
+        yield
+    finally:
+        reset()
+        _current = before
 
 
 def get_current() -> Logger:
@@ -230,64 +204,54 @@ def get_dir() -> str:
 def log(*args: Any, level: int = INFO) -> None:
     """Write a line, from level INFO up."""
     if level >= INFO:
-        get_current().log(*args)
+        get_current().log(" ".join(map(str, args)))
 
 
-def debug(*args: Any) -> None:
-    """Say at level DEBUG, which is not shown."""
-    log(*args, level=DEBUG)
+info = log
+warn = partial(log, level=WARN)
+error = partial(log, level=ERROR)
 
 
-def info(*args: Any) -> None:
-    """Write a line."""
-    log(*args, level=INFO)
+def logkv(key: str, val: Any) -> None:
+    """Set a number for the next dump; a second call overwrites the first."""
+    get_current().values[key] = val
 
 
-def warn(*args: Any) -> None:
-    """Write a line."""
-    log(*args, level=WARN)
-
-
-def error(*args: Any) -> None:
-    """Write a line."""
-    log(*args, level=ERROR)
-
-
-def logkv(key: str, value: Any) -> None:
-    """Set a number for the next dump."""
-    get_current().logkv(key, value)
-
-
-def logkvs(values: dict[str, Any]) -> None:
+def logkvs(d: Values) -> None:
     """Set several numbers for the next dump."""
-    for key, value in values.items():
-        logkv(key, value)
+    get_current().values.update(d)
 
 
-def logkv_mean(key: str, value: float) -> None:
+def logkv_mean(key: str, val: float | None) -> None:
     """Add to a mean for the next dump."""
-    get_current().logkv_mean(key, value)
+    get_current().logkv_mean(key, val)
 
 
-def dumpkvs() -> dict[str, Any]:
+def getkvs() -> Values:
+    """The numbers collected since the last dump."""
+    return get_current().getkvs()
+
+
+def dumpkvs() -> Values:
     """Write the numbers collected since the last dump, and return them."""
     return get_current().dumpkvs()
 
 
-def _dated_folder() -> str:
-    return str(Path(tempfile.gettempdir()) / f"openai-{datetime.datetime.now():%Y-%m-%d-%H-%M-%S-%f}")
+def _pass_on(content: Any, outputs: dict[str, Callable[[Any], None]]) -> None:
+    for name, write in list(outputs.items()):
+        try:
+            write(content)
+        except Exception as error:  # a full disk, a tensorboard that cannot be imported
+            del outputs[name]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"{name} cannot be written ({reason}): going on without it", flush=True)
 
 
-def _make_output(name: str, folder: Path, suffix: str) -> Output:
-    makers = {
-        "stdout": lambda: TextOutput(sys.stdout),
-        "log": lambda: TextOutput((folder / f"log{suffix}.txt").open("a")),
-        "csv": lambda: CSVOutput(folder / f"progress{suffix}.csv"),
-        "tensorboard": lambda: TensorBoardOutput(folder / f"tb{suffix}"),
-    }
-    if name not in makers:
-        raise ValueError(f"log format {name!r}: expected one of {', '.join(makers)}")
-    return makers[name]()
+def _table(values: Values) -> str:
+    rows = {key: _short(value) for key, value in sorted(values.items())}
+    left, right = (max(map(len, column)) for column in (rows, rows.values()))
+    rule = "-" * (left + right + 7)
+    return "\n".join([rule, *(f"| {key:<{left}} | {value:<{right}} |" for key, value in rows.items()), rule])
 
 
 def _short(value: Any) -> str:

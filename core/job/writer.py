@@ -13,7 +13,7 @@ from PIL import Image
 from dime.core.errors import InputError
 from dime.core.explain import Explanations
 from dime.core.files import write_atomically
-from dime.core.images import difference_map, input_to_uint8, to_hwc, to_uint8
+from dime.core.images import difference_map, input_to_uint8, to_hwc, to_image, to_uint8
 from dime.core.results import ResultTree
 from dime.core.summary import ImageRecord
 
@@ -97,8 +97,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
 def encoded(image: np.ndarray, suffix: str) -> bytes:
     """The file of an 8-bit image (H, W, C): suffix .jpg (Pillow's quality 75) or .png."""
     buffer = io.BytesIO()
-    grey = image.ndim == 3 and image.shape[2] == 1
-    Image.fromarray(image[..., 0] if grey else image).save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[suffix])
+    to_image(image).save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[suffix])
     return buffer.getvalue()
 
 

@@ -15,7 +15,6 @@ from dime.core.cli import integer, number, say
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
 from guided_diffusion import dist_util, logger
-from guided_diffusion.heartbeat import PeerLostError
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -51,7 +50,7 @@ def library_errors() -> Iterator[None]:
     """Turn what the libraries raise about a user's files, flags and data into InputError."""
     try:
         yield
-    except (ValueError, OSError, FloatingPointError, PeerLostError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         named = isinstance(error, OSError) and error.filename
         raise InputError(f"{error.filename}: {error.strerror}" if named else str(error)) from error
 

@@ -1,4 +1,4 @@
-"""CelebA folders: annotations, partitions, the mini-val set, filters, chunks and the transform."""
+"""CelebA in all its layouts: annotations, partitions, the mini-val set, filters, chunks; images and the transform."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from PIL import Image
 from dime.core.datasets import (
     ATTRIBUTES,
     CelebA,
-    CelebAMiniVal,
     chunk_of,
     image_transform,
     open_dataset,
@@ -22,6 +21,8 @@ from dime.core.datasets import (
     select_ids,
 )
 from dime.core.errors import InputError
+from dime.core.photos import BadImageError
+from tests.faults.images import BAD, UNSCALED, UNUSUAL
 
 ROWS = {"a.jpg": 1, "b.jpg": 0, "c.jpg": 1, "d.jpg": 2, "e.jpg": 1}
 """Image -> partition, in file order; val are a, c and e."""
@@ -44,17 +45,16 @@ def write_csv(folder: Path, rows: dict[str, int] = ROWS, attribute_order: tuple[
     return folder
 
 
-def write_txt(folder: Path, heading: str) -> Path:
-    lines = [f"{len(ROWS)}", " ".join(ATTRIBUTES)]
+def write_txt(folder: Path, heading: str, count: str) -> None:
+    lines = [count + " ".join(ATTRIBUTES)]
     lines += [f"{name} " + "".join(f"{value(name, i):3d}" for i in range(40)) for name in ROWS]
     (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
     rows = "".join(f"{name} {part}\n" for name, part in ROWS.items())
     (folder / "list_eval_partition.txt").write_text(heading + rows)
-    return folder
 
 
-def photo(path: Path, size: tuple[int, int] = (178, 218), mode: str = "RGB") -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+def photo(path: Path, size: tuple[int, int] = (178, 218), mode: str = "RGB", shade: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(shade).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels).convert(mode)
     path.parent.mkdir(exist_ok=True)
     image.save(path)
@@ -69,24 +69,11 @@ def test_there_are_40_attributes_in_celebas_order():
     assert [ATTRIBUTES[i] for i in (0, 20, 31, 39)] == ["5_o_Clock_Shadow", "Male", "Smiling", "Young"]
 
 
-def assert_is_val(table) -> None:
+def test_columns_are_found_by_name(tmp_path):
+    table = read_annotations(str(write_csv(tmp_path, attribute_order=ATTRIBUTES[::-1])), "val")
     assert table["image_id"].tolist() == ["a.jpg", "c.jpg", "e.jpg"]
     expected = [[int(value(name, i) == 1) for i in range(40)] for name in ("a.jpg", "c.jpg", "e.jpg")]
     assert table[list(ATTRIBUTES)].to_numpy().tolist() == expected
-
-
-def test_csv_annotations(tmp_path):
-    assert_is_val(read_annotations(str(write_csv(tmp_path)), "val"))
-
-
-def test_columns_are_found_by_name(tmp_path):
-    assert_is_val(read_annotations(str(write_csv(tmp_path, attribute_order=ATTRIBUTES[::-1])), "val"))
-
-
-@pytest.mark.parametrize("heading", ["", "5\n", "5\nimage_id partition\n", "5\npartition\n"])
-def test_txt_annotations(tmp_path, heading):
-    """The official partition file has no heading; other copies have a count, and names."""
-    assert_is_val(read_annotations(str(write_txt(tmp_path, heading)), "val"))
 
 
 def test_partitions(tmp_path):
@@ -104,6 +91,99 @@ def test_image_listed_twice(tmp_path):
         read_annotations(str(tmp_path), "val")
 
 
+# Layouts
+
+
+def as_txt(folder: Path, heading: str = "", count: str = "5\n", suffix: str = ".txt") -> None:
+    for path in folder.glob("*.csv"):
+        path.unlink()
+    write_txt(folder, heading, count)
+    for path in folder.glob("*.txt"):
+        path.rename(path.with_suffix(suffix))
+
+
+def edited(folder: Path, old: str, new: str) -> None:
+    for path in folder.glob("*.csv"):
+        path.write_bytes(path.read_text().replace(old, new).encode())
+
+
+def renamed(folder: Path, place: str, suffix: str) -> None:
+    for path in (folder / "img_align_celeba").iterdir():
+        new = folder / place / f"{path.stem}{suffix}"
+        new.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(new)
+
+
+def moved(folder: Path, **places: str) -> None:
+    for name, place in places.items():
+        (folder / place).mkdir(exist_ok=True)
+        path = next(folder.glob(f"{name}*"))
+        path.rename(folder / place / path.name)
+
+
+LAYOUTS = {
+    "csv": lambda folder: None,
+    "official txt": as_txt,
+    "txt with a count and names": lambda folder: as_txt(folder, "5\nimage_id partition\n"),
+    "txt with a count and a name": lambda folder: as_txt(folder, "5\npartition\n"),
+    "txt without a count": lambda folder: as_txt(folder, count=""),
+    "txt called csv": lambda folder: as_txt(folder, suffix=".csv"),
+    "CRLF and BOM": lambda folder: [edited(folder, "\n", "\r\n"), edited(folder, "image_id", "\ufeffimage_id")],
+    "blanks after commas": lambda folder: edited(folder, ",", ", "),
+    "semicolons": lambda folder: edited(folder, ",", ";"),
+    "ids without ending": lambda folder: edited(folder, ".jpg", ""),
+    "Kaggle's double folder": lambda folder: renamed(folder, "img_align_celeba/img_align_celeba", ".jpg"),
+    "png copies": lambda folder: renamed(folder, "img_align_celeba", ".png"),
+    "upper-case endings": lambda folder: renamed(folder, "img_align_celeba", ".JPG"),
+    "the official site's folders": lambda folder: moved(folder, list_attr="Anno", list_eval="Eval", img_align="Img"),
+    "torchvision's root": lambda folder: moved(folder, list_attr="celeba", list_eval="celeba", img_align="celeba"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_in_the_wild(tmp_path, layout):
+    write_csv(tmp_path)
+    for shade, name in enumerate(ROWS):
+        photo(tmp_path / "img_align_celeba" / name, shade=shade)
+    expected = [CelebA(str(tmp_path), "val", 64)[id] for id in range(3)]
+    LAYOUTS[layout](tmp_path)
+    dataset = CelebA(str(tmp_path), "val", 64)
+    dataset.require_images(range(3))
+    for id, sample in enumerate(expected):
+        assert torch.equal(dataset[id].image, sample.image) and torch.equal(dataset[id].labels, sample.labels)
+
+
+def test_what_was_found_stands_beside_what_was_looked_for(tmp_path):
+    (tmp_path / "faces.zip").touch()
+    with pytest.raises(InputError, match=r"list_eval_partition\.txt.*it holds faces\.zip"):
+        CelebA(str(tmp_path), "val", 64)
+    write_csv(tmp_path)
+    for suffix in ("jpeg", "png"):
+        photo(tmp_path / f"img_align_celeba/a.{suffix}")
+    with pytest.raises(InputError, match=r"a\.jpg.*it holds a\.jpeg, a\.png"):  # which of them is meant?
+        CelebA(str(tmp_path), "val", 64).require_images([0])
+    (tmp_path / "list_attr_celeba.csv").write_text("file,Smiling\na.jpg,1\n")
+    with pytest.raises(InputError, match=r"no column image_id.*file, Smiling"):
+        CelebA(str(tmp_path), "val", 64)
+
+
+def test_celeba_hq(tmp_path):
+    """All of it, or the partition of CelebA that the papers explain, where the files that lead there are at hand."""
+    rows = "".join(f"{i}.jpg  " + " ".join(str(value("abc"[i], a)) for a in range(40)) + "\n" for i in range(3))
+    (tmp_path / "CelebAMask-HQ-attribute-anno.txt").write_text("3\n" + " ".join(ATTRIBUTES) + "\n" + rows)
+    for i in range(3):
+        photo(tmp_path / f"CelebA-HQ-img/{i}.jpg", shade=i)
+    whole = open_dataset("CelebAHQ", str(tmp_path), 64)
+    whole.require_images(range(3))
+    assert whole.targets(31).tolist() == [int(value(name, 31) == 1) for name in "abc"]
+    assert whole[1].image.shape == (3, 64, 64) and whole.names == list(ATTRIBUTES) and not whole.exclusive
+    mapping = "idx   orig_idx   orig_file\n0     2     c.jpg\n1     3     d.jpg\n2     1    b.jpg\n"
+    (tmp_path / "CelebA-HQ-to-CelebA-mapping.txt").write_text(mapping)
+    (tmp_path / "list_eval_partition.txt").write_text("b.jpg 0\nc.jpg 1\nd.jpg 2\n")
+    assert open_dataset("CelebAHQ", str(tmp_path), 64).relative_name(0) == "1.jpg"
+    assert open_dataset("CelebAHQ", str(tmp_path), 64, use_train=True).relative_name(0) == "2.jpg"
+
+
 # The data set
 
 
@@ -116,7 +196,7 @@ def test_sample(tmp_path):
     assert sample.image.shape == (3, 64, 64) and sample.image.dtype == torch.float32
     assert sample.labels.dtype == torch.float32
     assert sample.labels.tolist() == [float(value("c.jpg", i) == 1) for i in range(40)]
-    assert dataset.labels(31).tolist() == [int(value(name, 31) == 1) for name in ("a.jpg", "c.jpg", "e.jpg")]
+    assert dataset.targets(31).tolist() == [int(value(name, 31) == 1) for name in ("a.jpg", "c.jpg", "e.jpg")]
 
 
 def test_empty_data_dir_is_the_current_folder(tmp_path, monkeypatch):
@@ -147,7 +227,7 @@ def test_mini_val_of_celeba(tmp_path):
     (tmp_path / "list_eval_partition.csv").write_text(f"image_id,partition\n{rows}\n")
     random.seed(77)
     expected_next = random.Random(77).random()
-    images = CelebAMiniVal(str(tmp_path), 64).table["image_id"].tolist()
+    images = open_dataset("CelebAMV", str(tmp_path), 64).table["image_id"].tolist()
     assert random.random() == expected_next
     random.seed(5)
     assert images == [f"{row:06d}.jpg" for row in sorted(random.choices(range(19867), k=1000))]
@@ -169,7 +249,7 @@ def test_open_dataset(tmp_path):
 def labelled(tmp_path: Path) -> tuple[CelebA, list[int]]:
     write_csv(tmp_path, {f"{chr(97 + i)}.jpg": 1 for i in range(20)})
     dataset = CelebA(str(tmp_path), "val", 64)
-    return dataset, dataset.labels(31).tolist()
+    return dataset, dataset.targets(31).tolist()
 
 
 def test_select_filters_then_cuts_then_deals(tmp_path):
@@ -237,17 +317,41 @@ def test_random_crop_keeps_nearly_all_of_the_image(tmp_path):
     assert not torch.equal(cropped[0], cropped[1])
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
-def test_any_kind_of_image_is_read_as_rgb(tmp_path, mode):
-    photo(tmp_path / "x.png", mode=mode)
-    assert read_image(str(tmp_path / "x.png")).mode == "RGB"
+def test_stretching_and_grey(tmp_path):
+    write_csv(tmp_path)
+    photo(tmp_path / "img_align_celeba/a.jpg", (60, 20))
+    stretched = open_dataset("CelebA", str(tmp_path), 16, resize="stretch", channels=1).load(0)
+    assert stretched.shape == (1, 16, 16)
+    expected = read_image(str(tmp_path / "img_align_celeba/a.jpg")).convert("L").resize((16, 16), Image.BILINEAR)
+    assert np.abs((stretched[0].double().numpy() + 1) * 127.5 - np.asarray(expected)).max() < 1e-4
+    assert open_dataset("CelebA", str(tmp_path), 16, channels=1).stand_in().shape == (1, 16, 16)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no image", b"\xff\xd8\xff\xe0 cut"])
-def test_unreadable_image_is_named(tmp_path, content):
-    path = tmp_path / "x.jpg"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
+# Opening images
+
+
+@pytest.mark.parametrize("kind", BAD | UNSCALED)
+def test_a_bad_image_is_named_in_one_line(tmp_path, kind):
+    path = tmp_path / "two\nlines.jpg"
+    photo(path)
+    (BAD | UNSCALED)[kind](path)
+    with pytest.raises(BadImageError, match=r"two\\nlines\.jpg: \w") as caught:
         read_image(str(path))
-    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_an_unusual_image_is_converted(tmp_path, kind):
+    path = tmp_path / "x.png"
+    original = photo(path, (40, 20))
+    UNUSUAL[kind](path)
+    image = read_image(str(path))
+    assert image.mode == "RGB"
+    assert image.size == ((20, 40) if kind == "EXIF rotation" else (40, 20))
+    if kind == "EXIF rotation":  # 6: what was stored on its left side stands on top
+        assert image.tobytes() == original.transpose(Image.Transpose.ROTATE_270).tobytes()
+    if kind == "transparent":  # half of each pixel and half of white, to a level of rounding
+        blended = np.asarray(original) * (128 / 255) + 255 * (127 / 255)
+        assert np.abs(np.asarray(image) - blended).max() <= 1
+    if kind == "grey":
+        assert image.tobytes() == original.convert("L").convert("RGB").tobytes()

@@ -1,4 +1,4 @@
-"""The ten ways in which an image can be bad."""
+"""The ways in which an image file can be none, those in which it is refused, and those in which it is converted."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def truncated(path: Path) -> None:
@@ -30,28 +26,9 @@ def not_an_image(path: Path) -> None:
 def bomb(path: Path) -> None:
     """100,000 pixels square in a hundred bytes."""
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks))
-
-
-def cmyk(path: Path) -> None:
-    Image.open(path).convert("CMYK").save(path, "JPEG")
-
-
-def palette(path: Path) -> None:
-    Image.open(path).convert("P").save(path, "PNG")
-
-
-def sixteen_bits(path: Path) -> None:
-    Image.fromarray(np.full((218, 178), 40_000, np.uint16)).save(path, "PNG")
-
-
-def turned(path: Path) -> None:
-    """Lying on its side, as its EXIF tag says."""
-    image = Image.open(path)
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(path, "JPEG", exif=exif)
+    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(b"\0" * 1000), b"IEND"]
+    packed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
 
 
 def unreadable(path: Path) -> None:
@@ -64,15 +41,50 @@ def vanished(path: Path) -> None:
     path.unlink()
 
 
-BAD: dict[str, Callable[[Path], None]] = {
+def saved(mode: str, format: str = "PNG", **options) -> Callable[[Path], None]:
+    """The same picture in another of Pillow's modes."""
+    return lambda path: Image.open(path).convert(mode).save(path, format, **options)
+
+
+def sixteen_bits(path: Path) -> None:
+    Image.fromarray(np.full((218, 178), 40_000, np.uint16)).save(path, "PNG")
+
+
+def turned(path: Path) -> None:
+    """Lying on its side, as its EXIF tag says."""
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, "PNG", exif=exif)
+
+
+def transparent(path: Path) -> None:
+    """Half of every pixel."""
+    image = Image.open(path).convert("RGB")
+    image.putalpha(128)
+    image.save(path, "PNG")
+
+
+Kinds = dict[str, Callable[[Path], None]]
+
+BAD: Kinds = {
     "truncated": truncated,
     "empty": empty,
     "not an image": not_an_image,
     "bomb": bomb,
-    "CMYK": cmyk,
-    "palette": palette,
-    "16 bit": sixteen_bits,
-    "EXIF rotation": turned,
     "unreadable": unreadable,
     "vanished": vanished,
 }
+UNSCALED: Kinds = {"16 bit": sixteen_bits, "float": saved("F", "TIFF")}
+"""Nobody states the range of these; 8 bits cannot hold them."""
+
+UNUSUAL: Kinds = {
+    "CMYK": saved("CMYK", "JPEG"),
+    "palette": saved("P"),
+    "palette with transparency": saved("P", transparency=0),
+    "EXIF rotation": turned,
+    "transparent": transparent,
+    "grey": saved("L"),
+    "black and white": saved("1"),
+}
+"""What can be converted without guessing."""

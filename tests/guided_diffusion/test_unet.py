@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from guided_diffusion.nn import SiLUInPlace, normalization, timestep_embedding
 from guided_diffusion.script_util import create_model_and_diffusion
@@ -73,11 +72,24 @@ def test_output_is_the_published_one(variant, inputs, published_shapes):
 def test_the_papers_network(published_shapes):
     model, _ = create_model_and_diffusion(**PAPER)
     model.load_state_dict(filled(published_shapes["unet_celeba128"]))
-    with FlopCounterMode(display=False) as flops:
-        output = model.eval()(rnd(1, 1, 3, 128, 128), torch.tensor([250.0]))
+    flops = []
+    for module in model.modules():
+        module.register_forward_hook(lambda module, inputs, output: flops.append(operations(module, output)))
+    output = model.eval()(rnd(1, 1, 3, 128, 128), torch.tensor([250.0]))
     assert relative_error(output[:, :, ::8, ::8], golden("unet")["celeba128"]) <= ROUNDING
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(105.2e6, rel=1e-3)
-    assert flops.get_total_flops() == pytest.approx(156.6e9, rel=1e-3)
+    assert sum(flops) == pytest.approx(156.6e9, rel=1e-3)
+
+
+def operations(module: nn.Module, output: torch.Tensor) -> int:
+    """Multiplications and additions of a layer for one image, by formula; layers without weights cost next to none."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        return 2 * module.weight.numel() * output[0].numel() // len(module.weight)
+    if isinstance(module, AttentionBlock):
+        channels, pixels = len(output[0]), output[0, 0].numel()
+        projections, attention = 4 * channels**2 * pixels, 2 * channels * pixels**2  # q, k, v, output; q·k, mean of v
+        return 2 * (projections + attention)
+    return 0
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "celeba128"])

@@ -1,0 +1,268 @@
+"""Images of anybody: folders, single files, ImageNet's and BDD's layouts, their labels, and names of any kind."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dime.core.datasets import open_dataset, select_ids
+from dime.core.errors import InputError
+from dime.core.folders import Source, read_lines
+from dime.core.photos import BadImageError
+
+
+def put(folder: Path, *names: str) -> str:
+    """Images, each of one grey level: 0, 10, 20, …"""
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 8), (number * 10,) * 3).save(path, "PNG")
+    return str(folder)
+
+
+def opened(folder: str | Path, name: str = "folder", **options) -> Source:
+    return open_dataset(name, str(folder), 4, **options)
+
+
+def names_of(source: Source) -> list[str]:
+    return [source.relative_name(id) for id in range(len(source))]
+
+
+def refusal(folder: str | Path, name: str = "folder", **options) -> str:
+    with pytest.raises(InputError) as caught:
+        opened(folder, name, **options)
+    return str(caught.value)
+
+
+# Any folder
+
+
+def test_ids_are_positions_in_a_fixed_order(tmp_path):
+    put(tmp_path, "b/2.png", "b/deep/er/1.JPG", "a/z.webp", "a/10.png", "a/2.png")
+    source = opened(tmp_path)
+    assert names_of(source) == ["a/10.png", "a/2.png", "a/z.webp", "b/2.png", "b/deep/er/1.JPG"]
+    sample = source[3]
+    assert sample.id == 3 and sample.image.shape == (3, 4, 4) and torch.all(sample.image == -1)  # the first, black
+    assert source.image_path(3) == str(tmp_path / "b/2.png")
+
+
+def test_classes_are_first_level_folders(tmp_path):
+    source = opened(put(tmp_path, "dog/x/1.png", "cat/1.png", "dog/1.png"))
+    assert source.exclusive and source.names == ["cat", "dog"]
+    assert source.targets(None).tolist() == [0, 1, 1]
+    assert source.targets(0).tolist() == [1, 0, 0]
+    assert source.conditions(1).dtype == torch.int64 and int(source.conditions(1)) == 1
+    assert select_ids(source, None, 1, 10) == [0]  # those that are no dogs yet
+
+
+def test_class_names_give_the_order(tmp_path):
+    put(tmp_path, "dog/1.png", "cat/1.png")
+    source = opened(tmp_path, class_names=["bird", "dog", "cat"])
+    assert source.names == ["bird", "dog", "cat"] and source.targets(None).tolist() == [2, 1]
+    line = refusal(tmp_path, class_names=["bird", "dogs", "fish"])
+    assert "cat is none of the 3 classes" in line or "dog is none of the 3 classes; near it are dogs" in line
+    assert opened(put(tmp_path / "digits", "3/1.png", "0/1.png"), class_names=["zero", "one", "two", "three"]).targets(
+        None
+    ).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("names", [("1.png", "2.png"), ("all/1.png", "all/deep/2.png")])
+def test_a_folder_that_says_nothing_is_not_labelled(tmp_path, names):
+    source = opened(put(tmp_path, *names))
+    assert source.targets(None) is None and source.targets(31) is None and source.conditions(0) is None
+    assert select_ids(source, None, -1, 10) == [0, 1]
+    with pytest.raises(InputError, match=r"--target_label 1.*no labels"):
+        select_ids(source, None, 1, 10)
+
+
+def test_images_beside_the_folders_of_classes(tmp_path):
+    assert "stray.png" in refusal(put(tmp_path, "cat/1.png", "dog/1.png", "stray.png"))
+
+
+def test_a_query_that_the_set_does_not_have(tmp_path):
+    source = opened(put(tmp_path, "cat/1.png", "dog/1.png"))
+    with pytest.raises(InputError, match=r"--query_label 31.*0 cat, 1 dog"):
+        source.targets(31)
+
+
+ODD = ["a b.png", "ä,ö;ü 😀.png", 'quote".png', "new\nline.png", "#?%20.png", "-x.png", "a/b=c/'.png"]
+
+
+def test_odd_names(tmp_path):
+    source = opened(put(tmp_path, *ODD))
+    assert sorted(names_of(source)) == sorted(ODD)
+    source.require_images(range(len(ODD)))
+    levels = {source.relative_name(id): source.load(id)[0, 0, 0] for id in range(len(ODD))}
+    for number, name in enumerate(ODD):
+        assert abs((float(levels[name]) + 1) * 127.5 - number * 10) < 1e-3
+    assert "new" in source.rows(range(len(ODD)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_name_that_is_no_unicode(tmp_path):
+    put(tmp_path, "x.png")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/x.png")).rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    source = opened(tmp_path)
+    source.require_images([0])
+    assert source.load(0).shape == (3, 4, 4)
+    assert (source.relative_name(0) + source.rows([0])).encode()
+
+
+def test_what_is_hidden_or_a_macs_copy_is_no_image(tmp_path):
+    put(
+        tmp_path,
+        "set/1.png",
+        "__MACOSX/set/._1.png",
+        "set/._1.png",
+        "set/.ipynb_checkpoints/1-checkpoint.png",
+        ".git/x.png",
+    )
+    (tmp_path / "set/notes.txt").touch()
+    assert names_of(opened(tmp_path)) == ["set/1.png"]
+
+
+def test_a_broken_link_keeps_its_id_and_ends_nothing_until_its_turn(tmp_path):
+    put(tmp_path, "1.png", "3.png")
+    (tmp_path / "2.png").symlink_to(tmp_path / "nowhere.png")
+    source = opened(tmp_path)
+    source.require_images([0, 2])
+    source.require_images([0, 1], all_of_them=False)
+    with pytest.raises(InputError, match=r"1 of the 2 images.*2\.png"):
+        source.require_images([0, 1])
+    with pytest.raises(BadImageError, match=r"2\.png: no such image"):
+        source.load(1)
+    (tmp_path / "3.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"empty files, the first is 3\.png"):
+        source.require_images([2])
+
+
+def test_a_folder_without_images(tmp_path):
+    assert "no such folder" in refusal(tmp_path / "nowhere")
+    (tmp_path / "readme.txt").touch()
+    line = refusal(tmp_path)
+    assert str(tmp_path) in line and "no image" in line and "readme.txt" in line
+
+
+def test_rows_tell_other_images_and_labels_apart(tmp_path):
+    put(tmp_path, "cat/1.png", "dog/1.png", "dog/2.png")
+    source = opened(tmp_path)
+    other = opened(tmp_path, class_names=["dog", "cat"])
+    assert len({source.rows([0, 1]), source.rows([1, 0]), source.rows([0, 2]), other.rows([0, 1])}) == 4
+    assert source.rows([0, 1]) == opened(tmp_path).rows([0, 1])
+
+
+# labels.csv
+
+
+@pytest.mark.parametrize("table", ["file,label\n{0},x\n{1},y\n", "label; file\ny; {1}\nx; {0}\n", "{0},x\n{1},y\n"])
+def test_labels_from_a_table(tmp_path, table):
+    put(tmp_path, "in/a b.png", "c.png")
+    (tmp_path / "labels.csv").write_text(table.format("in/a b.png", "c.png"))
+    source = opened(tmp_path)
+    assert source.names == ["x", "y"] and names_of(source) == ["c.png", "in/a b.png"]
+    assert source.targets(None).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("file,label\na.png,x\nb.png,y\na.png,z\n", r"a\.png has two classes, x and z"),
+        ("file,label\na.png,x\nb.png,y\nc.png,z\n", r"not there: 1, the first is c\.png"),
+        ("file,label\na.png,x\n", r"no label .*1, the first is b\.png"),
+        ("file,label\na.png,x\nb.png,\n", r"no label .*1, the first is b\.png"),
+        ("file,class\na.png,x\nb.png,y\n", r"no column label.*file, class"),
+        ("", r"lists no image"),
+        ("file,label\na.png,x\nb.png,y,z\n", r"not a readable table"),
+    ],
+)
+def test_a_table_that_does_not_fit(tmp_path, table, said):
+    put(tmp_path, "a.png", "b.png")
+    (tmp_path / "labels.csv").write_text(table)
+    with pytest.raises(InputError, match=r"labels\.csv: .*" + said):
+        opened(tmp_path)
+
+
+def test_an_unknown_class_offers_the_nearest(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "labels.csv").write_text("file,label\na.png,tabby cat\n")
+    assert "tabby cat is none of the 2 classes; near it are tabby" in refusal(tmp_path, class_names=["tabby", "dog"])
+
+
+def test_classes_called_none_or_na_are_names(tmp_path):
+    put(tmp_path, "a.png", "b.png")
+    (tmp_path / "labels.csv").write_text("file,label\na.png,NA\nb.png,None\n")
+    assert opened(tmp_path).names == ["NA", "None"]
+
+
+def test_names_of_classes_from_a_file(tmp_path):
+    (tmp_path / "names.txt").write_bytes("\ufeffcat\r\n\r\nbig dog\r\n".encode())
+    assert read_lines(str(tmp_path / "names.txt")) == ["cat", "big dog"]
+    for content in (b"\n", b"\xff\xfe\x00"):
+        (tmp_path / "names.txt").write_bytes(content)
+        with pytest.raises(InputError, match=r"names\.txt"):
+            read_lines(str(tmp_path / "names.txt"))
+
+
+# Other kinds
+
+
+def test_single_files(tmp_path):
+    put(tmp_path, "x.png", "y.png")
+    files = [str(tmp_path / "y.png"), str(tmp_path / "x.png"), str(tmp_path / "no.png")]
+    source = opened("", images=files)
+    assert names_of(source) == files and source.targets(None) is None
+    assert abs((float(source.load(0).max()) + 1) * 127.5 - 10) < 1e-3
+    source.require_images([0, 1])
+    with pytest.raises(InputError, match=r"1 of the 1 images.*no\.png"):
+        source.require_images([2])
+
+
+WNIDS = ("n01440764/a.JPEG", "n01443537/b.JPEG")
+
+
+@pytest.mark.parametrize("place", ["", "val/"])
+def test_imagenet(tmp_path, place):
+    put(tmp_path, *(place + name for name in WNIDS))
+    assert opened(tmp_path, "imagenet").names == ["n01440764", "n01443537"]
+    assert opened(tmp_path, "imagenet", class_names=["tench", "goldfish"]).targets(None).tolist() == [0, 1]
+    assert "LOC_synset_mapping.txt" in refusal(tmp_path, "imagenet", class_names=["tench"] * 1000)
+    (tmp_path / "LOC_synset_mapping.txt").write_text("n01440700 shark\nn01440764 tench, Tinca\nn01443537 goldfish\n")
+    source = opened(tmp_path, "imagenet")
+    assert source.names == ["shark", "tench, Tinca", "goldfish"] and source.targets(None).tolist() == [1, 2]
+    assert names_of(source) == [place + name for name in WNIDS]
+    source.require_images([0, 1])
+
+
+def test_imagenet_in_one_heap(tmp_path):
+    assert "n01440764" in refusal(put(tmp_path, "val/ILSVRC2012_val_00000001.JPEG"), "imagenet")
+
+
+def test_bdd_oia(tmp_path):
+    put(tmp_path / "data", "b.jpg", "a.jpg", "c.jpg")
+    images = [{"file_name": f"{name}.jpg", "id": id} for name, id in (("b", 0), ("a", 1), ("c", 2))]
+    categories = ([1, 0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0, 1])  # c is confused
+    path = tmp_path / "val_25k_images_actions.json"
+    path.write_text(json.dumps({"images": images, "annotations": [{"category": c} for c in categories]}))
+    source = opened(tmp_path, "bdd")
+    assert names_of(source) == ["a.jpg", "b.jpg"] and source.names == ["forward", "stop", "left", "right"]
+    assert source.targets(1).tolist() == [1, 0] and source.conditions(1).tolist() == [1, 0, 0, 0]
+    source.require_images([0, 1])
+    for content in (
+        "{",
+        "[]",
+        '{"images": [{"file_name": "../x.jpg", "id": 0}], "annotations": [{"category": [1, 0, 0, 0]}]}',
+    ):
+        path.write_text(content)
+        assert path.name in refusal(tmp_path, "bdd")
+
+
+def test_bdd100k(tmp_path):
+    assert "it holds nothing" in refusal(tmp_path, "bdd")
+    source = opened(put(tmp_path, "images/100k/val/x.jpg", "images/100k/train/y.jpg"), "bdd")
+    assert names_of(source) == ["images/100k/val/x.jpg"] and source.targets(0) is None
+    assert names_of(opened(tmp_path, "bdd", use_train=True)) == ["images/100k/train/y.jpg"]
