@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 
 import pytest
@@ -68,21 +67,6 @@ def test_an_unreadable_table_is_named(tmp_path, name, content):
         read_experiment(tree)
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("n: !!python/object/apply:os.system ['true']\n", ""),
-        ("&a\nn: 2\nbkl: *a\n", r": not readable \(it holds references"),
-    ],
-    ids=["an object", "a table within itself"],
-)
-def test_yaml_holds_plain_values_only(tmp_path, text, reason):
-    tree = make_experiment(tmp_path, "exp", range(2))
-    tree.report("summary.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"summary\.yaml" + reason):
-        read_experiment(tree)
-
-
 def test_an_info_file_of_other_words_is_named(tmp_path):
     tree = make_experiment(tmp_path, "exp", range(2))
     info = next(tree.results.rglob("0000001.txt"))
@@ -106,10 +90,3 @@ def test_attribute_changes_are_the_decisions_that_differ(tmp_path):
     assert attribute_changes([], logits) == {}
     with pytest.raises(InputError, match="39 outputs"):
         attribute_changes(images, lambda paths: torch.zeros(len(paths), 39))
-
-
-def test_an_evaluation_is_read_as_it_was_left(tmp_path):
-    tree = make_experiment(tmp_path, "exp", range(2))
-    content = {"measurements": {"exp": {}}, "missing": {}, "caveats": {}}
-    tree.report("evaluation.json").write_text(json.dumps(content))
-    assert read_experiment(tree).evaluation == content
