@@ -38,8 +38,8 @@ class ImageResult:
 class Experiment:
     """One experiment: its images by id, and the files beside them that are there.
 
-    evaluation: the JSON that evaluate.py left. names: what the run's numbers stand for, attributes or, where `classes`,
-    the classes of which each image has one. query: the index of the attribute explained, when the run tells it.
+    evaluation: the JSON that evaluate.py left. attribute: the one explained, when the run tells it. classes: what the
+    numbers of its decisions stand for, where each image is of one of several classes.
     """
 
     tree: ResultTree
@@ -47,9 +47,8 @@ class Experiment:
     summary: dict[str, Any] | None
     evaluation: dict[str, Any] | None
     plot: Path | None
-    names: list[str]
-    classes: bool
-    query: int | None
+    attribute: str | None
+    classes: list[str] | None
     changes: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     """Id -> (attribute, +1 gained or -1 lost) as an oracle sees them; empty when none was asked."""
 
@@ -63,8 +62,7 @@ def read_experiment(tree: ResultTree) -> Experiment:
     if not pairs:
         raise InputError(f"{tree.results}: the experiment holds no counterfactual yet")
     config = _read_table(tree.report("config.yaml"), read_yaml) or {}
-    classes, query, names = config.get("decision") == "multiclass", config.get("query_label"), config.get("classes")
-    names = list(map(str, names)) if isinstance(names, list) else [] if classes else list(ATTRIBUTES)
+    attribute, classes = _decision(config)
     plot = tree.report("CD.png")
     return Experiment(
         tree,
@@ -72,10 +70,19 @@ def read_experiment(tree: ResultTree) -> Experiment:
         summary=_read_table(tree.report("summary.yaml"), read_yaml),
         evaluation=_read_table(tree.report("evaluation.json"), lambda path: json.loads(_read_text(path))),
         plot=plot if plot.is_file() else None,
-        names=names,
+        attribute=attribute,
         classes=classes,
-        query=query if type(query) is int and 0 <= query < len(names) and not classes else None,
     )
+
+
+def _decision(config: dict[str, Any]) -> tuple[str | None, list[str] | None]:
+    """The attribute, or the classes, that a run's configuration says were explained."""
+    names = config.get("classes", ATTRIBUTES)
+    names = [str(name).replace("_", " ") for name in names] if isinstance(names, (list, tuple)) else []
+    if config.get("decision") == "multiclass":
+        return None, names
+    query = config.get("query_label")
+    return (names[query] if type(query) is int and 0 <= query < len(names) else None), None
 
 
 def _image_result(tree: ResultTree, pair: Pair) -> ImageResult:

@@ -67,13 +67,12 @@ def render(experiments: Sequence[Experiment], limits: Limits, num_workers: int =
     )
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     ids, total = chosen_ids(experiments, limits)
-    described = [_described(experiment) for experiment in experiments]
     return environment.get_template("report.html.j2").render(
         style=style,
         script=script,
         style_hash=_policy_hash(style),
         script_hash=_policy_hash(script),
-        explained=", ".join(dict.fromkeys(run["attribute"] for run in described if run["attribute"])),
+        explained=", ".join(dict.fromkeys(e.attribute for e in experiments if e.attribute)),
         experiments=[_overview(experiment) for experiment in experiments],
         summary=_summary_table(experiments),
         summary_columns=list(SUMMARY_COLUMNS.values()),
@@ -81,26 +80,13 @@ def render(experiments: Sequence[Experiment], limits: Limits, num_workers: int =
         remarks=_remarks(experiments),
         notes=_notes(experiments, ids, total, limits),
         data={
-            "attributes": _spaced(ATTRIBUTES),
-            "experiments": described,
+            "attributes": [name.replace("_", " ") for name in ATTRIBUTES],
+            "experiments": [
+                {"name": e.tree.exp_name, "attribute": e.attribute, "classes": e.classes} for e in experiments
+            ],
             "images": list(_images(experiments, ids, limits, num_workers)),
         },
     )
-
-
-def _described(experiment: Experiment) -> dict[str, Any]:
-    """What an experiment explains: an attribute, or a decision between classes, which have names."""
-    names, query = _spaced(experiment.names), experiment.query
-    return {
-        "name": experiment.tree.exp_name,
-        "query": query,
-        "attribute": None if query is None else names[query],
-        "classes": names if experiment.classes else None,
-    }
-
-
-def _spaced(names: Iterable[str]) -> list[str]:
-    return [name.replace("_", " ") for name in names]
 
 
 def _policy_hash(content: str) -> str:

@@ -44,7 +44,7 @@ function named({ classes, attribute }, decision) {
   if (classes) return classes[decision] ?? String(decision);
   return attribute ? `${decision ? "" : "not "}${attribute}` : String(decision);
 }
-const changed = ({ changes, experiment }) => (changes || []).filter(([attribute]) => attribute !== experiment.query);
+const changed = ({ changes, experiment }) => (changes || []).filter(([index]) => attributes[index] !== experiment.attribute);
 const moved = ({ info }) => ("orig_conf" in info && "cf_conf" in info ? Math.abs(info.cf_conf - info.orig_conf) : undefined);
 
 function badges(run) {

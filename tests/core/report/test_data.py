@@ -7,7 +7,6 @@ import tarfile
 import pytest
 import torch
 
-from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
 from dime.core.report.data import attribute_changes, read_experiment
 from dime.core.results import ResultTree
@@ -19,7 +18,7 @@ def test_everything_that_is_there_is_read(tmp_path):
     tree = make_experiment(tmp_path, "smile/dime", range(6), with_frames=[2])
     experiment = read_experiment(tree)
     assert list(experiment.images) == list(range(6))
-    assert experiment.query == ATTRIBUTES.index("Smiling")
+    assert experiment.attribute == "Smiling"
     assert experiment.summary["n"] == 6
     assert experiment.evaluation is None and experiment.plot is None
     image, expected = experiment.images[2], record(2)
@@ -33,7 +32,7 @@ def test_a_tree_of_the_published_code_has_six_figures(tmp_path):
     with tarfile.open(GOLDEN / "e2e_tree.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     experiment = read_experiment(ResultTree(tmp_path, "demo"))
-    assert experiment.query is None  # it leaves no config.yaml
+    assert experiment.attribute is None  # it leaves no config.yaml
     for image in experiment.images.values():
         assert set(image.info) == {"label", "pred", "target", "cf_pred", "bkl", "l_1"}
         assert image.difference is not None
@@ -44,7 +43,7 @@ def test_files_that_are_not_there_are_not_needed(tmp_path):
     for path in [*tree.results.rglob("*.txt"), *tree.results.glob("*.yaml"), *tree.results.rglob("SM/*.jpg")]:
         path.unlink()
     experiment = read_experiment(tree)
-    assert experiment.summary is None and experiment.query is None
+    assert experiment.summary is None and experiment.attribute is None
     assert all(image.info == {} and image.difference is None for image in experiment.images.values())
 
 

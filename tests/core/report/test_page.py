@@ -31,7 +31,7 @@ def page_of(root: Path, names: list[str], **limits: int) -> str:
 def test_every_image_has_its_pictures_and_figures(tmp_path):
     data = data_of(page_of(tmp_path, ["smile/dime"]))
     assert [image["id"] for image in data["images"]] == list(range(6))
-    assert data["experiments"] == [{"name": "smile/dime", "query": 31, "attribute": "Smiling", "classes": None}]
+    assert data["experiments"] == [{"name": "smile/dime", "attribute": "Smiling", "classes": None}]
     for image in data["images"]:
         (run,) = image["runs"]
         assert all(picture.startswith("UklGR") for picture in (image["input"], run["cf"], run["difference"]))  # RIFF
