@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from PIL import Image
 
 from dime.core.cli import Parser, integer, run, say
 from dime.core.errors import InputError
 from dime.core.evaluation.cli import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
 from dime.core.evaluation.measures import oracle_logits
 from dime.core.report.data import Experiment, ImageResult, attribute_changes, read_experiment
-from dime.core.report.images import contact_sheet, denoising_animation
+from dime.core.report.images import contact_sheet, denoising_animation, encoded
 from dime.core.report.page import Limits, chosen_ids, render
 from dime.core.results import ResultTree
 
@@ -31,19 +28,22 @@ def main() -> None:
     if args.oracle_path:
         experiments = with_changes(experiments, limits, args)
     page = render(experiments, limits, args.num_workers)
-    contents = {(args.file or first.tree.report("report.html")).name: page.encode(errors="replace")}
+    file = args.file or first.tree.report("report.html")
+    contents = {file.name: page.encode(errors="replace")}
     if sheet_images:
-        contents["contact-sheet.png"] = as_png(contact_sheet(sheet_images))
+        contents["contact-sheet.png"] = encoded(contact_sheet(sheet_images), "PNG", optimize=True)
     if animated:
         contents["denoising.gif"] = denoising_animation(animated)
     else:
         say(
             f"{first.tree.exp_name} has no saved steps to animate (main.py --save_x_t True --save_z_t True saves them)."
         )
-    folder = args.file.parent if args.file else first.tree.results
     for name, content in contents.items():
-        write_file(folder / name, content)
-        say(f"{folder / name}: {len(content) / 1e6:.2f} MB")
+        try:
+            write_file(file.with_name(name), content)
+        except InputError as error:
+            raise InputError(f"{error}; --file PAGE writes them elsewhere") from None
+        say(f"{file.with_name(name)}: {len(content) / 1e6:.2f} MB")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -85,13 +85,6 @@ def animated_image(experiment: Experiment, id: int | None) -> ImageResult | None
     if id not in experiment.images or not experiment.images[id].frames:
         raise InputError(f"--gif {id}: {experiment.tree.exp_name} holds no saved steps of this image")
     return experiment.images[id]
-
-
-def as_png(image: Image.Image) -> bytes:
-    """The image as a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

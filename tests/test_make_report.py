@@ -91,16 +91,14 @@ def test_bad_input_is_one_line(tree, tmp_path, arguments, words):
     assert not (tmp_path / "page.html").exists()
 
 
-def test_damaged_files_are_one_line(tmp_path):
+def test_where_the_tree_cannot_be_written_it_says_how_to_go_on(tmp_path):
     tree = make_experiment(tmp_path, "exp", range(2))
-    tree.report("summary.yaml").write_text("n: [")
+    tree.report("report.html").mkdir()  # root may write into any folder
     result = make_report(tmp_path, "exp")
-    assert result.code == 2 and "summary.yaml: not readable" in result.err and result.err.count("\n") == 1
-    tree.report("summary.yaml").unlink()
-    damaged = next(tree.results.rglob("CF/0000001.jpg"))
-    damaged.write_bytes(damaged.read_bytes()[:60])
-    result = make_report(tmp_path, "exp")
-    assert result.code == 2 and "0000001.jpg: not a readable image" in result.err and result.err.count("\n") == 1
+    assert result.code == 2 and "--file PAGE" in result.err and result.err.count("\n") == 1
+    elsewhere = tmp_path / "elsewhere/page.html"
+    result = make_report(tmp_path, "exp", "--file", elsewhere)
+    assert result.code == 0 and str(elsewhere) in result.out and elsewhere.exists()
 
 
 # the page in a browser
@@ -129,6 +127,16 @@ FILTERS = {
     "sort=nonsense&exp=9": list(IDS),
 }
 """What stands behind the # of the address -> the ids shown, in order."""
+
+
+def test_classes_are_filtered_by_name(tmp_path):
+    require_browser()
+    tree = make_experiment(tmp_path, "exp", IDS)
+    tree.report("config.yaml").write_text("decision: multiclass\nclasses: [cat, dog]\n")
+    assert make_report(tmp_path, "exp", "--contact-sheet", 0).code == 0
+    document = page_after_scripts(tree.report("report.html"), "pred=0&target=1")
+    assert shown(document) == [id for id in IDS if record(id).pred == 0]
+    assert document.count('<option value="0">cat</option>') == 2 and "p(dog)" in document and "p(cat)" not in document
 
 
 def test_filters_and_sorting(page):

@@ -38,7 +38,8 @@ class ImageResult:
 class Experiment:
     """One experiment: its images by id, and the files beside them that are there.
 
-    evaluation: the JSON that evaluate.py left. query: the index of the attribute explained, when the run tells it.
+    evaluation: the JSON that evaluate.py left. attribute: the one explained, when the run tells it. classes: what the
+    numbers of its decisions stand for, where each image is of one of several classes.
     """
 
     tree: ResultTree
@@ -46,7 +47,8 @@ class Experiment:
     summary: dict[str, Any] | None
     evaluation: dict[str, Any] | None
     plot: Path | None
-    query: int | None
+    attribute: str | None
+    classes: list[str] | None
     changes: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     """Id -> (attribute, +1 gained or -1 lost) as an oracle sees them; empty when none was asked."""
 
@@ -60,31 +62,41 @@ def read_experiment(tree: ResultTree) -> Experiment:
     if not pairs:
         raise InputError(f"{tree.results}: the experiment holds no counterfactual yet")
     config = _read_table(tree.report("config.yaml"), read_yaml) or {}
-    query = config.get("query_label")
+    attribute, classes = _decision(config)
     plot = tree.report("CD.png")
     return Experiment(
         tree,
         {pair.id: _image_result(tree, pair) for pair in pairs},
         summary=_read_table(tree.report("summary.yaml"), read_yaml),
-        evaluation=_read_table(tree.report("evaluation.json"), _read_json),
+        evaluation=_read_table(tree.report("evaluation.json"), lambda path: json.loads(_read_text(path))),
         plot=plot if plot.is_file() else None,
-        query=query if type(query) is int and 0 <= query < len(ATTRIBUTES) else None,
+        attribute=attribute,
+        classes=classes,
     )
+
+
+def _decision(config: dict[str, Any]) -> tuple[str | None, list[str] | None]:
+    """The attribute, or the classes, that a run's configuration says were explained."""
+    names = config.get("classes", ATTRIBUTES)
+    names = [str(name).replace("_", " ") for name in names] if isinstance(names, (list, tuple)) else []
+    if config.get("decision") == "multiclass":
+        return None, names
+    query = config.get("query_label")
+    return (names[query] if type(query) is int and 0 <= query < len(names) else None), None
 
 
 def _image_result(tree: ResultTree, pair: Pair) -> ImageResult:
     difference = pair.counterfactual.parent.with_name("SM") / pair.counterfactual.name
-    frames = {kind: sorted(image_files(tree.frame_folder(kind, pair.id)), key=_step) for kind in FRAME_KINDS}
+    frames = {
+        kind: sorted(image_files(tree.frame_folder(kind, pair.id)), key=lambda path: int(path.stem))
+        for kind in FRAME_KINDS
+    }
     return ImageResult(
         pair,
         difference if difference.is_file() else None,
         read_info(pair.info) if pair.info.is_file() else {},
-        {kind: paths for kind, paths in frames.items() if paths},
+        {kind: sorted(paths, key=lambda path: int(path.stem)) for kind, paths in frames.items() if paths},
     )
-
-
-def _step(path: Path) -> int:
-    return int(path.stem)
 
 
 def read_info(path: Path) -> Info:
@@ -114,10 +126,6 @@ def _read_table(path: Path, read: Callable[[Path], Any]) -> dict[str, Any] | Non
     return content
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(_read_text(path))
-
-
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -132,13 +140,8 @@ def attribute_changes(images: Sequence[ImageResult], logits: Features) -> dict[i
     """
     if not images:
         return {}
-    before, after = (
-        decide(logits(paths))
-        for paths in (
-            [image.pair.original for image in images],
-            [image.pair.counterfactual for image in images],
-        )
-    )
+    before = decide(logits([image.pair.original for image in images]))
+    after = decide(logits([image.pair.counterfactual for image in images]))
     if before.shape[1] != len(ATTRIBUTES):
         raise InputError(f"the oracle has {before.shape[1]} outputs, but CelebA has {len(ATTRIBUTES)} attributes")
     changes = after - before

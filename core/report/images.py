@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -30,11 +31,16 @@ _GAP, _LABEL = 6, 88
 _PAPER, _INK, _FAINT = "#ffffff", "#1c2430", "#66707d"
 
 
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    """The image as a file of Pillow's format."""
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
 def embedded(image: Image.Image, quality: int = QUALITY) -> str:
     """The image as base64 of a WebP file."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", quality=quality)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return base64.b64encode(encoded(image, "WEBP", quality=quality)).decode("ascii")
 
 
 def reduced(image: Image.Image, pixels: int) -> Image.Image:
@@ -48,7 +54,7 @@ def difference_image(result: ImageResult) -> Image.Image:
     """The saved difference map; made from the saved images where a tree has none. Raises InputError."""
     if result.difference is not None:
         return read_image(str(result.difference))
-    x, cf = read_image(str(result.pair.original)), read_image(str(result.pair.counterfactual))
+    x, cf = _pair(result)
     return Image.fromarray(difference_map(np.asarray(x), np.asarray(cf.resize(x.size))))
 
 
@@ -59,8 +65,8 @@ def evenly(count: int, limit: int) -> list[int]:
 
 def film_strip(paths: Sequence[Path]) -> Image.Image:
     """Some of the frames, from the first to the last, side by side in one image. Raises InputError."""
-    chosen = [_square(read_image(str(paths[i])), STRIP_PIXELS) for i in evenly(len(paths), STRIP_FRAMES)]
-    return Image.fromarray(np.concatenate([np.asarray(frame) for frame in chosen], axis=1))
+    chosen = [paths[i] for i in evenly(len(paths), STRIP_FRAMES)]
+    return _row([read_image(str(path)) for path in chosen], STRIP_PIXELS)
 
 
 def contact_sheet(results: Sequence[ImageResult]) -> Image.Image:
@@ -71,18 +77,18 @@ def contact_sheet(results: Sequence[ImageResult]) -> Image.Image:
     cell = SHEET_PIXELS + _GAP
     columns = min(len(results), SHEET_COLUMNS)
     line = 3 * cell + 20
-    rows = -(-len(results) // columns)
-    sheet = Image.new("RGB", (_LABEL + columns * cell, rows * line + _GAP), _PAPER)
+    sheet = Image.new("RGB", (_LABEL + columns * cell, -(-len(results) // columns) * line + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
     for index, result in enumerate(results):
         left, top = _LABEL + index % columns * cell, index // columns * line + _GAP
-        if index % columns == 0:
-            for k, text in enumerate(("input", "counter-\nfactual", "difference")):
-                draw.multiline_text((_GAP * 2, top + 18 + k * cell + SHEET_PIXELS // 2 - 8), text, _INK, font)
+        x, cf = _pair(result)
+        named = {"input": x, "counter-\nfactual": cf, "difference": difference_image(result)}
         draw.text((left, top), _caption(result), _FAINT, font)
-        for k, image in enumerate(_triple(result)):
+        for k, (name, image) in enumerate(named.items()):
             sheet.paste(_square(image, SHEET_PIXELS), (left, top + 18 + k * cell))
+            if index % columns == 0:
+                draw.multiline_text((_GAP * 2, top + 18 + k * cell + SHEET_PIXELS // 2 - 8), name, _INK, font)
     return sheet
 
 
@@ -93,38 +99,30 @@ def _caption(result: ImageResult) -> str:
     return f"{result.pair.id}"
 
 
-def _triple(result: ImageResult) -> tuple[Image.Image, Image.Image, Image.Image]:
-    x, cf = read_image(str(result.pair.original)), read_image(str(result.pair.counterfactual))
-    return x, cf, difference_image(result)
-
-
 def denoising_animation(result: ImageResult) -> bytes:
     """A GIF of the input, z_t and x_t side by side: at most 30 of the saved steps, at the end the counterfactual.
 
     Takes five seconds, then rests. Raises InputError for a damaged image.
     """
-    x = _square(read_image(str(result.pair.original)), GIF_PIXELS)
-    cf = _square(read_image(str(result.pair.counterfactual)), GIF_PIXELS)
-    kinds = [kind for kind in reversed(FRAME_KINDS) if kind in result.frames]
-    steps = evenly(min(len(result.frames[kind]) for kind in kinds), GIF_FRAMES)
-    frames = [
-        _beside([x, *(_square(read_image(str(result.frames[kind][step])), GIF_PIXELS) for kind in kinds)])
-        for step in steps
-    ]
-    frames.append(_beside([x, *(cf for _ in kinds)]))
+    x, cf = _pair(result)
+    films = [result.frames[kind] for kind in reversed(FRAME_KINDS) if kind in result.frames]
+    steps = evenly(min(map(len, films)), GIF_FRAMES)
+    frames = [[x, *(read_image(str(film[step])) for film in films)] for step in steps] + [[x, *(cf for _ in films)]]
     duration = max(round(1000 * GIF_SECONDS / len(steps)), 20)
-    buffer = io.BytesIO()
-    first, *rest = (frame.quantize(256, method=Image.Quantize.MEDIANCUT) for frame in frames)
+    first, *rest = (_row(f, GIF_PIXELS, _GAP).quantize(256, method=Image.Quantize.MEDIANCUT) for f in frames)
     durations = [duration] * len(steps) + [GIF_PAUSE_MS]
-    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
-    return buffer.getvalue()
+    return encoded(first, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
-def _beside(images: Sequence[Image.Image]) -> Image.Image:
-    step = GIF_PIXELS + _GAP
-    whole = Image.new("RGB", (step * len(images) - _GAP, GIF_PIXELS), _PAPER)
+def _pair(result: ImageResult) -> tuple[Image.Image, Image.Image]:
+    return read_image(str(result.pair.original)), read_image(str(result.pair.counterfactual))
+
+
+def _row(images: Sequence[Image.Image], pixels: int, gap: int = 0) -> Image.Image:
+    """Squares side by side."""
+    whole = Image.new("RGB", ((pixels + gap) * len(images) - gap, pixels), _PAPER)
     for index, image in enumerate(images):
-        whole.paste(image, (index * step, 0))
+        whole.paste(_square(image, pixels), (index * (pixels + gap), 0))
     return whole
 
 

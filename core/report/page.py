@@ -42,6 +42,8 @@ SUMMARY_ROWS = {
 """A row of the summary table -> where summary.yaml has its figures."""
 SUMMARY_COLUMNS = {"n": "n", "bkl": "BKL", "l_1": "L1", "mad": "MAD"}
 
+SUMMARY_FIGURES = {"l_1": "mean L1", "bkl": "mean BKL"}
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -65,14 +67,12 @@ def render(experiments: Sequence[Experiment], limits: Limits, num_workers: int =
     )
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     ids, total = chosen_ids(experiments, limits)
-    attributes = [name.replace("_", " ") for name in ATTRIBUTES]
-    explained = [None if e.query is None else attributes[e.query] for e in experiments]
     return environment.get_template("report.html.j2").render(
         style=style,
         script=script,
         style_hash=_policy_hash(style),
         script_hash=_policy_hash(script),
-        explained=", ".join(dict.fromkeys(name for name in explained if name)),
+        explained=", ".join(dict.fromkeys(e.attribute for e in experiments if e.attribute)),
         experiments=[_overview(experiment) for experiment in experiments],
         summary=_summary_table(experiments),
         summary_columns=list(SUMMARY_COLUMNS.values()),
@@ -80,10 +80,9 @@ def render(experiments: Sequence[Experiment], limits: Limits, num_workers: int =
         remarks=_remarks(experiments),
         notes=_notes(experiments, ids, total, limits),
         data={
-            "attributes": attributes,
+            "attributes": [name.replace("_", " ") for name in ATTRIBUTES],
             "experiments": [
-                {"name": e.tree.exp_name, "query": e.query, "attribute": name}
-                for e, name in zip(experiments, explained, strict=True)
+                {"name": e.tree.exp_name, "attribute": e.attribute, "classes": e.classes} for e in experiments
             ],
             "images": list(_images(experiments, ids, limits, num_workers)),
         },
@@ -119,14 +118,7 @@ def _images(
 
 
 def _run(result: ImageResult, changes: list[tuple[int, int]] | None, pixels: int, with_strips: bool) -> dict[str, Any]:
-    strips = {}
-    if with_strips:
-        for kind, paths in result.frames.items():
-            strips[kind] = {
-                "image": embedded(film_strip(paths)),
-                "shown": min(len(paths), STRIP_FRAMES),
-                "of": len(paths),
-            }
+    films = result.frames.items() if with_strips else ()
     return {
         "correct": result.pair.correct,
         "flipped": result.pair.flipped,
@@ -134,7 +126,10 @@ def _run(result: ImageResult, changes: list[tuple[int, int]] | None, pixels: int
         "changes": changes,
         "cf": embedded(reduced(read_image(str(result.pair.counterfactual)), pixels)),
         "difference": embedded(reduced(difference_image(result), pixels)),
-        "strips": strips,
+        "strips": {
+            kind: {"image": embedded(film_strip(paths)), "shown": min(len(paths), STRIP_FRAMES), "of": len(paths)}
+            for kind, paths in films
+        },
         "saved": sorted(result.frames),
     }
 
@@ -151,13 +146,9 @@ def _overview(experiment: Experiment) -> dict[str, Any]:
     }
     if "clean acc" in summary:
         figures["classified correctly"] = f"{_figure(summary['clean acc'])} %"
-    if "l_1" in summary:
-        figures["mean L1"] = _figure(summary["l_1"])
-    if "bkl" in summary:
-        figures["mean BKL"] = _figure(summary["bkl"])
-    for name in ("FVA", "MNAC", "failed"):
-        if summary.get(name):
-            figures[name] = _figure(summary[name])
+    figures |= {name: _figure(summary[key]) for key, name in SUMMARY_FIGURES.items() if summary.get(key) is not None}
+    # a summary holds 0 for what was not measured
+    figures |= {name: _figure(summary[name]) for name in ("FVA", "MNAC", "failed") if summary.get(name)}
     plot = experiment.plot and embedded(reduced(read_image(str(experiment.plot)), PLOT_PIXELS), quality=90)
     return {"name": experiment.tree.exp_name, "figures": figures, "plot": plot}
 
@@ -187,22 +178,28 @@ def _evaluation_table(experiments: Sequence[Experiment]) -> list[tuple[str, list
 
 
 def _measurement(cell: dict) -> str:
+    if not cell:
+        return NOTHING
     interval = cell.get("interval")
-    bounds = f" [{_figure(interval[0])}, {_figure(interval[1])}]" if _is_interval(interval) else ""
-    return f"{_figure(cell.get('value'))}{bounds} ({_figure(cell.get('n'))})" if cell else NOTHING
-
-
-def _is_interval(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2
+    bounds = " [{}, {}]".format(*map(_figure, interval)) if isinstance(interval, list) and len(interval) == 2 else ""
+    value = "undefined" if cell.get("value") is None else _figure(cell["value"])
+    return f"{value}{bounds} ({_figure(cell.get('n'))})"
 
 
 def _remarks(experiments: Sequence[Experiment]) -> list[str]:
-    """What evaluate.py said below its table, every line once."""
+    """What evaluate.py said below its table, and why a value is undefined, every line once."""
     lines: list[str] = []
     for experiment in experiments:
+        measured = _at(experiment.evaluation, ("measurements", experiment.tree.exp_name))
+        reasons = {name: _at(measured, (name,)).get("reason") for name in measured}
         for kind, heading in (("missing", "Not computed: "), ("caveats", "")):
             remarks = _at(experiment.evaluation or {}, (kind,)).get(experiment.tree.exp_name)
             lines += [f"{heading}{line}" for line in remarks] if isinstance(remarks, list) else []
+        lines += [
+            f"{name} of {experiment.tree.exp_name}: undefined: {reason}"
+            for name, reason in reasons.items()
+            if reason and not any(str(reason) in line for line in lines)
+        ]
     return list(dict.fromkeys(lines))
 
 

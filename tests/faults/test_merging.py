@@ -42,17 +42,6 @@ def partial(world: World, out: Path) -> dict:
     return yaml.safe_load((out / "Results/exp/summary.yaml").read_text())
 
 
-def test_all_chunks_give_the_summary_of_one_run(world, out, tmp_path):
-    merged = run_main(*world.command(out, SMALL_FLAGS | {"merge_and_eval": True, "num_chunks": 3}))
-    assert merged.code == 0, merged.err
-    world.explain(tmp_path / "alone", save_images=False, num_batches=2)
-    ours, whole = (
-        yaml.safe_load((folder / "Results/exp/summary.yaml").read_text()) for folder in (out, tmp_path / "alone")
-    )
-    assert ours.keys() == whole.keys()
-    assert ours["n"] == 8 and ours["bkl"] == pytest.approx(whole["bkl"], abs=1e-4)  # other batches, other kernels
-
-
 def test_missing_chunks(world, out):
     file(out, 1).unlink()
     assert "chunk-1_num-chunks-3_summary.yaml is missing" in merge(world, out)

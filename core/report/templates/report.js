@@ -39,8 +39,12 @@ const picture = (base64, alt, caption) =>
 
 // ---------------------------------------------------------------- figures about one result
 
-const named = (attribute, decision) => (attribute ? `${decision ? "" : "not "}${attribute}` : String(decision));
-const changed = ({ changes, experiment }) => (changes || []).filter(([attribute]) => attribute !== experiment.query);
+/** A decision in words: a class, or whether the attribute is there; its number where the run does not tell. */
+function named({ classes, attribute }, decision) {
+  if (classes) return classes[decision] ?? String(decision);
+  return attribute ? `${decision ? "" : "not "}${attribute}` : String(decision);
+}
+const changed = ({ changes, experiment }) => (changes || []).filter(([index]) => attributes[index] !== experiment.attribute);
 const moved = ({ info }) => ("orig_conf" in info && "cf_conf" in info ? Math.abs(info.cf_conf - info.orig_conf) : undefined);
 
 function badges(run) {
@@ -61,7 +65,7 @@ function probability({ info, experiment }) {
   const to = el("span", { class: "dot to" });
   from.style.left = `${100 * before}%`;
   to.style.left = `${100 * after}%`;
-  const name = `p(${experiment.attribute || "attribute"})`;
+  const name = `p(${experiment.classes ? ("target" in info ? named(experiment, info.target) : "target") : experiment.attribute || "attribute"})`;
   return el("div", { class: "probability", title: "ring: before, filled: after" },
     el("div", { class: "row" }, el("span", { class: "faint" }, name), el("span", { class: "figures" }, `${number(before)} → ${number(after)}`)),
     el("div", { class: "track", "aria-hidden": "true" }, span, from, to));
@@ -147,7 +151,7 @@ const KEYS = {
   change: { name: "change of probability", of: moved },
   changes: { name: "other attributes changed", of: (run) => (run.changes ? changed(run).length : undefined) },
 };
-const DEFAULTS = { exp: "0", correct: "", flipped: "", target: "", attribute: "", sort: "id", order: "", find: "" };
+const DEFAULTS = { exp: "0", correct: "", flipped: "", pred: "", target: "", attribute: "", sort: "id", order: "", find: "" };
 const state = { ...DEFAULTS };
 
 const selected = (image) => image.runs[Number(state.exp)];
@@ -155,11 +159,12 @@ const selected = (image) => image.runs[Number(state.exp)];
 function passes(image) {
   const run = selected(image);
   if (state.find && !idText(image.id).includes(state.find)) return false;
-  const { correct, flipped, target, attribute } = state;
-  if (!correct && !flipped && !target && !attribute) return true;
+  const { correct, flipped, pred, target, attribute } = state;
+  if (!correct && !flipped && !pred && !target && !attribute) return true;
   if (!run) return false;
   if (correct && run.correct !== (correct === "CC")) return false;
   if (flipped && run.flipped !== (flipped === "CCF")) return false;
+  if (pred && run.info.pred !== Number(pred)) return false;
   if (target && run.info.target !== Number(target)) return false;
   if (attribute === "none") return Boolean(run.changes) && changed(run).length === 0;
   return !attribute || (run.changes || []).some(([index]) => index === Number(attribute));
@@ -182,12 +187,19 @@ function choice(name, label, options) {
 }
 
 function buildBar() {
+  const [first] = experiments;
   const runs = images.flatMap((image) => image.runs.filter(Boolean));
   const has = (name) => runs.some((run) => name in run.info);
   const counts = new Map();
   for (const run of runs) for (const [index] of run.changes || []) counts.set(index, (counts.get(index) || 0) + 1);
   const oracle = runs.some((run) => run.changes);
-  const common = experiments.every(({ attribute }) => attribute === experiments[0].attribute) ? experiments[0].attribute : null;
+  const same = ({ attribute, classes }) => attribute === first.attribute && String(classes) === String(first.classes);
+  const common = experiments.every(same) ? first : {};
+  const decisions = (key, all) => {
+    const met = [...new Set(runs.map(({ info }) => info[key]).filter((value) => value !== undefined))];
+    const values = common.classes ? met.sort((a, b) => a - b) : [1, 0];
+    return [["", all], ...values.map((value) => [String(value), named(common, value)])];
+  };
   const sorts = Object.keys(KEYS).filter((key) =>
     ({ id: true, change: runs.some((run) => moved(run) !== undefined), changes: oracle })[key] ?? has(key));
   const find = el("input", { type: "search", name: "find", inputmode: "numeric", placeholder: "id", size: "8",
@@ -197,7 +209,8 @@ function buildBar() {
     several ? choice("exp", "Experiment", experiments.map(({ name }, index) => [String(index), name])) : null,
     choice("correct", "Input", [["", "all"], ["CC", "classified correctly (CC)"], ["IC", "incorrectly (IC)"]]),
     choice("flipped", "Target", [["", "all"], ["CCF", "reached (CCF)"], ["ICF", "missed (ICF)"]]),
-    has("target") ? choice("target", "Towards", [["", "both"], ["1", named(common, 1)], ["0", named(common, 0)]]) : null,
+    common.classes && has("pred") ? choice("pred", "From", decisions("pred", "all")) : null,
+    has("target") ? choice("target", "Towards", decisions("target", common.classes ? "all" : "both")) : null,
     oracle ? choice("attribute", "Attribute changed", [["", "any or none"], ["none", "no other"], ...attributeOptions]) : null,
     choice("sort", "Sort by", sorts.map((key) => [key, KEYS[key].name])),
     choice("order", "Order", [["", "smallest first"], ["largest", "largest first"]]),
@@ -261,10 +274,10 @@ function panel(image, run, index) {
       ? el("p", { class: "faint" }, "The steps of this image are saved, but its film strip is not in this file (--film-strips).") : null);
 }
 
-function facts({ info, experiment: { attribute } }) {
+function facts({ info, experiment }) {
   const lines = [
-    ["label", "label" in info && named(attribute, info.label)], ["prediction", "pred" in info && named(attribute, info.pred)],
-    ["target", "target" in info && named(attribute, info.target)], ["prediction after", "cf_pred" in info && named(attribute, info.cf_pred)],
+    ["label", "label" in info && named(experiment, info.label)], ["prediction", "pred" in info && named(experiment, info.pred)],
+    ["target", "target" in info && named(experiment, info.target)], ["prediction after", "cf_pred" in info && named(experiment, info.cf_pred)],
     ["1 − p(target), BKL", "bkl" in info && number(info.bkl, 4)], ["distance L1", "l_1" in info && number(info.l_1, 4)],
     ["scale used", "scale" in info && String(info.scale)],
   ].filter(([, value]) => value !== false);

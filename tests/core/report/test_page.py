@@ -31,7 +31,7 @@ def page_of(root: Path, names: list[str], **limits: int) -> str:
 def test_every_image_has_its_pictures_and_figures(tmp_path):
     data = data_of(page_of(tmp_path, ["smile/dime"]))
     assert [image["id"] for image in data["images"]] == list(range(6))
-    assert data["experiments"] == [{"name": "smile/dime", "query": 31, "attribute": "Smiling"}]
+    assert data["experiments"] == [{"name": "smile/dime", "attribute": "Smiling", "classes": None}]
     for image in data["images"]:
         (run,) = image["runs"]
         assert all(picture.startswith("UklGR") for picture in (image["input"], run["cf"], run["difference"]))  # RIFF
@@ -69,6 +69,23 @@ def test_each_experiment_keeps_the_attribute_that_it_explains(tmp_path):
     assert "of Smiling, Young</span>" in page
 
 
+def test_classes_have_their_names(tmp_path):
+    tree = make_experiment(tmp_path, "exp", range(6))
+    tree.report("config.yaml").write_text("decision: multiclass\nquery_label: -1\nclasses: [tabby_cat, 7, <b>]\n")
+    page = render([read_experiment(tree)], Limits())
+    (experiment,) = data_of(page)["experiments"]
+    assert experiment["classes"] == ["tabby cat", "7", "<b>"] and experiment["attribute"] is None
+    assert "<b>" not in page.replace("\\u003cb\\u003e", "") and ">of " not in page
+
+
+def test_grey_images_are_shown(tmp_path):
+    tree = make_experiment(tmp_path, "exp", [0])
+    for path in tmp_path.rglob("*.jpg"):
+        Image.open(path).convert("L").save(path)
+    (image,) = data_of(render([read_experiment(tree)], Limits()))["images"]
+    assert image["input"] and image["runs"][0]["difference"]
+
+
 def test_what_is_cut_is_said(tmp_path):
     whole = page_of(tmp_path / "whole", ["exp"])
     assert 'class="note"' not in whole.replace('<noscript><p class="note">', "")
@@ -93,8 +110,9 @@ def test_large_images_are_reduced(tmp_path):
 def test_tables_hold_the_files_figures(tmp_path):
     tree = make_experiment(tmp_path, "exp", range(6))
     measured = {"name": "FVA", "value": 0.98765, "n": 5, "interval": [0.9, 1.0]}
+    undefined = {"value": None, "n": 3, "interval": None, "reason": "all flips go one way"}
     evaluation = {
-        "measurements": {"exp": {"FVA": measured, "new metric": {"value": 1.5, "n": 3, "interval": None}}},
+        "measurements": {"exp": {"FVA": measured, "new": {"value": 1.5, "n": 3, "interval": None}, "CD": undefined}},
         "missing": {"exp": ["COUT: no weights"]},
         "caveats": {"exp": ["few images"]},
     }
@@ -103,7 +121,8 @@ def test_tables_hold_the_files_figures(tmp_path):
     page = render([read_experiment(tree)], Limits())
     row = re.search(r"all images</th>(.*?)</tr>", page)[1]
     assert re.findall(r">([^<]+)</td>", row)[0] == "6"
-    assert "0.9877 [0.9, 1] (5)" in page and "1.5 (3)" in page
+    assert "0.9877 [0.9, 1] (5)" in page and "1.5 (3)" in page and ">undefined (3)<" in page
+    assert page.count("CD of exp: undefined: all flips go one way") == 1
     assert "Not computed: COUT: no weights" in page and "few images" in page
     assert page.count("data:image/webp;base64,UklGR") == 1
 
