@@ -205,18 +205,6 @@ def test_empty_data_dir_is_the_current_folder(tmp_path, monkeypatch):
     assert len(CelebA("", "val", 64)) == 3
 
 
-def test_require_images_asks_only_for_the_wanted_ones(tmp_path):
-    write_csv(tmp_path)
-    photo(tmp_path / "img_align_celeba/c.jpg")
-    dataset = CelebA(str(tmp_path), "val", 64)
-    dataset.require_images([1])
-    with pytest.raises(InputError, match=r"1 of .* a\.jpg"):
-        dataset.require_images([0, 1])
-    (tmp_path / "img_align_celeba/e.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match=r"e\.jpg"):
-        dataset.require_images([1, 2])
-
-
 def test_mini_val_of_celeba(tmp_path):
     """Of CelebA's 19867 rows, 34 of the 1000 entries repeat; the draws leave Python's own generator alone."""
     names = {f"{i:06d}.jpg": 1 for i in range(19867)}
