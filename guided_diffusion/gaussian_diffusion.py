@@ -256,6 +256,8 @@ class GaussianDiffusion(ReverseProcess):
             return noise
         if self.model_mean_type is ModelMeanType.START_X:
             return x_start
+        if self.model_mean_type is ModelMeanType.V:
+            return self.velocity(x_start, t, noise)
         return self.posterior_mean(x_start, x_t, t)
 
     def _vb_terms(

@@ -237,6 +237,7 @@ def test_a_perfect_model_has_no_loss():
         output = {
             ModelMeanType.START_X: x_start,
             ModelMeanType.EPSILON: eps,
+            ModelMeanType.V: diffusion.velocity(x_start, t, eps),
             ModelMeanType.PREVIOUS_X: diffusion.posterior_mean(x_start, x_t, t),
         }[mean_type]
         losses = diffusion.training_losses(lambda x, t, output=output: output, x_start, t, noise=eps)

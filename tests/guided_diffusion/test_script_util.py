@@ -109,7 +109,7 @@ def test_other_words_are_no_truth_value():
 def test_config_holds_every_flag_as_a_plain_value():
     flags = {**model_and_diffusion_defaults(), **BASE}
     model, _ = create_model_and_diffusion(**flags, num_classes=40, multiclass=True)
-    assert model.config == {**flags, "num_classes": 40, "multiclass": True}
+    assert model.config == {**flags, "num_classes": 40, "multiclass": True, "image_channels": 3}
     assert json.loads(json.dumps(model.config)) == model.config
     model, diffusion = create_model_and_diffusion(**{**BASE, "timestep_respacing": [10, 5]})
     assert model.config["timestep_respacing"] == "10,5" and diffusion.num_timesteps == 15
