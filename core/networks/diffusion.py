@@ -104,11 +104,8 @@ class DiffusionModel:
             return
         kind = "0/1 vectors of length" if network.multiclass else "class indices below"
         shape = (len(x), network.num_classes) if network.multiclass else (len(x),)
-        if (
-            y is None
-            or y.shape != shape
-            or not (network.multiclass or (y.min() >= 0 and y.max() < network.num_classes))
-        ):
+        largest = 1 if network.multiclass else network.num_classes - 1
+        if y is None or y.shape != shape or y.min() < 0 or y.max() > largest:
             found = "none" if y is None else f"{tuple(y.shape)} numbers from {y.min():g} to {y.max():g}"
             raise InputError(f"{model} needs labels, {kind} {network.num_classes}; the data has {found}")
 
