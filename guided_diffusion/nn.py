@@ -9,26 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn import SiLU
 from torch.utils.checkpoint import checkpoint as recomputed
 
-__all__ = [
-    "GroupNorm32",
-    "SiLU",
-    "SiLUInPlace",
-    "avg_pool_nd",
-    "checkpoint",
-    "conv_nd",
-    "linear",
-    "mean_flat",
-    "normalization",
-    "scale_module",
-    "timestep_embedding",
-    "update_ema",
-    "zero_module",
-]
+linear, SiLU = nn.Linear, nn.SiLU
+"""Torch's own, under the names that scripts import from here."""
 
-linear = nn.Linear
 NORM_GROUPS = 32
 MIXED_KERNEL_FROM = 1024
 """Pixels from which the CPU's kernel for half-precision features and float32 parameters pays: on fewer, channels-last,

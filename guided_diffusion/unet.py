@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from guided_diffusion.nn import NORM_GROUPS, SiLUInPlace, normalization, timestep_embedding, zero_module
-from guided_diffusion.unet_blocks import (
+from guided_diffusion.unet_blocks import (  # noqa: F401 (all of them are published as names of this module)
     AttentionBlock,
     Downsample,
     QKVAttention,
@@ -22,20 +22,6 @@ from guided_diffusion.unet_blocks import (
     Upsample,
     require_images,
 )
-
-__all__ = [
-    "AttentionBlock",
-    "Dialect",
-    "Downsample",
-    "Level",
-    "QKVAttention",
-    "QKVAttentionLegacy",
-    "ResBlock",
-    "TimestepBlock",
-    "TimestepEmbedSequential",
-    "UNetModel",
-    "Upsample",
-]
 
 
 class Level(NamedTuple):

@@ -234,40 +234,37 @@ def infer_flags(shapes: Shapes, image_size: int) -> dict[str, Any]:
     Raises ValueError when these are not the parameters of such a U-Net.
     """
     try:
-        return _infer(shapes, image_size)
-    except (KeyError, IndexError, ZeroDivisionError):
+        num_channels = shapes["time_embed.0.weight"][1]
+        ups = [name for name in shapes if _is_upsampling(name)]
+        levels = 1 + len(ups)
+        blocks = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("input_blocks."))
+        # the residual blocks and one block that halves the size
+        blocks_per_level = blocks // levels
+        first_blocks = [1 + level * blocks_per_level for level in range(levels)]
+        widths = [shapes[f"input_blocks.{block}.0.in_layers.2.weight"][0] for block in first_blocks]
+        attention = [
+            image_size // 2**level
+            for level, block in enumerate(first_blocks)
+            if f"input_blocks.{block}.1.qkv.weight" in shapes
+        ]
+        channels = shapes["input_blocks.0.0.weight"][1]
+        multiclass = "label_emb.bias" in shapes
+        num_classes = shapes["label_emb.weight"][1 if multiclass else 0] if "label_emb.weight" in shapes else None
+        return {
+            "num_channels": num_channels,
+            "channel_mult": ",".join(f"{width / num_channels:g}" for width in widths),
+            "num_res_blocks": blocks_per_level - 1,
+            "attention_resolutions": ",".join(str(resolution) for resolution in attention),
+            "learn_sigma": shapes["out.2.weight"][0] == 2 * channels,
+            "class_cond": num_classes is not None,
+            "resblock_updown": any(name.endswith("in_layers.0.weight") for name in ups),
+            "use_scale_shift_norm": shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * widths[0],
+            "num_classes": num_classes,
+            "multiclass": multiclass,
+            "image_channels": channels,
+        }
+    except (LookupError, ArithmeticError, ValueError):
         raise ValueError("not the parameters of a U-Net of guided-diffusion") from None
-
-
-def _infer(shapes: Shapes, image_size: int) -> dict[str, Any]:
-    num_channels = shapes["time_embed.0.weight"][1]
-    ups = [name for name in shapes if _is_upsampling(name)]
-    levels = 1 + len(ups)
-    # the residual blocks and one block that halves the size
-    blocks_per_level = _count(shapes, "input_blocks") // levels
-    first_blocks = [1 + level * blocks_per_level for level in range(levels)]
-    widths = [shapes[f"input_blocks.{block}.0.in_layers.2.weight"][0] for block in first_blocks]
-    attention = [
-        image_size // 2**level
-        for level, block in enumerate(first_blocks)
-        if f"input_blocks.{block}.1.qkv.weight" in shapes
-    ]
-    channels = shapes["input_blocks.0.0.weight"][1]
-    multiclass = "label_emb.bias" in shapes
-    num_classes = shapes["label_emb.weight"][1 if multiclass else 0] if "label_emb.weight" in shapes else None
-    return {
-        "num_channels": num_channels,
-        "channel_mult": ",".join(f"{width / num_channels:g}" for width in widths),
-        "num_res_blocks": blocks_per_level - 1,
-        "attention_resolutions": ",".join(str(resolution) for resolution in attention),
-        "learn_sigma": shapes["out.2.weight"][0] == 2 * channels,
-        "class_cond": num_classes is not None,
-        "resblock_updown": any(name.endswith("in_layers.0.weight") for name in ups),
-        "use_scale_shift_norm": shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * widths[0],
-        "num_classes": num_classes,
-        "multiclass": multiclass,
-        "image_channels": channels,
-    }
 
 
 def _is_upsampling(name: str) -> bool:
@@ -278,10 +275,6 @@ def _is_upsampling(name: str) -> bool:
     if parts[0] != "output_blocks" or parts[2] == "0":
         return False
     return parts[3:] in (["conv", "weight"], ["in_layers", "0", "weight"])
-
-
-def _count(shapes: Shapes, stack: str) -> int:
-    return 1 + max((int(name.split(".")[1]) for name in shapes if name.startswith(f"{stack}.")), default=-1)
 
 
 def differing_flags(flags: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
