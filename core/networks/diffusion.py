@@ -18,6 +18,7 @@ from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.script_util import (
     CHANNEL_MULT,
     MODEL_FLAGS,
+    NUM_CLASSES,
     create_diffusion,
     create_model,
     model_and_diffusion_defaults,
@@ -36,6 +37,9 @@ INDEPENDENT_FLAGS = (
     "rescale_learned_sigmas",
 )
 """Flags that may differ between the training of a U-Net and its use; a mismatch in any other gives wrong images."""
+
+LABELS = ("num_classes", "multiclass", "image_channels")
+"""What belongs to a network and is no flag; the weights tell it."""
 
 _ADM = {
     "attention_resolutions": "32,16,8",
@@ -124,30 +128,26 @@ def load_diffusion(path: str | Path, flags: Mapping[str, Any], device: torch.dev
     given = _typed(flags)
     is_folder = Path(path).is_dir()
     stored = read_folder(Path(path), given.get("image_size")) if is_folder else _read_file(path)
+    _require_same_flags(path, given, stored.flags)
     known = {**stored.flags, **given}
-    differing = differing_flags(known, stored.flags)
-    if differing:
-        listed = ", ".join(
-            f"--{key} is {known[key]!r}, the file was trained with {stored.flags[key]!r}" for key in differing
-        )
-        raise InputError(f"{path}: its stored configuration contradicts the flags: {listed}")
-    needed = {} if is_folder else _inferred(path, stored, int(known.get("image_size", 0)))
+    needed = {} if is_folder else _inferred(path, stored.state, known.get("image_size", 0))
     _require_told(path, known)
 
-    resolved = {**model_and_diffusion_defaults(), **needed, **known}
-    beside = {key: {**known, **needed}[key] for key in ("num_classes", "multiclass", "image_channels")}
-    size, widths = resolved["image_size"], resolved["channel_mult"]
-    if "channel_mult" not in known and _numbers(widths) == list(CHANNEL_MULT.get(size, ())):
-        resolved["channel_mult"] = ""  # as it is published
+    config = {**model_and_diffusion_defaults(), **needed, **known, **{key: needed[key] for key in LABELS if needed}}
+    widths = CHANNEL_MULT.get(config["image_size"], ())
+    if "channel_mult" not in known and _numbers(config["channel_mult"]) == list(widths):
+        config["channel_mult"] = ""  # as it is published
+    build = {key: config[key] for key in (*MODEL_FLAGS, "learn_sigma", *LABELS)}
+    build["num_classes"] = build["num_classes"] or NUM_CLASSES  # class_cond alone decides
     try:
         with torch.device("meta"):
-            sizes = {key: resolved[key] for key in (*MODEL_FLAGS, "learn_sigma")}
-            network = create_model(**sizes, **beside, dialect=stored.dialect)
-        process = create_diffusion(resolved, **stored.process)
+            network = create_model(**build, dialect=stored.dialect)
+        process = create_diffusion(config, **stored.process)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{path}: {error}") from None
-    _require_fitting(path, network, needed, given)
-    network.config = resolved | beside | {key: stored.process[key] for key in stored.process if key != "betas"}
+    if needed:
+        _require_fitting(path, network, needed, given)
+    network.config = config | {key: value for key, value in stored.process.items() if key != "betas"}
     return DiffusionModel(_filled(network, stored.state, path).to(device), process, network.config)
 
 
@@ -171,12 +171,20 @@ def _read_file(path: str | Path) -> StoredModel:
     return StoredModel(state, stored_config(state) or {})
 
 
-def _inferred(path: str | Path, stored: StoredModel, image_size: int) -> dict[str, Any]:
+def _inferred(path: str | Path, state: Mapping[str, torch.Tensor], image_size: int) -> dict[str, Any]:
     try:
-        return infer_flags({name: tuple(value.shape) for name, value in stored.state.items()}, image_size)
+        return infer_flags({name: tuple(value.shape) for name, value in state.items()}, image_size)
     except ValueError as error:
-        hint = "; of a model of diffusers give the folder" if "conv_in.weight" in stored.state else ""
-        raise InputError(f"{path}: holds {describe(dict(stored.state))}: {error}{hint}") from None
+        hint = "; of a model of diffusers give the folder" if "conv_in.weight" in state else ""
+        raise InputError(f"{path}: holds {describe(dict(state))}: {error}{hint}") from None
+
+
+def _require_same_flags(path: str | Path, given: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    differing = differing_flags({**stored, **given}, stored)
+    if differing:
+        known = {**stored, **given}
+        listed = ", ".join(f"--{key} is {known[key]!r}, the file was trained with {stored[key]!r}" for key in differing)
+        raise InputError(f"{path}: its stored configuration contradicts the flags: {listed}")
 
 
 def _require_told(path: str | Path, known: Mapping[str, Any]) -> None:
@@ -193,8 +201,6 @@ def _require_told(path: str | Path, known: Mapping[str, Any]) -> None:
 
 def _require_fitting(path: str | Path, network: UNetModel, needed: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise InputError, naming the flags that would fit, when the flags' network and the file's are not the same."""
-    if not needed:
-        return
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = infer_flags(shapes, network.image_size)
     wrong = [key for key in found if key in given and found[key] != needed[key]]

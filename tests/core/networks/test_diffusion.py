@@ -141,6 +141,10 @@ def test_a_unet_of_other_flags_says_which_flags_fit(tmp_path, variant, needed):
     assert message.count("instead of") == len(needed)
 
 
+def test_an_unconditional_file_has_no_classes(tmp_path):
+    assert "--class_cond False instead of True" in refusal(unet_file(tmp_path), {**TOLD, "class_cond": True})
+
+
 def test_other_attention_says_which_flag_fits(tmp_path):
     message = refusal(unet_file(tmp_path), FLAGS | {"attention_resolutions": "32,16"})
     assert "--attention_resolutions 16 instead of 32,16" in message
