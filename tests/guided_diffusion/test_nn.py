@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from guided_diffusion.nn import SiLU, avg_pool_nd, checkpoint, conv_nd, linear, scale_module, update_ema, zero_module
+from guided_diffusion.nn import avg_pool_nd, checkpoint, conv_nd, linear, scale_module, update_ema, zero_module
 from tests.helpers import fill_, rnd
 
 
@@ -13,13 +13,6 @@ def test_layers_of_one_two_and_three_dimensions():
         x = rnd(0, 1, 2, *[4] * dims)
         assert conv_nd(dims, 2, 3, 3, padding=1)(x).shape == (1, 3, *[4] * dims)
         assert avg_pool_nd(dims, kernel_size=2, stride=2)(x).shape == (1, 2, *[2] * dims)
-
-
-@torch.no_grad()
-def test_silu_leaves_its_input_alone():
-    x = rnd(0, 5)
-    torch.testing.assert_close(SiLU()(x), x * torch.sigmoid(x))
-    assert torch.equal(x, rnd(0, 5))
 
 
 def test_averages_move_towards_the_parameters_without_a_graph():

@@ -11,6 +11,7 @@ import torch
 
 from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.script_util import (
+    CHANNEL_MULT,
     FLAG_HELP,
     NUM_CLASSES,
     add_dict_to_argparser,
@@ -148,22 +149,19 @@ def test_noise_schedule_reaches_the_process():
         create_gaussian_diffusion(noise_schedule="sqrt")
 
 
-@pytest.mark.parametrize(
-    ("image_size", "widths"),
-    [
-        (512, [32, 64, 64, 128, 128, 256, 256]),
-        (256, [64, 64, 128, 128, 256, 256]),
-        (224, [64, 64, 128, 192, 256]),
-        (128, [64, 64, 128, 192, 256]),
-        (64, [64, 128, 192, 256]),
-        (28, [64, 64, 128]),
-    ],
-)
-def test_default_widths(image_size, widths):
+def test_default_widths():
+    assert CHANNEL_MULT == {
+        512: (0.5, 1, 1, 2, 2, 4, 4),
+        256: (1, 1, 2, 2, 4, 4),
+        224: (1, 1, 2, 3, 4),
+        128: (1, 1, 2, 3, 4),
+        64: (1, 2, 3, 4),
+        28: (1, 1, 2),
+    }
     with torch.device("meta"):
-        model = create_model(image_size, num_channels=64, num_res_blocks=1, attention_resolutions="")
+        model = create_model(512, num_channels=64, num_res_blocks=1, attention_resolutions="")
     first_convolutions = [block[0].in_layers[2] for block in list(model.input_blocks)[1::2]]
-    assert [conv.out_channels for conv in first_convolutions] == widths
+    assert [conv.out_channels for conv in first_convolutions] == [32, 64, 64, 128, 128, 256, 256]
 
 
 @pytest.mark.parametrize(

@@ -17,50 +17,29 @@ from dime.core.networks.diffusion import DiffusionModel, load_diffusion
 from guided_diffusion.gaussian_diffusion import ModelMeanType, ModelVarType, get_named_beta_schedule
 from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
 
-BASE = {
-    "sample_size": 16,
-    "block_out_channels": (32, 64),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-}
+
+def blocks(down: str, up: str, **settings) -> dict:
+    """Settings with block types: words without their ending, Down… from the full resolution on, Up… back to it."""
+    ways = {"down_block_types": down, "up_block_types": up}
+    return {way: [f"{word}Block2D" for word in words.split()] for way, words in ways.items()} | settings
+
+
+BASE = blocks("Down AttnDown", "AttnUp Up", sample_size=16, block_out_channels=[32, 64], layers_per_block=1)
+OF_GOOGLE = {"norm_eps": 1e-6, "freq_shift": 1, "flip_sin_to_cos": False, "downsample_padding": 0}
 KINDS = {
     "train_unconditional": {},
-    "google": {
-        "norm_eps": 1e-6,
-        "freq_shift": 1,
-        "flip_sin_to_cos": False,
-        "downsample_padding": 0,
-        "attention_head_dim": None,
-        "layers_per_block": 2,
-    },
-    "no_attention": {
-        "add_attention": False,
-        "down_block_types": ("DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D"),
-    },
-    "other_attention_up": {"down_block_types": ("AttnDownBlock2D", "DownBlock2D")},
-    "resnet_blocks": {
-        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("UpBlock2D", "ResnetUpsampleBlock2D"),
-    },
-    "resnet_types": {
-        "down_block_types": ("AttnDownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D"),
-        "downsample_type": "resnet",
-        "upsample_type": "resnet",
-    },
+    "google": {**OF_GOOGLE, "attention_head_dim": None, "layers_per_block": 2},
+    "no_attention": blocks("Down Down", "Up Up", add_attention=False),
+    "other_attention_up": blocks("AttnDown Down", "AttnUp Up"),
+    "resnet_blocks": blocks("ResnetDownsample AttnDown", "Up ResnetUpsample"),
+    "resnet_types": blocks("AttnDown AttnDown", "AttnUp AttnUp", downsample_type="resnet", upsample_type="resnet"),
     "scale_shift": {"resnet_time_scale_shift": "scale_shift"},
     "scale_shift_normed": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32},
     "grey": {"in_channels": 1, "out_channels": 1},
     "classes": {"num_class_embeds": 5},
-    "groups_of_16": {"norm_num_groups": 16, "block_out_channels": (48, 80), "attention_head_dim": 16},
+    "groups_of_16": {"norm_num_groups": 16, "block_out_channels": [48, 80], "attention_head_dim": 16},
     "learned_variance": {"out_channels": 6},
-    "one_level": {
-        "block_out_channels": (32,),
-        "down_block_types": ("AttnDownBlock2D",),
-        "up_block_types": ("AttnUpBlock2D",),
-    },
+    "one_level": blocks("AttnDown", "AttnUp", block_out_channels=[32]),
 }
 """Kinds of UNet2DModel, where they differ from BASE."""
 
