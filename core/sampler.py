@@ -1,6 +1,6 @@
 """The guided denoising of the paper (Algorithm 1), with the parts in which its family differs left open.
 
-Notation, all images (N, 3, H, W):
+Notation, all images (N, C, H, W):
 
     x     the input, in [-1, 1]
     z_t   the noisy image being denoised (the diffusion library calls it x_t)
@@ -57,7 +57,7 @@ class Gaussian(NamedTuple):
 class Denoiser:
     """A diffusion model at the indices of its respaced process.
 
-    labels: (N, C) for a class-conditional model.
+    labels: what a class-conditional model is told of the images: 0/1 vectors (N, K), or class indices (N,).
     """
 
     model: nn.Module
@@ -72,7 +72,12 @@ class Denoiser:
     def reverse(self, output: torch.Tensor, z: torch.Tensor, i: int, clip: bool = True) -> Gaussian:
         """What an output at (z, i) says about the next z; evaluates nothing, draws nothing."""
         p = self.diffusion.interpret_output(output, z, _indices(z, i), clip_denoised=clip)
-        return Gaussian(p["mean"], p["variance"], (0.5 * p["log_variance"]).exp(), p["pred_xstart"])
+        variance = p["variance"]
+        if (
+            i == 0
+        ):  # the posterior's is 0 there, and guidance by it would end: that of the next index, as everywhere else
+            variance = torch.where(variance > 0, variance, p["log_variance"].exp())
+        return Gaussian(p["mean"], variance, (0.5 * p["log_variance"]).exp(), p["pred_xstart"])
 
     def ddim(self, p: Gaussian, z: torch.Tensor, i: int) -> torch.Tensor:
         """The deterministic step back from z (DDIM with η = 0: Song et al. 2021, equation 12)."""
@@ -102,7 +107,7 @@ def _indices(z: torch.Tensor, i: int) -> torch.Tensor:
 
 
 class Region(NamedTuple):
-    """Where the noisy image and the clean estimate may change: booleans (N, 1 or 3, H, W)."""
+    """Where the noisy image and the clean estimate may change: booleans (N, 1 or C, H, W)."""
 
     z_t: torch.Tensor
     x_t: torch.Tensor

@@ -121,6 +121,17 @@ class ForwardProcess:
         """The x_0 that noise ε turned into x_t."""
         return self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
 
+    def xstart_from_v(self, x_t: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """The x_0 that x_t and its velocity v = sqrt(ᾱ) ε - sqrt(1 - ᾱ) x_0 stand for."""
+        return self.at("sqrt_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_one_minus_alphas_cumprod", t, x_t) * v
+
+    def velocity(self, x_start: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """v of an image and its noise: what xstart_from_v takes."""
+        return (
+            self.at("sqrt_alphas_cumprod", t, x_start) * noise
+            - self.at("sqrt_one_minus_alphas_cumprod", t, x_start) * x_start
+        )
+
     def xstart_from_previous(self, x_t: torch.Tensor, t: torch.Tensor, x_prev: torch.Tensor) -> torch.Tensor:
         """The x_0 whose posterior mean is x_prev."""
         return (x_prev - self.at("posterior_mean_coef2", t, x_t) * x_t) / self.at("posterior_mean_coef1", t, x_t)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
-from guided_diffusion.forward_process import betas_for_alpha_bar, get_named_beta_schedule
+from guided_diffusion.forward_process import betas_for_alpha_bar, get_named_beta_schedule  # noqa: F401 (published)
 from guided_diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
 from guided_diffusion.nn import mean_flat
 from guided_diffusion.reverse_process import (
@@ -24,19 +24,10 @@ from guided_diffusion.reverse_process import (
     Kwargs,
     Model,
     ModelMeanType,
-    ModelVarType,
+    ModelVarType,  # noqa: F401 (published)
     ReverseProcess,
     Tensors,
 )
-
-__all__ = [
-    "GaussianDiffusion",
-    "LossType",
-    "ModelMeanType",
-    "ModelVarType",
-    "betas_for_alpha_bar",
-    "get_named_beta_schedule",
-]
 
 
 class LossType(enum.Enum):
@@ -57,24 +48,11 @@ class GaussianDiffusion(ReverseProcess):
 
     Args:
         loss_type: what training_losses returns.
-        betas, model_mean_type, model_var_type, rescale_timesteps: see ReverseProcess.
+        settings: betas, model_mean_type, model_var_type and rescale_timesteps of ReverseProcess.
     """
 
-    def __init__(
-        self,
-        *,
-        betas: np.ndarray,
-        model_mean_type: ModelMeanType,
-        model_var_type: ModelVarType,
-        loss_type: LossType,
-        rescale_timesteps: bool = False,
-    ) -> None:
-        super().__init__(
-            betas=betas,
-            model_mean_type=model_mean_type,
-            model_var_type=model_var_type,
-            rescale_timesteps=rescale_timesteps,
-        )
+    def __init__(self, *, loss_type: LossType, **settings: Any) -> None:
+        super().__init__(**settings)
         self.loss_type = loss_type
 
     def p_sample(
@@ -171,13 +149,9 @@ class GaussianDiffusion(ReverseProcess):
             device: where to draw it; None: where the model's parameters are.
             progress: show a bar (needs tqdm).
         """
-        settings = (clip_denoised, denoised_fn, cond_fn, model_kwargs)
-        x, device = _start(model, shape, noise, device)
-        for t in self._descending(shape[0], device, progress):
-            with torch.no_grad():
-                out = self.p_sample(model, x, t, *settings)
-            yield out
-            x = out["sample"]
+        step = partial(self.p_sample, model, clip_denoised=clip_denoised, denoised_fn=denoised_fn)
+        step = partial(step, cond_fn=cond_fn, model_kwargs=model_kwargs)
+        yield from self._loop(step, model, shape, noise, device, progress)
 
     def ddim_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Samples of this shape from noise; the arguments are those of ddim_sample_loop_progressive."""
@@ -200,11 +174,27 @@ class GaussianDiffusion(ReverseProcess):
 
         Arguments as in p_sample_loop_progressive, and eta as in ddim_sample.
         """
-        settings = (clip_denoised, denoised_fn, cond_fn, model_kwargs, eta)
-        x, device = _start(model, shape, noise, device)
-        for t in self._descending(shape[0], device, progress):
+        step = partial(self.ddim_sample, model, clip_denoised=clip_denoised, denoised_fn=denoised_fn, eta=eta)
+        step = partial(step, cond_fn=cond_fn, model_kwargs=model_kwargs)
+        yield from self._loop(step, model, shape, noise, device, progress)
+
+    def _loop(
+        self,
+        step: Callable[..., Tensors],
+        model: Model,
+        shape: tuple[int, ...],
+        x: torch.Tensor | None,
+        device: torch.device | str | None,
+        progress: bool,
+    ) -> Iterator[Tensors]:
+        """Yield step(x=…, t=…) from noise x (None: drawn) down to index 0."""
+        if x is None:
+            x = torch.randn(*shape, device=device or next(model.parameters()).device)
+        elif x.shape != tuple(shape):
+            raise ValueError(f"noise is {tuple(x.shape)} where {tuple(shape)} was asked for")
+        for t in self._descending(shape[0], x.device, progress):
             with torch.no_grad():
-                out = self.ddim_sample(model, x, t, *settings)
+                out = step(x=x, t=t)
             yield out
             x = out["sample"]
 
@@ -256,6 +246,8 @@ class GaussianDiffusion(ReverseProcess):
             return noise
         if self.model_mean_type is ModelMeanType.START_X:
             return x_start
+        if self.model_mean_type is ModelMeanType.V:
+            return self.velocity(x_start, t, noise)
         return self.posterior_mean(x_start, x_t, t)
 
     def _vb_terms(
@@ -314,17 +306,6 @@ class GaussianDiffusion(ReverseProcess):
 def _above_zero(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """1[t > 0], shaped to broadcast against x."""
     return (t > 0).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
-
-
-def _start(
-    model: Model, shape: tuple[int, ...], noise: torch.Tensor | None, device: torch.device | str | None
-) -> tuple[torch.Tensor, torch.device]:
-    """The noise that sampling starts from, and its device."""
-    if noise is None:
-        noise = torch.randn(*shape, device=device or next(model.parameters()).device)
-    elif noise.shape != tuple(shape):
-        raise ValueError(f"noise is {tuple(noise.shape)} where {tuple(shape)} was asked for")
-    return noise, noise.device
 
 
 def _last(steps: Iterator[Tensors]) -> Tensors:

@@ -1,12 +1,18 @@
-"""Small pieces that network and losses share."""
+"""Small pieces that network, losses and training share, and the names that scripts import beside them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint as recomputed
+
+linear, SiLU = nn.Linear, nn.SiLU
+"""Torch's own, under the names that scripts import from here."""
 
 NORM_GROUPS = 32
 MIXED_KERNEL_FROM = 1024
@@ -52,9 +58,19 @@ class SiLUInPlace(nn.SiLU):
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def normalization(channels: int) -> GroupNorm32:
-    """The group normalisation of the U-Net: 32 groups, eps 1e-5."""
-    return GroupNorm32(NORM_GROUPS, channels, eps=1e-5)
+def normalization(channels: int, groups: int = NORM_GROUPS, eps: float = 1e-5) -> GroupNorm32:
+    """The group normalisation of the U-Net."""
+    return GroupNorm32(groups, channels, eps=eps)
+
+
+def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """A convolution over signals (dims 1), images (2) or volumes (3)."""
+    return {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims](*args, **kwargs)
+
+
+def avg_pool_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """Average pooling over signals (dims 1), images (2) or volumes (3)."""
+    return {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims](*args, **kwargs)
 
 
 def zero_module(module: nn.Module) -> nn.Module:
@@ -64,21 +80,53 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
-def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10000) -> torch.Tensor:
+@torch.no_grad()
+def scale_module(module: nn.Module, scale: float) -> nn.Module:
+    """Multiply a module's parameters by a number and return it."""
+    for parameter in module.parameters():
+        parameter.mul_(scale)
+    return module
+
+
+@torch.no_grad()
+def update_ema(
+    target_params: Iterable[torch.Tensor], source_params: Iterable[torch.Tensor], rate: float = 0.99
+) -> None:
+    """Move averaged parameters towards current ones: target = rate · target + (1 - rate) · source."""
+    torch._foreach_lerp_(list(target_params), list(source_params), 1 - rate)
+
+
+def checkpoint(
+    func: Callable[..., Any], inputs: Sequence[Any], params: Iterable[torch.Tensor] = (), flag: bool = True
+) -> Any:
+    """func(*inputs); with flag, its activations are recomputed in the backward pass instead of kept.
+
+    params: accepted as published; the parameters that func uses get their gradients without being listed.
+    """
+    if flag and torch.is_grad_enabled():
+        return recomputed(func, *inputs, use_reentrant=False)
+    return func(*inputs)
+
+
+def timestep_embedding(
+    timesteps: torch.Tensor, dim: int, max_period: float = 10000, *, sin_first: bool = False, freq_shift: float = 0.0
+) -> torch.Tensor:
     """Sinusoidal embedding cat(cos, sin)(t · max_period^(-k/half)), k = 0 … half-1, half = dim // 2.
 
     Args:
         timesteps: (N,) integers or reals.
+        sin_first: cat(sin, cos) instead. freq_shift: the exponent is -k / (half - freq_shift).
 
     Returns (N, dim) in float32; an odd dim ends in a column of zeros (Vaswani et al. 2017, section 3.5).
     """
     half = dim // 2
     k = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    angles = timesteps[:, None].float() * torch.exp(-math.log(max_period) / half * k)
-    embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    angles = timesteps[:, None].float() * torch.exp(-math.log(max_period) / (half - freq_shift) * k)
+    halves = (angles.sin(), angles.cos()) if sin_first else (angles.cos(), angles.sin())
+    embedding = torch.cat(halves, dim=-1)
     return F.pad(embedding, (0, 1)) if dim % 2 else embedding
 
 
-def mean_flat(x: torch.Tensor) -> torch.Tensor:
+def mean_flat(tensor: torch.Tensor) -> torch.Tensor:
     """Mean over all but the first dimension: (N, ...) -> (N,)."""
-    return x.flatten(1).mean(dim=1)
+    return tensor.flatten(1).mean(dim=1)

@@ -23,11 +23,12 @@ DenoisedFn = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ModelMeanType(enum.Enum):
-    """What the network predicts."""
+    """What the network predicts; V is sqrt(ᾱ) ε - sqrt(1 - ᾱ) x_0 (Salimans and Ho 2022, appendix D)."""
 
     PREVIOUS_X = enum.auto()
     START_X = enum.auto()
     EPSILON = enum.auto()
+    V = enum.auto()
 
 
 class ModelVarType(enum.Enum):
@@ -112,6 +113,8 @@ class ReverseProcess(ForwardProcess):
             pred_xstart = self.xstart_from_eps(x, t, prediction)
         elif self.model_mean_type is ModelMeanType.PREVIOUS_X:
             pred_xstart = self.xstart_from_previous(x, t, prediction)
+        elif self.model_mean_type is ModelMeanType.V:
+            pred_xstart = self.xstart_from_v(x, t, prediction)
         else:
             pred_xstart = prediction
         if denoised_fn is not None:

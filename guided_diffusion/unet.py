@@ -3,13 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from guided_diffusion.nn import NORM_GROUPS, SiLUInPlace, normalization, timestep_embedding, zero_module
-from guided_diffusion.unet_blocks import BlockFactory, EmbedSequential
+from guided_diffusion.unet_blocks import (  # noqa: F401 (all of them are published as names of this module)
+    AttentionBlock,
+    Downsample,
+    QKVAttention,
+    QKVAttentionLegacy,
+    ResBlock,
+    TimestepBlock,
+    TimestepEmbedSequential,
+    Upsample,
+    require_images,
+)
+
+
+class Level(NamedTuple):
+    """What the blocks of one resolution are."""
+
+    attention: bool
+    """Attention follows each residual block."""
+    updown: bool
+    """A residual block changes the resolution, instead of a plain convolution."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """In what the U-Nets of other libraries differ from this one; the defaults are this one's own.
+
+    Attributes:
+        norm_groups, norm_eps: of group normalisation.
+        sin_first, freq_shift: see timestep_embedding.
+        pad_end: see Downsample.
+        middle_attention, middle_norm: whether the middle attends, and normalises before that.
+        down, up: the levels of either way, from the full resolution down, in place of attention_resolutions and
+            resblock_updown.
+    """
+
+    norm_groups: int = NORM_GROUPS
+    norm_eps: float = 1e-5
+    sin_first: bool = False
+    freq_shift: float = 0.0
+    pad_end: bool = False
+    middle_attention: bool = True
+    middle_norm: bool = True
+    down: tuple[Level, ...] = ()
+    up: tuple[Level, ...] = ()
 
 
 class UNetModel(nn.Module):
@@ -34,6 +79,7 @@ class UNetModel(nn.Module):
         resblock_updown: residual blocks change the resolution.
         use_new_attention_order: attention splits q, k, v before the heads.
         multiclass: labels are 0/1 vectors (N, num_classes) instead of class indices (N,).
+        dialect: what another library does otherwise.
 
     Raises ValueError where widths cannot be divided into groups or heads.
     """
@@ -63,45 +109,82 @@ class UNetModel(nn.Module):
         resblock_updown: bool = False,
         use_new_attention_order: bool = False,
         multiclass: bool = False,
+        dialect: Dialect = Dialect(),
     ) -> None:
         super().__init__()
-        if dims != 2:
-            raise ValueError(f"dims is {dims}: this network is for images, dims 2")
+        require_images(dims)
         self.image_size = image_size
+        self.in_channels = in_channels
         self.model_channels = model_channels
         self.num_classes = num_classes
         self.multiclass = multiclass
         self.use_fp16 = use_fp16
-        make = BlockFactory(
-            emb_channels=4 * model_channels,
+        self.dialect = dialect
+        widths = [_width(model_channels, mult, dialect.norm_groups) for mult in channel_mult]
+        self.downsampling = 2 ** (len(widths) - 1)
+        same = [Level(2**i in attention_resolutions, resblock_updown) for i in range(len(widths))]
+        emb_width = 4 * model_channels
+
+        norm = partial(normalization, groups=dialect.norm_groups, eps=dialect.norm_eps)
+        residual = partial(
+            ResBlock,
+            emb_channels=emb_width,
             dropout=dropout,
-            conv_resample=conv_resample,
-            resblock_updown=resblock_updown,
             use_scale_shift_norm=use_scale_shift_norm,
             use_checkpoint=use_checkpoint,
+            norm=norm,
+        )
+        attention = partial(
+            AttentionBlock,
+            num_heads=num_heads,
             num_head_channels=num_head_channels,
+            use_checkpoint=use_checkpoint,
             use_new_attention_order=use_new_attention_order,
+            norm=norm,
         )
-        widths = [_width(model_channels, mult) for mult in channel_mult]
-        levels = [(width, 2**i in attention_resolutions) for i, width in enumerate(widths)]
-        self.downsampling = 2 ** (len(levels) - 1)
 
-        self._build_embeddings(4 * model_channels)
-        self.input_blocks, skip_widths = _way_down(make, levels, num_res_blocks, num_heads, in_channels)
-        self.middle_block = EmbedSequential(
-            make.residual(widths[-1], widths[-1]),
-            make.attention(widths[-1], num_heads),
-            make.residual(widths[-1], widths[-1]),
-        )
-        heads_up = num_heads if num_heads_upsample == -1 else num_heads_upsample
-        self.output_blocks = _way_up(make, levels, num_res_blocks, heads_up, skip_widths)
-        head = zero_module(nn.Conv2d(widths[0], out_channels, 3, padding=1))
-        self.out = nn.Sequential(normalization(widths[0]), SiLUInPlace(), head)
+        layers = nn.Linear(model_channels, emb_width), nn.SiLU(), nn.Linear(emb_width, emb_width)
+        self.time_embed = nn.Sequential(*layers)
+        if num_classes is not None:
+            self.label_emb = (nn.Linear if multiclass else nn.Embedding)(num_classes, emb_width)
 
-    def _build_embeddings(self, width: int) -> None:
-        self.time_embed = nn.Sequential(nn.Linear(self.model_channels, width), nn.SiLU(), nn.Linear(width, width))
-        if self.num_classes is not None:
-            self.label_emb = (nn.Linear if self.multiclass else nn.Embedding)(self.num_classes, width)
+        width = widths[0]
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(in_channels, width, 3, padding=1))])
+        skip_widths = [width]
+        for i, level in enumerate(dialect.down or same):
+            for _ in range(num_res_blocks):
+                block = [residual(width, out_channels=widths[i])]
+                width = widths[i]
+                if level.attention:
+                    block.append(attention(width))
+                self.input_blocks.append(TimestepEmbedSequential(*block))
+                skip_widths.append(width)
+            if i < len(widths) - 1:
+                plain = partial(Downsample, use_conv=conv_resample, pad_end=dialect.pad_end)
+                down = residual(width, down=True) if level.updown else plain(width)
+                self.input_blocks.append(TimestepEmbedSequential(down))
+                skip_widths.append(width)
+
+        middle_norm = norm if dialect.middle_norm else lambda channels: nn.Identity()
+        middle = [attention(width, norm=middle_norm)] if dialect.middle_attention else []
+        self.middle_block = TimestepEmbedSequential(residual(width), *middle, residual(width))
+
+        # Each output block takes in again what an input block has put out, the last one first.
+        if num_heads_upsample != -1:
+            attention = partial(attention, num_heads=num_heads_upsample)
+        self.output_blocks = nn.ModuleList()
+        for i, level in reversed(list(enumerate(dialect.up or same))):
+            for number in range(num_res_blocks + 1):
+                block = [residual(width + skip_widths.pop(), out_channels=widths[i])]
+                width = widths[i]
+                if level.attention:
+                    block.append(attention(width))
+                if i > 0 and number == num_res_blocks:
+                    block.append(residual(width, up=True) if level.updown else Upsample(width, conv_resample))
+                self.output_blocks.append(TimestepEmbedSequential(*block))
+
+        head = zero_module(nn.Conv2d(width, out_channels, 3, padding=1))
+        self.out = nn.Sequential(norm(width), SiLUInPlace(), head)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -143,7 +226,10 @@ class UNetModel(nn.Module):
         ValueError for labels and sides that do not fit.
         """
         self._check_input(x, y)
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(self.head_dtype))  # (N, E)
+        sinusoids = timestep_embedding(
+            timesteps, self.model_channels, sin_first=self.dialect.sin_first, freq_shift=self.dialect.freq_shift
+        )
+        emb = self.time_embed(sinusoids.to(self.head_dtype))  # (N, E)
         if y is not None:
             emb = emb + self.label_emb(y.to(emb.dtype) if self.multiclass else y)
 
@@ -165,6 +251,8 @@ class UNetModel(nn.Module):
             raise ValueError(
                 f"images are {height}x{width}: the levels (--channel_mult) need sides divisible by {self.downsampling}"
             )
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"images have {x.shape[1]} channels: this network is for {self.in_channels}")
         if y is None:
             if self.num_classes is not None:
                 raise ValueError(f"this network is conditioned on {self.num_classes} classes: give labels y")
@@ -176,58 +264,11 @@ class UNetModel(nn.Module):
             raise ValueError(f"labels y are {tuple(y.shape)}: expected {expected}")
 
 
-def _width(model_channels: int, mult: float) -> int:
-    width = int(mult * model_channels)
-    if width <= 0 or width % NORM_GROUPS:
+def _width(model_channels: int, mult: float, groups: int) -> int:
+    width = round(mult * model_channels)
+    if width <= 0 or width % groups:
         raise ValueError(
             f"--num_channels {model_channels} times {mult:g} of --channel_mult is {width} channels: "
-            f"expected a multiple of {NORM_GROUPS}, for group normalisation"
+            f"expected a multiple of {groups}, for group normalisation"
         )
     return width
-
-
-def _way_down(
-    make: BlockFactory, levels: Sequence[tuple[int, bool]], num_res_blocks: int, num_heads: int, in_channels: int
-) -> tuple[nn.ModuleList, list[int]]:
-    """The input blocks, and the widths of their outputs, which the way up takes in again.
-
-    levels: width and attention of each, from the full resolution down.
-    """
-    width = levels[0][0]
-    blocks = nn.ModuleList([EmbedSequential(nn.Conv2d(in_channels, width, 3, padding=1))])
-    skip_widths = [width]
-    for level, (level_width, has_attention) in enumerate(levels):
-        if level > 0:
-            blocks.append(EmbedSequential(make.down(width)))
-            skip_widths.append(width)
-        for _ in range(num_res_blocks):
-            layers: list[nn.Module] = [make.residual(width, level_width)]
-            width = level_width
-            if has_attention:
-                layers.append(make.attention(width, num_heads))
-            blocks.append(EmbedSequential(*layers))
-            skip_widths.append(width)
-    return blocks, skip_widths
-
-
-def _way_up(
-    make: BlockFactory,
-    levels: Sequence[tuple[int, bool]],
-    num_res_blocks: int,
-    num_heads: int,
-    skip_widths: Sequence[int],
-) -> nn.ModuleList:
-    """The output blocks: each takes in the output of an input block, the last one first."""
-    width = levels[-1][0]
-    skip_widths = list(skip_widths)
-    blocks = nn.ModuleList()
-    for level, (level_width, has_attention) in reversed(list(enumerate(levels))):
-        for i in range(num_res_blocks + 1):
-            layers: list[nn.Module] = [make.residual(width + skip_widths.pop(), level_width)]
-            width = level_width
-            if has_attention:
-                layers.append(make.attention(width, num_heads))
-            if level > 0 and i == num_res_blocks:
-                layers.append(make.up(width))
-            blocks.append(EmbedSequential(*layers))
-    return blocks

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
@@ -152,12 +151,16 @@ def test_ancestral_sampling_of_a_gaussian_has_its_spread():
 @pytest.mark.parametrize("loop", ["p_sample_loop", "ddim_sample_loop"])
 def test_loops_evaluate_once_a_step_and_repeat_under_a_seed(loop):
     diffusion = process(variance=ModelVarType.LEARNED_RANGE)
-    model, noise = Counted(wave, wave), rnd(0, 2, 3, 4, 4)
-    results = []
+    seen, noise, results = [], rnd(0, 2, 3, 4, 4), []
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(t.tolist())
+        return torch.cat([wave(x, t), wave(x, t)], dim=1)
+
     for _ in range(2):
         torch.manual_seed(5)
         results.append(getattr(diffusion, loop)(model, (2, 3, 4, 4), noise=noise))
-    assert model.evaluations == 2 * 50
+    assert seen == 2 * [[i, i] for i in reversed(range(50))]
     assert torch.equal(*results)
     steps = list(getattr(diffusion, f"{loop}_progressive")(model, noise.shape, noise, progress=True))
     assert len(steps) == 50 and steps[0].keys() == {"sample", "pred_xstart"}
@@ -170,44 +173,16 @@ def test_loops_build_no_graph(loop):
     assert not sample.requires_grad and torch.is_grad_enabled()
 
 
-def test_a_loop_goes_down_from_the_last_index():
-    seen = []
-
-    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        seen.append(t.tolist())
-        return x
-
-    process().p_sample_loop(model, (2, 3, 4, 4), device="cpu")
-    assert seen == [[i, i] for i in reversed(range(50))]
-
-
 def test_a_start_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"noise is \(1, 3, 4, 4\) where \(2, 3, 4, 4\)"):
         process().p_sample_loop(wave, (2, 3, 4, 4), noise=rnd(0, 1, 3, 4, 4))
 
 
-class Recorder(TorchDispatchMode):
-    """Notes the name of every operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(func.name().split(".")[0])
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("loop", ["p_sample_loop", "ddim_sample_loop"])
-def test_loops_stay_on_their_device(loop):
+def test_loops_read_nothing_back_from_their_device(loop):
     _, diffusion = create_model_and_diffusion(**BASE)
-    # Nothing can be read back from this device: .item(), .cpu() and the like raise an error.
-    sample = functools.partial(getattr(diffusion, loop), Counted(wave, wave), (1, 3, 4, 4), device="meta")
-    sample()  # fills the tables
-    with Recorder() as recorder:
-        assert sample().device.type == "meta"
-    assert "aten::randn_like" in recorder.names
-    assert "aten::lift_fresh" not in recorder.names  # torch.tensor(…)
+    # On this device .item(), .cpu() and the like raise an error.
+    assert getattr(diffusion, loop)(Counted(wave, wave), (1, 3, 4, 4), device="meta").device.type == "meta"
 
 
 def test_tables_made_while_sampling_serve_training():
@@ -237,6 +212,7 @@ def test_a_perfect_model_has_no_loss():
         output = {
             ModelMeanType.START_X: x_start,
             ModelMeanType.EPSILON: eps,
+            ModelMeanType.V: diffusion.velocity(x_start, t, eps),
             ModelMeanType.PREVIOUS_X: diffusion.posterior_mean(x_start, x_t, t),
         }[mean_type]
         losses = diffusion.training_losses(lambda x, t, output=output: output, x_start, t, noise=eps)

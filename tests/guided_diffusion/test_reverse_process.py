@@ -35,7 +35,13 @@ def test_every_kind_of_prediction_means_the_same_step(mean_type):
     diffusion = process(mean=mean_type)
     x_t = diffusion.q_sample(x_start, t, noise=eps)
     mean, variance, log_variance = diffusion.q_posterior_mean_variance(x_start, x_t, t)
-    output = {ModelMeanType.START_X: x_start, ModelMeanType.EPSILON: eps, ModelMeanType.PREVIOUS_X: mean}[mean_type]
+    alpha_bar = torch.from_numpy(diffusion.alphas_cumprod).float()[t].view(-1, 1, 1, 1)
+    output = {
+        ModelMeanType.START_X: x_start,
+        ModelMeanType.EPSILON: eps,
+        ModelMeanType.PREVIOUS_X: mean,
+        ModelMeanType.V: alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_start,  # Salimans and Ho 2022, appendix D
+    }[mean_type]
     p = diffusion.interpret_output(output, x_t, t)
     torch.testing.assert_close(p["pred_xstart"], x_start, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(p["mean"], mean, rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ import torch
 
 from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.script_util import (
+    CHANNEL_MULT,
     FLAG_HELP,
     NUM_CLASSES,
     add_dict_to_argparser,
@@ -91,14 +92,9 @@ def test_flags_are_typed_like_their_defaults():
     assert args_to_dict(args, ["a", "f"]) == {"a": 3, "f": None}
 
 
-@pytest.mark.parametrize("text", ["yes", "true", "t", "y", "1", "True", "YES", True])
-def test_words_for_true(text):
-    assert str2bool(text) is True
-
-
-@pytest.mark.parametrize("text", ["no", "false", "f", "n", "0", "False", "NO", False])
-def test_words_for_false(text):
-    assert str2bool(text) is False
+def test_words_for_true_and_false():
+    assert all(str2bool(text) is True for text in ["yes", "true", "t", "y", "1", "True", "YES", True])
+    assert all(str2bool(text) is False for text in ["no", "false", "f", "n", "0", "False", "NO", False])
 
 
 def test_other_words_are_no_truth_value():
@@ -108,17 +104,16 @@ def test_other_words_are_no_truth_value():
 
 def test_config_holds_every_flag_as_a_plain_value():
     flags = {**model_and_diffusion_defaults(), **BASE}
-    model, _ = create_model_and_diffusion(**flags, num_classes=40, multiclass=True)
-    assert model.config == {**flags, "num_classes": 40, "multiclass": True}
+    model, _ = create_model_and_diffusion(**BASE, num_classes=40, multiclass=True)
+    assert model.config == {**flags, "num_classes": 40, "multiclass": True, "image_channels": 3}
     assert json.loads(json.dumps(model.config)) == model.config
     model, diffusion = create_model_and_diffusion(**{**BASE, "timestep_respacing": [10, 5]})
     assert model.config["timestep_respacing"] == "10,5" and diffusion.num_timesteps == 15
 
 
-def test_flags_left_out_keep_their_defaults():
-    model, diffusion = create_model_and_diffusion(**BASE)
-    assert model.config.items() >= {**model_and_diffusion_defaults(), **BASE}.items()
-    assert diffusion.model_mean_type is ModelMeanType.EPSILON
+def test_grey_images():
+    model, _ = create_model_and_diffusion(**BASE, image_channels=1)
+    assert (model.in_channels, model.out[2].out_channels) == (1, 2)  # the noise, and its variance
 
 
 def test_unknown_flags_are_refused():
@@ -131,6 +126,8 @@ def test_unknown_flags_are_refused():
     [
         ({}, "model_mean_type", ModelMeanType.EPSILON),
         ({"predict_xstart": True}, "model_mean_type", ModelMeanType.START_X),
+        ({"predict_v": True}, "model_mean_type", ModelMeanType.V),
+        ({"steps": 3, "betas": np.array([0.1, 0.2, 0.3])}, "original_num_steps", 3),
         ({}, "model_var_type", ModelVarType.FIXED_LARGE),
         ({"sigma_small": True}, "model_var_type", ModelVarType.FIXED_SMALL),
         ({"learn_sigma": True}, "model_var_type", ModelVarType.LEARNED_RANGE),
@@ -152,22 +149,19 @@ def test_noise_schedule_reaches_the_process():
         create_gaussian_diffusion(noise_schedule="sqrt")
 
 
-@pytest.mark.parametrize(
-    ("image_size", "widths"),
-    [
-        (512, [32, 64, 64, 128, 128, 256, 256]),
-        (256, [64, 64, 128, 128, 256, 256]),
-        (224, [64, 64, 128, 192, 256]),
-        (128, [64, 64, 128, 192, 256]),
-        (64, [64, 128, 192, 256]),
-        (28, [64, 64, 128]),
-    ],
-)
-def test_default_widths(image_size, widths):
+def test_default_widths():
+    assert CHANNEL_MULT == {
+        512: (0.5, 1, 1, 2, 2, 4, 4),
+        256: (1, 1, 2, 2, 4, 4),
+        224: (1, 1, 2, 3, 4),
+        128: (1, 1, 2, 3, 4),
+        64: (1, 2, 3, 4),
+        28: (1, 1, 2),
+    }
     with torch.device("meta"):
-        model = create_model(image_size, num_channels=64, num_res_blocks=1, attention_resolutions="")
+        model = create_model(512, num_channels=64, num_res_blocks=1, attention_resolutions="")
     first_convolutions = [block[0].in_layers[2] for block in list(model.input_blocks)[1::2]]
-    assert [conv.out_channels for conv in first_convolutions] == widths
+    assert [conv.out_channels for conv in first_convolutions] == [32, 64, 64, 128, 128, 256, 256]
 
 
 @pytest.mark.parametrize(

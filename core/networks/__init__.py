@@ -1,0 +1,1 @@
+"""Networks from files: classifiers, diffusion models, feature networks."""

@@ -1,0 +1,297 @@
+"""Diffusion models of Hugging Face's diffusers, read without that library: a UNet2DModel and its scheduler.
+
+A folder is what a pipeline's save_pretrained writes (unet/, scheduler/), or flat, as google/ddpm-* are. Its U-Net is
+this project's under other names; what is computed otherwise is said by a Dialect.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dime.core.errors import InputError
+from dime.core.weight_files import read_state_dict
+from guided_diffusion.gaussian_diffusion import get_named_beta_schedule
+from guided_diffusion.unet import Dialect, Level
+
+UNET = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "dropout": 0.0,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "attn_norm_num_groups": None,
+    "add_attention": True,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+"""The settings of a UNet2DModel that may have any value, with the library's defaults."""
+
+UNET_CHOICES = {
+    "_class_name": ("UNet2DModel",),
+    "act_fn": ("silu", "swish"),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "downsample_padding": (1, 0),
+    "downsample_type": ("conv", "resnet"),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "upsample_type": ("conv", "resnet"),
+}
+"""Those that are supported with some values alone, the library's default first."""
+
+SCHEDULER = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "trained_betas": None}
+SCHEDULER_CHOICES = {
+    # of the process that such networks are trained with; how a scheduler steps back is not used here
+    "_class_name": tuple(
+        f"{name}Scheduler" for name in ("DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep")
+    ),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "sample", "v_prediction"),
+    "rescale_betas_zero_snr": (False,),
+    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"),
+}
+WEIGHTS = [f"diffusion_pytorch_model{kind}" for kind in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")]
+
+PARTS = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    "group_norm": "norm",
+    "to_q": "qkv",
+    "to_out.0": "proj_out",
+    "query": "qkv",  # the library's older names
+    "proj_attn": "proj_out",
+    "linear_1": "0",
+    "linear_2": "2",
+}
+"""The parts of their blocks, and what they are called here."""
+
+QKV = {"to_q": ("to_q", "to_k", "to_v"), "query": ("query", "key", "value")}
+ATTENTION = ("to_q", "query", "to_out.0", "proj_attn")
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A diffusion model as it lies on the disk.
+
+    Attributes:
+        state: the network's weights, under UNetModel's names.
+        flags: what is stored of its flags, and of num_classes, multiclass and image_channels.
+        dialect: see UNetModel.
+        process: what create_gaussian_diffusion takes beside flags.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    flags: dict[str, Any]
+    dialect: Dialect = field(default_factory=Dialect)
+    process: dict[str, Any] = field(default_factory=dict)
+
+
+def read_folder(folder: Path, image_size: int | None = None) -> StoredModel:
+    """The model in a folder of diffusers.
+
+    image_size: of a network that does not say its own. Raises InputError for what is missing, damaged or not supported.
+    """
+    index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    others = [name for name in index if not name.startswith("_") and name not in ("unet", "scheduler")]
+    if others:
+        raise InputError(
+            f"{folder}: a pipeline with {', '.join(others)} beside unet and scheduler: latent and conditional models "
+            "are not supported, expected one that denoises pixels (DDPMPipeline, DDIMPipeline)"
+        )
+    unet = _part(folder, "unet", "config.json")
+    config = _complete(unet, UNET, UNET_CHOICES)
+    unknown = [key for key in config if key not in UNET | UNET_CHOICES and not key.startswith("_")]
+    if unknown:
+        raise InputError(f"{unet}: {unknown[0]} is no known setting of a UNet2DModel")
+    config["sample_size"] = config["sample_size"] or image_size
+    settings = _complete(_part(folder, "scheduler", "scheduler_config.json"), SCHEDULER, SCHEDULER_CHOICES)
+    try:
+        downs = [_level(kind, "Down", config["downsample_type"]) for kind in config["down_block_types"]]
+        ups = [_level(kind, "Up", config["upsample_type"]) for kind in reversed(config["up_block_types"])]
+        flags, process = _flags(config, settings, downs), _process(config, settings)
+        dialect = _dialect(config, downs, ups)
+        places = dict(_places(downs, ups, config["layers_per_block"], config["add_attention"]))
+    except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{unet}: not supported: {error}") from None
+    weights = next((name for name in WEIGHTS if unet.with_name(name).is_file()), WEIGHTS[0])
+    return StoredModel(_renamed(read_state_dict(unet.with_name(weights)), places), flags, dialect, process)
+
+
+def _level(kind: str, way: str, resample: str) -> Level:
+    """The level that a block type of the way "Down" or "Up" stands for."""
+    levels = {
+        f"{way}Block2D": Level(attention=False, updown=False),
+        f"Attn{way}Block2D": Level(attention=True, updown=resample == "resnet"),
+        f"Resnet{way}sampleBlock2D": Level(attention=False, updown=True),
+    }
+    if kind not in levels:
+        raise ValueError(f"blocks {kind}, expected {', '.join(levels)}")
+    return levels[kind]
+
+
+def _flags(config: dict[str, Any], settings: dict[str, Any], downs: list[Level]) -> dict[str, Any]:
+    """What flags can say of the model."""
+    widths, size = config["block_out_channels"], config["sample_size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    if height != width:
+        raise ValueError(f"images of {height}x{width}, expected square ones")
+    schedule = {"squaredcos_cap_v2": "cosine"}.get(settings["beta_schedule"], settings["beta_schedule"])
+    flags = {
+        "num_channels": widths[0],
+        "channel_mult": ",".join(f"{width / widths[0]:g}" for width in widths),
+        "num_res_blocks": config["layers_per_block"],
+        "num_heads": 1,
+        "num_head_channels": config["attention_head_dim"] or -1,
+        "dropout": config["dropout"],
+        "class_cond": config["num_class_embeds"] is not None,
+        "num_classes": config["num_class_embeds"],
+        "multiclass": False,
+        "image_channels": config["in_channels"],
+        "use_scale_shift_norm": config["resnet_time_scale_shift"] == "scale_shift",
+        "resblock_updown": any(level.updown for level in downs[:-1]),
+        "use_new_attention_order": True,
+        "learn_sigma": config["out_channels"] == 2 * config["in_channels"],
+        "diffusion_steps": len(settings["trained_betas"] or range(settings["num_train_timesteps"])),
+        "noise_schedule": "trained" if settings["trained_betas"] else schedule,
+        "predict_xstart": settings["prediction_type"] == "sample",
+        "rescale_timesteps": False,
+    }
+    if height:
+        attending = [str(height // 2**i) for i, level in enumerate(downs) if level.attention]
+        flags |= {"image_size": height, "attention_resolutions": ",".join(attending)}
+    return flags
+
+
+def _dialect(config: dict[str, Any], downs: list[Level], ups: list[Level]) -> Dialect:
+    """What the U-Net does otherwise than this project's."""
+    if config["attn_norm_num_groups"] not in (None, config["norm_num_groups"]):
+        raise ValueError("attn_norm_num_groups other than norm_num_groups")
+    return Dialect(
+        norm_groups=config["norm_num_groups"],
+        norm_eps=config["norm_eps"],
+        sin_first=not config["flip_sin_to_cos"],
+        freq_shift=config["freq_shift"],
+        pad_end=config["downsample_padding"] == 0,
+        middle_attention=config["add_attention"],
+        # the library's own oddity: with scale and shift, its middle attends to features that are not normalised
+        middle_norm=config["resnet_time_scale_shift"] == "default" or config["attn_norm_num_groups"] is not None,
+        down=tuple(downs),
+        up=tuple(ups),
+    )
+
+
+def _process(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What the process is beside its flags."""
+    steps, start, end = (settings[key] for key in ("num_train_timesteps", "beta_start", "beta_end"))
+    schedules = {
+        "linear": lambda: np.linspace(start, end, steps),
+        "scaled_linear": lambda: np.linspace(start**0.5, end**0.5, steps) ** 2,
+        "squaredcos_cap_v2": lambda: get_named_beta_schedule("cosine", steps),
+    }
+    trained, variance = settings["trained_betas"], settings["variance_type"]
+    channels = (config["in_channels"], config["out_channels"])
+    learned = variance == "learned_range" or (variance is None and channels[1] == 2 * channels[0])
+    if channels[1] != channels[0] * (2 if learned else 1):
+        raise ValueError(f"{channels[0]} channels in, {channels[1]} out, and variance_type {variance}")
+    return {
+        "betas": np.array(trained) if trained else schedules[settings["beta_schedule"]](),
+        "predict_v": settings["prediction_type"] == "v_prediction",
+        "sigma_small": variance in (None, "fixed_small", "fixed_small_log"),
+    }
+
+
+def _places(downs: list[Level], ups: list[Level], layers: int, middle_attention: bool) -> Iterator[tuple[str, str]]:
+    """Their blocks, and where those stand here."""
+    yield from {
+        "time_embedding": "time_embed",
+        "class_embedding": "label_emb",
+        "conv_in": "input_blocks.0.0",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": f"middle_block.{1 + middle_attention}",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }.items()
+    for i, level in enumerate(downs):
+        for j in range(layers):
+            block = 1 + i * (layers + 1) + j
+            yield f"down_blocks.{i}.resnets.{j}", f"input_blocks.{block}.0"
+            yield f"down_blocks.{i}.attentions.{j}", f"input_blocks.{block}.1"
+        conv, op = ("", "") if level.updown else (".conv", ".op")
+        yield f"down_blocks.{i}.downsamplers.0{conv}", f"input_blocks.{(i + 1) * (layers + 1)}.0{op}"
+    for i, level in enumerate(reversed(ups)):
+        for j in range(layers + 1):
+            block = i * (layers + 1) + j
+            yield f"up_blocks.{i}.resnets.{j}", f"output_blocks.{block}.0"
+            yield f"up_blocks.{i}.attentions.{j}", f"output_blocks.{block}.1"
+        conv = "" if level.updown else ".conv"
+        yield f"up_blocks.{i}.upsamplers.0{conv}", f"output_blocks.{block}.{1 + level.attention}{conv}"
+
+
+def _renamed(state: Mapping[str, torch.Tensor], places: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Their weights under our names; a name that has no place stays, to be told as unknown."""
+    renamed = {}
+    for name, value in state.items():
+        block = next((block for block in places if name.startswith(f"{block}.")), "")
+        part, _, kind = name.removeprefix(f"{block}.").rpartition(".")
+        if part in ("to_k", "to_v", "key", "value"):
+            continue  # they come with their query
+        if part in QKV:
+            value = torch.cat([state[f"{block}.{part}.{kind}"] for part in QKV[part]])
+        if part in ATTENTION and kind == "weight":
+            value = value.unsqueeze(-1)  # here it is a convolution over positions
+        own = ".".join(filter(None, (places.get(block), PARTS.get(part, part), kind)))
+        renamed[own if block else name] = value
+    return renamed
+
+
+def _part(folder: Path, name: str, file: str) -> Path:
+    """A configuration file of the pipeline's part: in its own folder, or in the one folder of the flat layout."""
+    for path in (folder / name / file, folder / file):
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{folder}: has neither {name}/{file} nor {file}; expected a folder of diffusers (a pipeline's save_pretrained)"
+    )
+
+
+def _complete(path: Path, defaults: dict[str, Any], choices: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """The settings in a file, with the library's defaults for what it leaves out; InputError for unsupported ones."""
+    settings = {**defaults, **{key: values[0] for key, values in choices.items()}, **_json(path)}
+    for key, values in choices.items():
+        if settings[key] not in values:
+            expected = " or ".join(str(value) for value in values)
+            raise InputError(f"{path}: {key} {settings[key]} is not supported, expected {expected}")
+    return settings
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a table of settings")
+    return content

@@ -1,0 +1,283 @@
+"""Models of diffusers: the same ε as that library's, what is refused, and how the process is read.
+
+The figures are made where diffusers is installed: python -m tests.core.networks.test_diffusers
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dime.core.errors import InputError
+from dime.core.networks.diffusion import DiffusionModel, load_diffusion
+from guided_diffusion.gaussian_diffusion import ModelMeanType, ModelVarType, get_named_beta_schedule
+from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
+
+
+def blocks(down: str, up: str, **settings) -> dict:
+    """Settings with block types: words without their ending, Down… from the full resolution on, Up… back to it."""
+    ways = {"down_block_types": down, "up_block_types": up}
+    return {way: [f"{word}Block2D" for word in words.split()] for way, words in ways.items()} | settings
+
+
+BASE = blocks("Down AttnDown", "AttnUp Up", sample_size=16, block_out_channels=[32, 64], layers_per_block=1)
+OF_GOOGLE = {"norm_eps": 1e-6, "freq_shift": 1, "flip_sin_to_cos": False, "downsample_padding": 0}
+KINDS = {
+    "train_unconditional": {},
+    "google": {**OF_GOOGLE, "attention_head_dim": None, "layers_per_block": 2},
+    "no_attention": blocks("Down Down", "Up Up", add_attention=False),
+    "other_attention_up": blocks("AttnDown Down", "AttnUp Up"),
+    "resnet_blocks": blocks("ResnetDownsample AttnDown", "Up ResnetUpsample"),
+    "resnet_types": blocks("AttnDown AttnDown", "AttnUp AttnUp", downsample_type="resnet", upsample_type="resnet"),
+    "scale_shift": {"resnet_time_scale_shift": "scale_shift"},
+    "scale_shift_normed": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32},
+    "grey": {"in_channels": 1, "out_channels": 1},
+    "classes": {"num_class_embeds": 5},
+    "groups_of_16": {"norm_num_groups": 16, "block_out_channels": [48, 80], "attention_head_dim": 16},
+    "learned_variance": {"out_channels": 6},
+    "one_level": blocks("AttnDown", "AttnUp", block_out_channels=[32]),
+}
+"""Kinds of UNet2DModel, where they differ from BASE."""
+
+
+def inputs(kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    labels = torch.tensor([1, 4]) if kind == "classes" else None
+    return rnd(1, 2, 1 if kind == "grey" else 3, 16, 16), torch.tensor([3, 700]), labels
+
+
+def write(folder: Path, kind: str = "train_unconditional", unet: dict | None = None, **scheduler) -> Path:
+    """A model of this kind in the layout of a pipeline, without diffusers; its settings may be changed."""
+    figures = golden("diffusers")
+    config, shapes = (json.loads(str(figures[f"{kind}_{part}"])) for part in ("config", "shapes"))
+    for name in ("unet", "scheduler"):
+        (folder / name).mkdir(parents=True)
+    if kind == "learned_variance":
+        scheduler = {"variance_type": "learned_range", **scheduler}
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "DDPMPipeline", **{n: ["diffusers", "X"] for n in ("unet", "scheduler")}})
+    )
+    (folder / "unet" / "config.json").write_text(json.dumps(config | (unet or {})))
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({"_class_name": "DDPMScheduler", **scheduler})
+    )
+    torch.save(filled(shapes), folder / "unet" / "diffusion_pytorch_model.bin")
+    return folder
+
+
+def refusal(folder: Path, **flags) -> str:
+    with pytest.raises(InputError) as caught:
+        load_diffusion(folder, flags, "cpu")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(str(folder))
+    return str(caught.value)
+
+
+@torch.no_grad()
+def output(model: DiffusionModel, kind: str) -> torch.Tensor:
+    return model.network(*inputs(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_epsilon_is_the_recorded_one(tmp_path, kind):
+    model = load_diffusion(write(tmp_path / "m", kind), {}, "cpu")
+    # float32 sums in another order
+    assert relative_error(output(model, kind)[:, :, ::2, ::2], golden("diffusers")[f"{kind}_output"]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_epsilon_is_the_installed_librarys(tmp_path, kind):
+    diffusers = pytest.importorskip("diffusers")
+    network = reference(kind)
+    scheduler = diffusers.DDPMScheduler(variance_type="learned_range" if kind == "learned_variance" else "fixed_small")
+    diffusers.DDPMPipeline(network, scheduler).save_pretrained(tmp_path / "m")
+    model = load_diffusion(tmp_path / "m", {}, "cpu")
+    with torch.no_grad():
+        expected = network(*inputs(kind)).sample
+    assert relative_error(output(model, kind), expected.numpy()) < 1e-5
+    np.testing.assert_allclose(model.process.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-4)  # theirs is float32
+
+
+def test_the_flat_layout_and_the_older_names_of_attention(tmp_path):
+    folder = write(tmp_path / "m", "google")
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = torch.load(folder / "unet" / "diffusion_pytorch_model.bin", weights_only=True)
+    for new, old in older.items():
+        state = {name.replace(new, old): value for name, value in state.items()}
+    (folder / "unet" / "config.json").rename(folder / "config.json")
+    (folder / "scheduler" / "scheduler_config.json").rename(folder / "scheduler_config.json")
+    pytest.importorskip("safetensors.torch").save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    model = load_diffusion(folder, {}, "cpu")
+    assert relative_error(output(model, "google")[:, :, ::2, ::2], golden("diffusers")["google_output"]) < 1e-5
+
+
+def test_what_is_known_of_a_model(tmp_path):
+    model = load_diffusion(write(tmp_path / "m", "classes"), {"timestep_respacing": "20"}, "cpu")
+    assert (model.image_size, model.channels, model.class_cond) == (16, 3, True)
+    known = {"num_channels": 32, "channel_mult": "1,2", "attention_resolutions": "8", "num_classes": 5}
+    assert model.flags.items() >= known.items()
+    assert model.process.num_timesteps == 20 and model.process.original_num_steps == 1000
+    assert not model.network.training and not any(p.requires_grad for p in model.network.parameters())
+    grey = load_diffusion(write(tmp_path / "grey", "grey"), {}, "cpu")
+    assert grey.channels == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "mean", "variance"),
+    [
+        ({}, ModelMeanType.EPSILON, ModelVarType.FIXED_SMALL),
+        (
+            {"prediction_type": "sample", "variance_type": "fixed_large"},
+            ModelMeanType.START_X,
+            ModelVarType.FIXED_LARGE,
+        ),
+        (
+            {"prediction_type": "v_prediction", "variance_type": "fixed_small_log"},
+            ModelMeanType.V,
+            ModelVarType.FIXED_SMALL,
+        ),
+        ({"_class_name": "DDIMScheduler", "clip_sample": False}, ModelMeanType.EPSILON, ModelVarType.FIXED_SMALL),
+    ],
+)
+def test_prediction_and_variance(tmp_path, settings, mean, variance):
+    process = load_diffusion(write(tmp_path / "m", **settings), {}, "cpu").process
+    assert (process.model_mean_type, process.model_var_type) == (mean, variance)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large", "learned_range"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_a_step_back_is_the_installed_schedulers(tmp_path, prediction_type, variance_type, beta_schedule):
+    diffusers = pytest.importorskip("diffusers")
+    settings = {key: value for key, value in locals().items() if key.endswith(("_type", "_schedule"))}
+    kind = "learned_variance" if variance_type == "learned_range" else "train_unconditional"
+    process = load_diffusion(write(tmp_path / "m", kind, **settings), {}, "cpu").process
+    x, prediction, t = rnd(0, 1, 3, 8, 8), rnd(1, 1, 6 if kind == "learned_variance" else 3, 8, 8), 700
+    expected = diffusers.DDPMScheduler(**settings).step(prediction, t, x, generator=torch.Generator().manual_seed(5))
+    p = process.interpret_output(prediction, x, torch.tensor([t]))
+    # their schedule is in float32, whose cumulated product of 700 factors is off by some 1e-5
+    torch.testing.assert_close(p["pred_xstart"], expected.pred_original_sample, rtol=1e-3, atol=1e-3)
+    sample = p["mean"] + (0.5 * p["log_variance"]).exp() * rnd(5, 1, 3, 8, 8)
+    torch.testing.assert_close(sample, expected.prev_sample, rtol=1e-3, atol=1e-3)
+
+
+def test_a_learned_variance(tmp_path):
+    for number, settings in enumerate(({}, {"_class_name": "DDIMScheduler", "variance_type": None})):
+        process = load_diffusion(write(tmp_path / str(number), "learned_variance", **settings), {}, "cpu").process
+        assert process.model_var_type is ModelVarType.LEARNED_RANGE
+
+
+@pytest.mark.parametrize(
+    ("settings", "betas"),
+    [
+        ({}, np.linspace(1e-4, 0.02, 1000)),
+        ({"beta_start": 0.001, "beta_end": 0.01, "num_train_timesteps": 50}, np.linspace(0.001, 0.01, 50)),
+        ({"beta_schedule": "scaled_linear"}, np.linspace(0.01, 0.02**0.5, 1000) ** 2),
+        ({"beta_schedule": "squaredcos_cap_v2"}, get_named_beta_schedule("cosine", 1000)),
+        ({"trained_betas": [0.1, 0.2, 0.3]}, np.array([0.1, 0.2, 0.3])),
+    ],
+)
+def test_noise_schedules(tmp_path, settings, betas):
+    process = load_diffusion(write(tmp_path / "m", **settings), {}, "cpu").process
+    np.testing.assert_allclose(process.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel is not supported, expected UNet2DModel"),
+        ({"act_fn": "gelu"}, "act_fn gelu"),
+        ({"center_input_sample": True}, "center_input_sample True"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type fourier"),
+        ({"class_embed_type": "timestep"}, "class_embed_type timestep"),
+        ({"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}, "blocks CrossAttnDownBlock2D"),
+        ({"attn_norm_num_groups": 8}, "attn_norm_num_groups"),
+        ({"sample_size": [16, 32]}, "images of 16x32"),
+        ({"something_new": 1}, "something_new is no known setting"),
+        ({"out_channels": 6}, "3 channels in, 6 out, and variance_type fixed_small"),
+        ({"block_out_channels": "wide"}, "not supported"),
+        ({"norm_num_groups": 7}, "expected a multiple of 7"),
+        ({"block_out_channels": [32, 96]}, "another network"),
+    ],
+)
+def test_other_unets_are_refused(tmp_path, settings, message):
+    assert message in refusal(write(tmp_path / "m", unet=settings, variance_type="fixed_small"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler is not supported"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type flow_prediction"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule sigmoid"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr True"),
+        ({"variance_type": "learned"}, "variance_type learned"),
+        ({"trained_betas": [0.1, -0.2]}, "betas"),
+        ({"num_train_timesteps": "many"}, "not supported"),
+    ],
+)
+def test_other_schedulers_are_refused(tmp_path, settings, message):
+    assert message in refusal(write(tmp_path / "m", **settings))
+
+
+def test_latent_models_are_refused(tmp_path):
+    folder = write(tmp_path / "m")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "LDMPipeline", "vqvae": [], "unet": []}))
+    assert "a pipeline with vqvae beside unet and scheduler: latent" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("unet/config.json", "has neither unet/config.json nor config.json"),
+        ("scheduler/scheduler_config.json", "has neither scheduler/scheduler_config.json"),
+        ("unet/diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors: no such file"),
+    ],
+)
+def test_a_missing_part_is_named(tmp_path, missing, message):
+    folder = write(tmp_path / "m")
+    (folder / missing).unlink()
+    assert message in refusal(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_damaged_settings(tmp_path, text):
+    folder = write(tmp_path / "m")
+    (folder / "unet" / "config.json").write_bytes(text.encode("latin1"))
+    assert "config.json" in refusal(folder)
+
+
+def test_flags_that_contradict_the_folder(tmp_path):
+    folder = write(tmp_path / "m")
+    assert "--noise_schedule is 'cosine', the file was trained with 'linear'" in refusal(
+        folder, noise_schedule="cosine"
+    )
+    assert "--image_size is 32, the file was trained with 16" in refusal(folder, image_size=32)
+    assert "--num_channels is 64" in refusal(folder, num_channels="64")
+    load_diffusion(folder, {"image_size": "16", "channel_mult": "1,2", "use_fp16": True}, "cpu")
+
+
+def test_an_image_size_that_the_folder_does_not_say(tmp_path):
+    folder = write(tmp_path / "m", unet={"sample_size": None})
+    assert "give --image_size" in refusal(folder)
+    assert load_diffusion(folder, {"image_size": 32}, "cpu").flags["attention_resolutions"] == "16"
+
+
+def reference(kind: str) -> torch.nn.Module:
+    """The library's network of this kind, with weights made from their names."""
+    from diffusers import UNet2DModel
+
+    return fill_(UNet2DModel(**{**BASE, **KINDS[kind]}))
+
+
+if __name__ == "__main__":
+    figures = {}
+    for kind in KINDS:
+        network = reference(kind)
+        figures[f"{kind}_config"] = json.dumps({**network.config, "_class_name": "UNet2DModel"})
+        figures[f"{kind}_shapes"] = json.dumps({k: list(v.shape) for k, v in network.state_dict().items()})
+        with torch.no_grad():
+            figures[f"{kind}_output"] = network(*inputs(kind)).sample[:, :, ::2, ::2].numpy()
+    np.savez_compressed(GOLDEN / "diffusers.npz", **figures)

@@ -1,0 +1,342 @@
+"""Models in OpenAI's format: what comes back, what is inferred, asked for and refused; flags from weights and back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dime.core.errors import InputError
+from dime.core.networks.diffusion import MODEL_PRESETS, DiffusionModel, differing_flags, infer_flags, load_diffusion
+from dime.core.sampler import Denoiser
+from guided_diffusion.checkpoint_util import save_state_dict
+from guided_diffusion.gaussian_diffusion import ModelVarType
+from guided_diffusion.script_util import (
+    add_dict_to_argparser,
+    create_gaussian_diffusion,
+    create_model_and_diffusion,
+    model_and_diffusion_defaults,
+)
+from tests.helpers import BASE, GOLDEN, fill_, filled, golden, relative_error, rnd
+
+KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
+VARIANTS = {
+    "base": {},
+    "head_channels": {},
+    "new_attention": {},
+    "conv_resample": {"resblock_updown": False},
+    "additive_emb": {"use_scale_shift_norm": False},
+    "fixed_sigma": {"learn_sigma": False},
+    "labels_index": {"class_cond": True, "num_classes": 10},
+    "labels_multi": {"class_cond": True, "num_classes": 40, "multiclass": True},
+    "res2_mult124": {"num_res_blocks": 2, "channel_mult": "1,2,4", "num_channels": 64},
+}
+OF_BASE = {
+    "num_channels": 32,
+    "channel_mult": "1,2,2",
+    "num_res_blocks": 1,
+    "attention_resolutions": "16",  # 8 lies below the lowest level of three, 16
+    "learn_sigma": True,
+    "class_cond": False,
+    "resblock_updown": True,
+    "use_scale_shift_norm": True,
+    "num_classes": None,
+    "multiclass": False,
+    "image_channels": 3,
+}
+FLAGS = {**model_and_diffusion_defaults(), **BASE}
+TOLD = {"image_size": 64, "num_heads": 4}
+"""What the weights of the published variants do not tell."""
+
+
+def unet_file(folder: Path, variant: str = "base", prefix: str = "") -> Path:
+    path = folder / f"{variant}.pt"
+    torch.save({prefix + k: v for k, v in filled(KEYS[f"unet_{variant}"]).items()}, path)
+    return path
+
+
+def refusal(path: Path, flags: dict) -> str:
+    with pytest.raises(InputError) as caught:
+        load_diffusion(path, flags, "cpu")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@torch.no_grad()
+def output(model: DiffusionModel, labels: torch.Tensor | None = None) -> torch.Tensor:
+    return model.network(rnd(1, 2, 3, 64, 64), torch.tensor([3.0, 480.0]), labels)[:, :, ::4, ::4]
+
+
+# Loading
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_published_output_with_nothing_said_but_the_heads(tmp_path, variant):
+    told = {
+        "head_channels": {"image_size": 64, "num_head_channels": 16},
+        "new_attention": {**TOLD, "use_new_attention_order": True},
+        "res2_mult124": {**TOLD, "num_heads": 2},
+    }
+    model = load_diffusion(unet_file(tmp_path, variant, "module."), told.get(variant, TOLD), torch.device("cpu"))
+    labels = {"labels_index": torch.tensor([1, 7]), "labels_multi": (rnd(2, 2, 40) > 0).float()}.get(variant)
+    # float32 on another machine, other kernels
+    assert relative_error(output(model, labels), golden("unet")[variant]) < 2e-5
+    assert not model.network.training and not any(p.requires_grad for p in model.network.parameters())
+    assert (model.image_size, model.channels, model.class_cond) == (64, 3, labels is not None)
+    assert model.network.config is model.flags and model.flags.keys() >= FLAGS.keys()
+
+
+def test_flags_that_nobody_gave_keep_their_published_defaults(tmp_path):
+    model = load_diffusion(unet_file(tmp_path), TOLD, "cpu")
+    assert (model.process.original_num_steps, model.process.num_timesteps) == (1000, 1000)
+    given = {**TOLD, "diffusion_steps": "500", "timestep_respacing": "50", "use_fp16": "True"}
+    model = load_diffusion(unet_file(tmp_path), given, "cpu")
+    assert (model.process.original_num_steps, model.process.num_timesteps) == (500, 50)
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}  # half precision is the caller's
+
+
+def test_default_widths_are_written_as_published(tmp_path):
+    network, _ = create_model_and_diffusion(num_channels=32, num_res_blocks=1)
+    torch.save(network.state_dict(), tmp_path / "m.pt")
+    assert load_diffusion(tmp_path / "m.pt", TOLD, "cpu").flags["channel_mult"] == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ({}, "--image_size and --num_heads or --num_head_channels"),
+        ({"image_size": 64}, "give --num_heads or --num_head_channels"),
+        ({"num_head_channels": 16}, "give --image_size as"),
+        ({"image_size": 64, "num_head_channels": -1}, "give --num_heads"),
+    ],
+)
+def test_what_weights_do_not_tell_is_asked_for(tmp_path, flags, asked):
+    assert asked in refusal(unet_file(tmp_path), flags)
+
+
+@pytest.mark.parametrize(
+    ("variant", "needed"),
+    [
+        ("conv_resample", ["--resblock_updown False instead of True"]),
+        ("additive_emb", ["--use_scale_shift_norm False instead of True"]),
+        ("fixed_sigma", ["--learn_sigma False instead of True"]),
+        ("labels_multi", ["--class_cond True instead of False"]),
+        ("labels_index", ["--class_cond True instead of False"]),
+        (
+            "res2_mult124",
+            [
+                "--num_channels 64 instead of 32",
+                "--channel_mult 1,2,4 instead of 1,2,2",
+                "--num_res_blocks 2 instead of 1",
+            ],
+        ),
+    ],
+)
+def test_a_unet_of_other_flags_says_which_flags_fit(tmp_path, variant, needed):
+    message = refusal(unet_file(tmp_path, variant), FLAGS)
+    assert all(part in message for part in needed)
+    assert message.count("instead of") == len(needed)
+
+
+def test_an_unconditional_file_has_no_classes(tmp_path):
+    assert "--class_cond False instead of True" in refusal(unet_file(tmp_path), {**TOLD, "class_cond": True})
+
+
+def test_other_attention_says_which_flag_fits(tmp_path):
+    message = refusal(unet_file(tmp_path), FLAGS | {"attention_resolutions": "32,16"})
+    assert "--attention_resolutions 16 instead of 32,16" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"image_size": 60, "channel_mult": ""}, "image_size 60"),
+        ({"image_size": 62}, "--image_size 62: 3 levels need"),
+        ({"num_heads": 5}, "--num_heads (or --num_heads_upsample) 5 does not divide"),
+        ({"timestep_respacing": "501"}, "--timestep_respacing: cannot take 501"),
+        ({"noise_schedule": "sqrt"}, "--noise_schedule 'sqrt' is unknown"),
+        ({"learn_sigma": "perhaps"}, "--learn_sigma 'perhaps': expected True or False"),
+        ({"num_channels": "wide"}, "--num_channels 'wide': expected a number"),
+        ({"num_chanels": 32}, "'num_chanels' is no flag of a diffusion model"),
+    ],
+)
+def test_flags_that_no_network_has(tmp_path, flags, message):
+    assert message in refusal(unet_file(tmp_path), FLAGS | flags)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_heads", 2), ("num_head_channels", 16), ("use_new_attention_order", True), ("image_size", 128)],
+)
+def test_the_stored_configuration_tells_what_weights_cannot(tmp_path, key, value):
+    network, _ = create_model_and_diffusion(**BASE)
+    path = tmp_path / "model000123.pt"
+    save_state_dict(path, network.state_dict(), network.config)
+    model = load_diffusion(path, {}, "cpu")
+    assert model.flags == network.config | {"num_classes": None}  # an unconditional network has none
+    assert model.process.original_num_steps == 500
+    assert f"--{key} is {value}, the file was trained with {FLAGS[key]}" in refusal(path, FLAGS | {key: value})
+    assert f"--{key} is {value}" in refusal(path, {key: value})
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_images_of_other_channels(tmp_path, channels):
+    network, _ = create_model_and_diffusion(**BASE, image_channels=channels)
+    torch.save(fill_(network).state_dict(), tmp_path / "m.pt")
+    model = load_diffusion(tmp_path / "m.pt", TOLD, "cpu")
+    assert model.channels == channels and model.process.model_var_type is ModelVarType.LEARNED_RANGE
+    x = rnd(0, 1, channels, 64, 64)
+    model.check(x)
+    denoiser = Denoiser(model.network, model.process)
+    with torch.no_grad():
+        assert denoiser.reverse(denoiser.output(x, 3), x, 3).mean.shape == x.shape
+    with pytest.raises(InputError, match=rf"has {channels} channels, the images have 3"):
+        model.check(rnd(0, 1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("variant", "fits", "unfit"),
+    [
+        ("labels_index", torch.tensor([0, 9]), [None, torch.tensor([1, 10]), torch.tensor([-1, 1]), torch.ones(2, 10)]),
+        ("labels_multi", torch.ones(2, 40), [None, torch.tensor([1, 2]), torch.ones(2, 39), 2 * torch.ones(2, 40)]),
+    ],
+)
+def test_labels_are_what_the_network_takes(tmp_path, variant, fits, unfit):
+    model = load_diffusion(unet_file(tmp_path, variant), TOLD, "cpu")
+    x = rnd(0, 2, 3, 64, 64)
+    model.check(x, fits)
+    for labels in unfit:
+        with pytest.raises(InputError, match=r"needs labels, .* (of length 40|below 10); the data has"):
+            model.check(x, labels)
+
+
+def test_one_wrong_shape_and_one_nan_are_named(tmp_path):
+    state = filled(KEYS["unet_base"])
+    state["middle_block.1.proj_out.weight"] = torch.zeros(64, 63, 1)
+    torch.save(state, tmp_path / "m.pt")
+    assert "middle_block.1.proj_out.weight" in refusal(tmp_path / "m.pt", TOLD)
+    state["middle_block.1.proj_out.weight"] = torch.full((64, 64, 1), float("nan"))
+    torch.save(state, tmp_path / "m.pt")
+    assert "middle_block.1.proj_out.weight" in refusal(tmp_path / "m.pt", TOLD)
+
+
+def test_other_files_are_no_diffusion_models(tmp_path):
+    torch.save(filled(KEYS["oracle"]["feat_extract"]), tmp_path / "other.pt")
+    message = refusal(tmp_path / "other.pt", {})
+    assert "not the parameters of a U-Net" in message and "conv1_7x7_s2.weight" in message
+    torch.save({"conv_in.weight": torch.zeros(1), "time_embedding.linear_1.weight": torch.zeros(1)}, tmp_path / "d.bin")
+    assert "of a model of diffusers give the folder" in refusal(tmp_path / "d.bin", {})
+    assert "no such file" in refusal(tmp_path / "missing.pt", {})
+    assert "config.json" in refusal(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("imagenet256", 552.8),
+        ("imagenet256-classes", 553.8),
+        ("imagenet64", 295.9),
+        ("celeba128", 105.2),
+        ("p2-256", 93.6),
+        ("celebahq256", None),
+        ("bdd256", None),
+    ],
+)
+def test_presets_build_the_published_networks(name, millions):
+    """Sizes as published: Dhariwal and Nichol 2021, table 14 (554, 296), P2-weighting (93)."""
+    parser = argparse.ArgumentParser()
+    add_dict_to_argparser(parser, model_and_diffusion_defaults())
+    flags = vars(parser.parse_args([f"--{key}={value}" for key, value in MODEL_PRESETS[name].items()]))
+    with torch.device("meta"):
+        network, _ = create_model_and_diffusion(**flags)
+    if millions is not None:
+        assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_guidance_goes_on_at_the_last_index_where_the_posterior_has_no_variance():
+    diffusion = create_gaussian_diffusion(sigma_small=True)
+    z = rnd(0, 1, 3, 4, 4)
+    denoiser = Denoiser(torch.nn.Identity(), diffusion)
+    first, second = (denoiser.reverse(z, z, i).variance for i in (0, 1))
+    torch.testing.assert_close(first, torch.full_like(z, diffusion.posterior_variance[1]))
+    torch.testing.assert_close(second, torch.full_like(z, diffusion.posterior_variance[1]))
+
+
+# Flags from weights, and flags that mean the same
+
+
+def shapes_of(flags: dict) -> dict[str, list[int]]:
+    with torch.device("meta"):
+        network, _ = create_model_and_diffusion(**flags)
+    return {name: list(value.shape) for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_flags_of_published_variants(variant):
+    assert infer_flags(KEYS[f"unet_{variant}"], 64) == OF_BASE | VARIANTS[variant]
+
+
+def test_flags_of_the_papers_network():
+    inferred = infer_flags(KEYS["unet_celeba128"], 128)
+    assert inferred == OF_BASE | {
+        "num_channels": 128,
+        "num_res_blocks": 2,
+        "channel_mult": "1,1,2,3,4",
+        "attention_resolutions": "32,16,8",
+    }
+
+
+@pytest.mark.parametrize(
+    ("image_size", "flags"),
+    [
+        (
+            512,
+            {"channel_mult": "", "attention_resolutions": "32,16,8", "num_channels": 64},
+        ),  # half the width at first
+        (28, {"channel_mult": "", "attention_resolutions": "7"}),
+        (64, {"channel_mult": "1,2", "attention_resolutions": ""}),
+        (64, {"channel_mult": "1,2,3,4", "attention_resolutions": "64,8", "num_res_blocks": 3}),
+    ],
+)
+def test_round_trip_of_other_networks(image_size, flags):
+    built = shapes_of({"image_size": image_size, **flags})
+    inferred = infer_flags(built, image_size)
+    assert shapes_of({"image_size": image_size, **inferred, "num_classes": 1000}) == built
+
+
+@pytest.mark.parametrize("other", ["classifier", "oracle", "vggface2_resnet50"])
+def test_other_networks_are_not_unets(other):
+    shapes = KEYS[other].get("feat_extract", KEYS[other])
+    for others in (shapes, {}):
+        with pytest.raises(ValueError, match="not the parameters of a U-Net"):
+            infer_flags(others, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "differing"),
+    [
+        ({}, []),
+        ({"num_heads": 2}, ["num_heads", "num_heads_upsample"]),
+        ({"num_head_channels": 64}, ["num_heads", "num_heads_upsample", "num_head_channels"]),
+        ({"use_new_attention_order": True}, ["use_new_attention_order"]),
+        ({"num_heads_upsample": 4}, []),
+        ({"attention_resolutions": "8, 16"}, []),
+        ({"attention_resolutions": "8"}, ["attention_resolutions"]),
+        ({"channel_mult": "1,2,2.0"}, []),
+        ({"channel_mult": ""}, ["channel_mult"]),
+        ({"diffusion_steps": 1000}, ["diffusion_steps"]),
+        ({"timestep_respacing": "", "use_fp16": True, "dropout": 0.1, "use_checkpoint": True}, []),
+    ],
+)
+def test_differing_flags(change, differing):
+    assert set(differing_flags(FLAGS, {**FLAGS, **change})) == set(differing)
+
+
+def test_what_makes_no_difference():
+    heads = [{**FLAGS, "num_head_channels": 16, "num_heads": heads} for heads in (1, 4)]
+    widths = [{**FLAGS, "image_size": 64, "channel_mult": text} for text in ("", "1,2,3,4")]
+    known_to_one = [{"num_heads": 2}, {"use_kl": True}]
+    assert not any(differing_flags(a, b) for a, b in (heads, widths, known_to_one))
