@@ -22,8 +22,6 @@ from dime.core.cli import run, say, select_device
 from dime.core.compiled import CompiledUNet, compile_unet
 from dime.core.datasets import CelebA, chunk_of, open_dataset, select_ids
 from dime.core.errors import InputError
-from dime.core.evaluation.features import Machine
-from dime.core.evaluation.measures import face_features, oracle_logits, summary_figures
 from dime.core.explain import Explainer
 from dime.core.guidance import BinaryAttribute, Guidance
 from dime.core.job.chunk import Check, Job, require_images
@@ -34,6 +32,10 @@ from dime.core.job.preemption import EXIT_CONTINUE, Interrupted, Preemption
 from dime.core.job.progress_log import ProgressLog
 from dime.core.job.recovery import RecoveringExplainer
 from dime.core.methods import METHODS, Settings
+from dime.core.metrics.faces import face_features
+from dime.core.metrics.features import Machine
+from dime.core.metrics.mnac import oracle_logits
+from dime.core.metrics.protocol import summary_figures
 from dime.core.noise import NOISE_SOURCES, PerImageNoise
 from dime.core.results import FRAME_KINDS, ResultTree
 from dime.core.summary import Summary, write_summary

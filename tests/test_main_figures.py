@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 
-from dime.core.evaluation.features import Machine
 from dime.core.evaluation.measures import (
     changed_attributes,
     face_features,
@@ -16,6 +15,7 @@ from dime.core.evaluation.measures import (
     oracle_logits,
     select_pairs,
 )
+from dime.core.metrics.features import Machine
 from dime.core.results import ResultTree
 from tests.worlds import SMALL_FLAGS, as_arguments, refused, run_main
 

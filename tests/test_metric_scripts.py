@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dime.core.evaluation import measures
-from dime.core.evaluation.cli import metric_parser
+from dime.core.metrics.scripts import metric_parser
 from tests.metric_world import EXPERIMENTS, MetricWorld, run_script
 from tests.worlds import Run
 

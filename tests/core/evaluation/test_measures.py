@@ -14,7 +14,6 @@ from pytorch_fid import inception as reference_inception
 
 from dime.core.checkpoints import load_classifier, load_inception, load_lpips
 from dime.core.errors import InputError, UndefinedError
-from dime.core.evaluation.features import ImageFeatures, Machine
 from dime.core.evaluation.frechet import frechet_distance, gaussian
 from dime.core.evaluation.measures import (
     changed_attributes,
@@ -33,6 +32,7 @@ from dime.core.evaluation.measures import (
     summary_figures,
     train_labels,
 )
+from dime.core.metrics.features import ImageFeatures, Machine
 from dime.core.results import ResultTree
 from tests.helpers import relative_error, rnd
 from tests.metric_world import EXPERIMENTS, SMALL_IDS, MetricWorld

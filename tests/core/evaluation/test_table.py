@@ -8,10 +8,10 @@ import json
 
 import pytest
 
-from dime.core.evaluation.measures import Measurement
-from dime.core.evaluation.protocol import METRIC_NAMES, Report
 from dime.core.evaluation.published import PUBLISHED, caveats
 from dime.core.evaluation.table import as_csv, as_json, markdown
+from dime.core.metrics.measurement import Measurement
+from dime.core.metrics.protocol import METRIC_NAMES, Report
 from dime.core.results import ResultTree
 
 REPORT = Report(
