@@ -7,7 +7,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from dime.core.errors import InputError
-from dime.core.evaluation.frechet import frechet_distance, gaussian, split_frechet_distance
+from dime.core.metrics.fid import frechet_distance, gaussian, split_frechet_distance
 from tests.helpers import rnd
 
 
