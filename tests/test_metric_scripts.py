@@ -370,6 +370,19 @@ def test_a_result_that_cannot_be_written(metric_world, shared, tmp_path):
     assert run.code == 2 and "result.json: cannot be written" in run.err
 
 
+def test_a_tree_that_cannot_be_written_to(metric_world, small, tmp_path):
+    """What stands in the place of a report ends nothing, and a flag puts the report elsewhere."""
+    folder = small / "Results" / "expA"
+    for name in ("evaluation.md", "evaluation.csv", "evaluation.json"):
+        (folder / name).mkdir()
+    command = [*arguments("evaluate", metric_world, small), "--feature-network", "oracle"]
+    command += [part for flag in ("--weights", "--oracle", "--classifier") for part in (f"{flag}-path", tmp_path / "no")]
+    run = succeeded(run_script(script("evaluate"), *command))
+    assert "| flip rate" in run.out and run.err.count("--report-path FOLDER puts it elsewhere") == 3
+    run = succeeded(run_script(script("evaluate"), *command, "--report-path", tmp_path / "reports"))
+    assert run.err == "" and (tmp_path / "reports/expA/evaluation.md").read_text() == run.out
+
+
 def test_classifier_without_the_query(metric_world, shared, tmp_path):
     content = torch.load(metric_world.classifier)
     content["classifier"] = {name: value[:5] for name, value in content["classifier"].items()}
