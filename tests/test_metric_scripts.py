@@ -376,7 +376,9 @@ def test_a_tree_that_cannot_be_written_to(metric_world, small, tmp_path):
     for name in ("evaluation.md", "evaluation.csv", "evaluation.json"):
         (folder / name).mkdir()
     command = [*arguments("evaluate", metric_world, small), "--feature-network", "oracle"]
-    command += [part for flag in ("--weights", "--oracle", "--classifier") for part in (f"{flag}-path", tmp_path / "no")]
+    command += [
+        part for flag in ("--weights", "--oracle", "--classifier") for part in (f"{flag}-path", tmp_path / "no")
+    ]
     run = succeeded(run_script(script("evaluate"), *command))
     assert "| flip rate" in run.out and run.err.count("--report-path FOLDER puts it elsewhere") == 3
     run = succeeded(run_script(script("evaluate"), *command, "--report-path", tmp_path / "reports"))

@@ -121,9 +121,10 @@ def _labels(context: Context) -> np.ndarray:
 
 def needs(context: Context, tree: ResultTree) -> tuple[Features, np.ndarray, int]:
     """The oracle's logits, the train labels, and the query attribute."""
-    if is_multiclass(tree):
-        raise InputError(f"needs one of CelebA's 40 attributes as query, but {tree.exp_name} explains classes")
-    return *celeba_oracle(context, tree), context.once(_labels), context.query_of(tree)
+    query = context.query_of(tree)
+    if is_multiclass(tree) or query >= len(ATTRIBUTES):
+        raise InputError(f"needs one of CelebA's 40 attributes as query, but {tree.exp_name} explains something else")
+    return *celeba_oracle(context, tree), context.once(_labels), query
 
 
 def plot(cd: Measurement) -> bytes:

@@ -58,7 +58,9 @@ def _over_seeds(context: Context) -> Measurement:
 def needs(context: Context, tree: ResultTree) -> tuple[Context]:
     """Several seeds, of which the experiment is one, and LPIPS."""
     if tree not in context.seeds:
-        raise InputError(f"needs --exp-pattern and --exp-values: one method under several seeds, {tree.exp_name} one")
+        raise InputError(
+            "needs --exp-pattern and --exp-values: one method under several seeds, this experiment among them"
+        )
     context.once(_lpips)
     return (context,)
 

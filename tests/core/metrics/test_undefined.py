@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,11 +248,18 @@ def test_an_oracle_of_other_attributes(tmp_path, networks):
     assert sum("has 12 outputs, but CelebA has 40 attributes" in line for line in report.missing["a"]) == 2
 
 
-def test_a_metric_that_is_computed_when_asked_for(tmp_path):
-    """What a file of one's own must hold, and that the frame needs no change for it."""
-    trees = make_tree(tmp_path, BOTH_WAYS)
-    [flips] = [metric for metric in METRICS if metric.rows == ("flip rate",)]
-    robust = Metric(rows=("flip rate",), measure=flips.measure, flipped_only=False, asked_by="--robust")
-    context = Context(Machine(torch.device("cpu")))
+def test_the_metric_of_the_documentation(tmp_path):
+    """A file of one's own is all that it takes; with asked_by it is computed only when asked for."""
+    code = (Path(__file__).parents[3] / "docs/metrics.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code, scope := {})
+    metric: Metric = scope["BRIGHTNESS"]
+    trees, context = make_tree(tmp_path, BOTH_WAYS), Context(Machine(torch.device("cpu")))
+    expected = np.mean([cf_grey - grey for _, grey, cf_grey in BOTH_WAYS])
+    found = evaluate(context, trees, metrics=[*METRICS[:1], metric])
+    assert found.measurements["a"]["brightness"].value == pytest.approx(expected, abs=1e-4)  # float32
+    assert "| brightness" in markdown(found)
+    robust = replace(metric, asked_by="--robust")
     assert not evaluate(context, trees, metrics=[robust]).measurements["a"]
-    assert evaluate(context, trees, ["--robust"], [robust]).measurements["a"]["flip rate"].value == 1
+    assert evaluate(context, trees, ["--robust"], [robust]).measurements == {
+        exp: {"brightness": measured["brightness"]} for exp, measured in found.measurements.items()
+    }
