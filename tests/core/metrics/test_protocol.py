@@ -249,30 +249,6 @@ def test_partitions_divide_the_images(metric_world):
     assert len(select_pairs(tree, "inc")) == 20
 
 
-def test_no_flipped_counterfactual(small):
-    tree = ResultTree(small, "expA")
-    flips = sum(pair.flipped for pair in tree.pairs())
-    assert flip_rate(select_pairs(tree, flipped_only=False))[0].value == pytest.approx(flips / 12) and flips > 0
-    unflip(small)
-    assert flip_rate(select_pairs(tree, flipped_only=False))[0].value == 0
-    with pytest.raises(UndefinedError, match="reached its target"):
-        select_pairs(tree)
-
-
-def test_empty_experiment(small):
-    for path in every_cf(small):
-        path.unlink()
-    with pytest.raises(InputError, match="holds no counterfactual"):
-        select_pairs(ResultTree(small, "expA"))
-
-
-def test_counterfactual_without_its_input(small):
-    name = every_cf(small)[3].name
-    next((small / "Original").glob(f"*/{name}")).unlink()
-    with pytest.raises(InputError, match=name.removesuffix(".jpg")):
-        select_pairs(ResultTree(small, "expA"))
-
-
 def test_realism_counts_an_input_once_and_one_without_counterfactual_too(small):
     """Two experiments that judge an input differently leave it in both folders of Original/."""
     tree, features = ResultTree(small, "expA"), ImageFeatures(tiny_features, HERE)
@@ -288,17 +264,6 @@ def test_realism_counts_an_input_once_and_one_without_counterfactual_too(small):
     assert seen == [inputs]  # all of Original/, explained or not
 
 
-def test_realism_of_very_few_images(small):
-    tree, features = ResultTree(small, "expA"), ImageFeatures(tiny_features, HERE)
-    flipped = [path for path in every_cf(small) if path.parents[1].name == "CCF"]
-    for path in flipped[2:]:
-        path.unlink()
-    assert realism(tree, features, "inception", input_features=features)[0].name == "FID"
-    flipped[1].unlink()
-    with pytest.raises(UndefinedError, match="at least 2 images on each side, found 1"):
-        realism(tree, features, "inception", input_features=features)
-
-
 def test_an_input_of_another_size(small):
     name = every_cf(small)[3].name
     every_cf(small)[3].unlink()
@@ -308,18 +273,10 @@ def test_an_input_of_another_size(small):
         realism(ResultTree(small, "expA"), features)
 
 
-def test_images_of_two_sizes(small):
-    path = every_cf(small)[3]
-    Image.new("RGB", (64, 32)).save(path)
-    with pytest.raises(InputError, match=f"{path.name}: is 64x32, but .* is 64x64"):
-        select_pairs(ResultTree(small, "expA"), flipped_only=False)
-
-
-@pytest.mark.parametrize("length", [0, 10, 700])
-def test_damaged_image(small, length):
+def test_damaged_image(small):
     """Its head is read when images are chosen, its pixels when they are needed."""
     path = every_cf(small)[3]
-    path.write_bytes(path.read_bytes()[:length])
+    path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(InputError, match=f"{path.name}: not a readable image"):
         pairs = select_pairs(ResultTree(small, "expA"), flipped_only=False)
         face_verification(pairs, ImageFeatures(tiny_features, HERE))
