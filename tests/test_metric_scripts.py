@@ -132,14 +132,14 @@ def test_defaults_that_all_scripts_share():
 # flags, files and remarks
 
 
-def test_underscores_hyphens_and_device(metric_world, shared):
+def test_underscores_hyphens_and_device(networks, metric_world, shared):
     hyphens = [str(part).replace("--gpu", "--device") for part in arguments("compute_LPIPS", metric_world, shared)]
     underscores = ["--" + part[2:].replace("-", "_") if part.startswith("--") else part for part in hyphens]
     outputs = {succeeded(run_script(script("compute_LPIPS"), *command)).out for command in (hyphens, underscores)}
     assert len(outputs) == 1
 
 
-def test_plots_are_images(metric_world, small, tmp_path):
+def test_plots_are_images(networks, metric_world, small, tmp_path):
     """By default in the experiment's folder, with --plot anywhere."""
     succeeded(run_script(script("compute_CD"), *arguments("compute_CD", metric_world, small)))
     elsewhere = tmp_path / "elsewhere" / "curves.png"
@@ -150,7 +150,7 @@ def test_plots_are_images(metric_world, small, tmp_path):
             assert image.format == "PNG" and min(image.size) > 300
 
 
-def test_partition(metric_world, shared):
+def test_partition(networks, metric_world, shared):
     counts = {}
     for partition in ("cor", "inc", "all"):
         path = shared / f"{partition}.json"
@@ -253,7 +253,7 @@ def test_bad_flags(metric_world, shared, flags, expected):
     assert run.code == 2 and expected in run.err and run.err.count("\n") == 1
 
 
-def test_a_result_that_cannot_be_written(metric_world, shared, tmp_path):
+def test_a_result_that_cannot_be_written(networks, metric_world, shared, tmp_path):
     (tmp_path / "file").touch()
     command = [*arguments("compute_LPIPS", metric_world, shared), "--json", tmp_path / "file" / "result.json"]
     run = run_script(script("compute_LPIPS"), *command)
