@@ -100,16 +100,16 @@ def realism(
     x, x_cf = input_features(inputs).numpy(), cf_features(cfs).numpy()
     n = min(len(x), len(x_cf))
     ids, cf_ids = (np.array([int(path.stem) for path in paths]) for paths in (inputs, cfs))
-    notes = []
-    if n < FID_IMAGES:
-        notes.append(
-            f"of {n} images; with fewer than {FID_IMAGES} a Frechet distance grows as images get fewer: it does not "
-            "compare with the papers', of about 20,000"
-        )
+    note = None
     if network != "inception":
-        notes.append("distances in the oracle's feature space compare with each other only, never with a FID")
+        note = "compares with distances of the same network's features and of as many images, never with a FID"
+    elif n < FID_IMAGES:
+        note = (
+            f"rests on {n} images; a FID of fewer than {FID_IMAGES} grows as images get fewer: it does not compare "
+            "with the papers', of about 20,000"
+        )
     whole, split = NAMES[network]
-    distances = [Measurement(whole, frechet_distance(gaussian(x), gaussian(x_cf)), n, notes=tuple(notes))]
+    distances = [Measurement(whole, frechet_distance(gaussian(x), gaussian(x_cf)), n, notes=(note,) if note else ())]
     try:
         return [*distances, Measurement(split, split_frechet_distance(ids, x, cf_ids, x_cf), n)]
     except UndefinedError as error:
