@@ -29,7 +29,7 @@ def decision_change(pairs: Sequence[Pair], logits: Features, decision: Decision)
 def target_of(pair: Pair) -> int:
     """The target that the image's Info file names. Raises UndefinedError where there is none."""
     try:
-        lines = dict(line.split(": ") for line in pair.info.read_text().splitlines())
+        lines = dict(line.partition(": ")[::2] for line in pair.info.read_text(encoding="utf-8").splitlines())
         return int(lines["target"])
     except (OSError, ValueError, KeyError):
         raise UndefinedError(f"{pair.info}: names no target, which the change is measured for") from None
