@@ -10,9 +10,8 @@ from dime.core.cli import Parser, attribute, run, say
 from dime.core.datasets import ATTRIBUTES
 from dime.core.drawn_faces.attributes import require_drawn
 from dime.core.errors import InputError
-from dime.core.evaluation.cli import machine, metric_parser, tree, write_file
-from dime.core.evaluation.protocol import Report
-from dime.core.evaluation.table import as_json
+from dime.core.metrics.report import Report, as_json
+from dime.core.metrics.scripts import machine, metric_parser, tree, write_file
 from dime.core.results import ResultTree
 from dime.core.truth import benchmark as truth
 from dime.core.truth.benchmark import Benchmark

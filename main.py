@@ -18,8 +18,10 @@ from dime.core.cli import run, say, select_device, stoppable
 from dime.core.compiled import CompiledUNet, compile_unet
 from dime.core.config import Config, parse_config
 from dime.core.datasets import PUBLISHED, Source, open_dataset
-from dime.core.evaluation.features import Machine
-from dime.core.evaluation.measures import face_features, oracle_logits, summary_figures
+from dime.core.metrics.features import Machine
+from dime.core.metrics.faces import face_features
+from dime.core.metrics.mnac import oracle_logits
+from dime.core.metrics.protocol import summary_figures
 from dime.core.explain import Explainer
 from dime.core.job.chunk_files import ChunkFiles
 from dime.core.job.identity import digest_of, identity_of

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dime.core.cli import Parser, integer, run, say
 from dime.core.errors import InputError
-from dime.core.evaluation.cli import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
-from dime.core.evaluation.measures import oracle_logits
+from dime.core.metrics.mnac import oracle_logits
+from dime.core.metrics.scripts import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
 from dime.core.report.data import Experiment, ImageResult, attribute_changes, read_experiment
 from dime.core.report.images import contact_sheet, denoising_animation, encoded
 from dime.core.report.page import Limits, chosen_ids, render

@@ -35,10 +35,10 @@ from dime.core.datasets import ATTRIBUTES, CelebA, image_transform
 from dime.core.drawn_faces import counterfactual, draw, region
 from dime.core.drawn_faces.folder import load_faces
 from dime.core.errors import InputError
-from dime.core.evaluation.plots import png
 from dime.core.explain import Batch, Explanations
 from dime.core.files import write_atomically
 from dime.core.job.flags import parse_flags
+from dime.core.metrics.plots import png
 from dime.core.presets import PRESETS
 from dime.core.training.classifier_files import logits_of
 

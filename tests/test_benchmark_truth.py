@@ -16,8 +16,8 @@ from PIL import Image
 from dime.core.datasets import ATTRIBUTES
 from dime.core.drawn_faces import DRAWN, counterfactual
 from dime.core.errors import InputError
-from dime.core.evaluation.features import Machine
 from dime.core.images import input_to_uint8, to_hwc
+from dime.core.metrics.features import Machine
 from dime.core.results import ResultTree
 from dime.core.truth import benchmark as truth
 from dime.core.truth.benchmark import Benchmark, Figures

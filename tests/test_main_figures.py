@@ -8,14 +8,10 @@ import pytest
 import torch
 import yaml
 
-from dime.core.evaluation.features import Machine
-from dime.core.evaluation.measures import (
-    changed_attributes,
-    face_features,
-    face_verification,
-    oracle_logits,
-    select_pairs,
-)
+from dime.core.metrics.faces import face_features, face_verification
+from dime.core.metrics.features import Machine
+from dime.core.metrics.metric import select_pairs
+from dime.core.metrics.mnac import changed_attributes, oracle_logits
 from dime.core.results import ResultTree
 from tests.worlds import SMALL_FLAGS, as_arguments, refused, run_main
 
@@ -43,7 +39,7 @@ def test_figures_of_a_run_and_of_merged_chunks(world, asked_for, metric_world, t
     machine = Machine(torch.device("cpu"), batch_size=4)
     pairs = select_pairs(ResultTree(tmp_path, "exp"))
     fva, _ = face_verification(pairs, face_features(metric_world.faces, machine))
-    mnac = changed_attributes(pairs, oracle_logits(metric_world.oracle, machine))
+    [mnac] = changed_attributes(pairs, oracle_logits(metric_world.oracle, machine))
     assert mnac.value > 0
     assert figures(tmp_path) == (fva.value, pytest.approx(mnac.value))
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dime.core.evaluation import measures
-from dime.core.evaluation.cli import metric_parser
+from dime.core.metrics.features import Machine
+from dime.core.metrics.metric import Context
+from dime.core.metrics.protocol import evaluate
+from dime.core.metrics.scripts import metric_parser
+from tests.grey_world import BOTH_WAYS, make_tree, stand_ins
 from tests.metric_world import EXPERIMENTS, MetricWorld, run_script
 from tests.worlds import Run
 
@@ -60,13 +61,14 @@ def arguments(name: str, world: MetricWorld, tree: Path, exp: str = "expA") -> l
 
 
 PRINTED = {
-    "compute_FVA": ["FVA", "mean dist"],
-    "compute_MNAC": ["MNAC:"],
-    "compute_CD": ["CD Result:"],
-    "compute_LPIPS": ["sigma_L result:"],
-    "compute_COUT": ["COUT:"],
-    "compute_FID": ["Frechet distance (oracle features):", "split Frechet distance (oracle features):"],
+    "compute_FVA": {"FVA": "FVA", "FS": "mean dist"},
+    "compute_MNAC": {"MNAC": "MNAC:"},
+    "compute_CD": {"CD": "CD Result:"},
+    "compute_LPIPS": {"sigma_L": "sigma_L result:"},
+    "compute_COUT": {"COUT": "COUT:"},
+    "compute_FID": {"FID": "FID:", "sFID": "sFID:"},
 }
+"""Script -> row of the table -> what it prints the number as."""
 
 
 def succeeded(run: Run) -> Run:
@@ -87,171 +89,57 @@ def test_help(name):
     assert "--partition" in succeeded(run_script(script(name), "--help")).out
 
 
+@pytest.fixture
+def networks(monkeypatch) -> dict[str, object]:
+    return stand_ins(monkeypatch)
+
+
 @pytest.mark.parametrize("name", PRINTED)
-def test_published_command(name, metric_world, shared, tmp_path):
-    """Each prints its lines, `name value`, and writes the same numbers as JSON."""
-    command = [*arguments(name, metric_world, shared), "--json", tmp_path / "folder" / "result.json"]
-    run = succeeded(run_script(script(name), *command))
-    lines = dict(line.rsplit(" ", 1) for line in run.out.splitlines())
-    assert list(lines) == PRINTED[name]
+def test_published_command(name, networks, tmp_path):
+    """Each prints its lines, `name value`, with the numbers of the whole protocol, and writes them as JSON."""
+    trees = make_tree(tmp_path, [*BOTH_WAYS, ("IC/CCF", 10, 200), ("CC/ICF", 220, 170)], seeds=True)
+    (tmp_path / "weights").touch()
+    at = ["--gpu", "cpu", "--output-path", tmp_path, "--json", tmp_path / "folder" / "result.json"]
+    flags = {
+        "compute_CD": ["--celeba-path", "celeba"],
+        "compute_LPIPS": ["--exp-pattern", "*", "--exp-values", "a", "b"],
+        "compute_FID": ["--inception-weights", tmp_path / "weights"],
+    }.get(name, [])
+    if name != "compute_LPIPS":
+        flags += ["--exp-name", "a"]
+    run = succeeded(run_script(script(name), *at, *flags))
+    lines = [line.rsplit(" ", 1) for line in run.out.splitlines()]
+    context = Context(
+        Machine(torch.device("cpu")), seeds=trees, celeba_path="celeba", inception_weights=tmp_path / "weights"
+    )
+    expected = evaluate(context, trees).measurements["a"]
+    assert {row: label for row, (label, _) in zip(PRINTED[name], lines, strict=True)} == PRINTED[name]
+    assert [float(value) for _, value in lines] == [expected[row].value for row in PRINTED[name]]
     written = json.loads((tmp_path / "folder" / "result.json").read_text())
-    assert [measurement["value"] for measurement in written.values()] == [float(value) for value in lines.values()]
-
-
-# what is printed, in closed form: images of one grey each, and networks that see nothing but that grey
-
-GREYS = {
-    0: ("CC/CCF", 20, 20, 90, 30),
-    1: ("IC/CCF", 100, 160, 90, 200),
-    2: ("CC/CCF", 40, 160, 60, 40),
-    3: ("CC/CCF", 250, 75, 33, 110),
-    4: ("IC/CCF", 17, 181, 12, 9),
-    5: ("CC/CCF", 210, 133, 230, 140),
-    6: ("CC/ICF", 5, 250, 80, 255),
-    7: ("IC/ICF", 230, 7, 3, 128),
-}
-"""Id -> folders, grey of the input, and of the counterfactual in expA, expB and expC."""
-FLIPPED = np.array([greys for folder, *greys in GREYS.values() if folder.endswith("CCF")])
-ATTRIBUTES, SMILING = 40, 31
-
-
-@pytest.fixture
-def grey_tree(tmp_path: Path) -> Path:
-    """The tree of GREYS; a flat image survives JPEG."""
-    for id, (folder, *greys) in GREYS.items():
-        original = "Original/Correct" if folder.startswith("CC") else "Original/Incorrect"
-        folders = [original, *(f"Results/{exp}/{folder}/CF" for exp in EXPERIMENTS)]
-        for place, grey in zip(folders, greys, strict=True):
-            (tmp_path / place).mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / place / f"{id:07d}.jpg")
-    return tmp_path
-
-
-def grey_of(x: torch.Tensor) -> torch.Tensor:
-    """The grey (N, 1), 0 to 255, of flat images in [-1, 1]."""
-    return (x.mean((1, 2, 3))[:, None] + 1) * 127.5
-
-
-def decisions(grey: np.ndarray) -> np.ndarray:
-    """What the stand-in for the oracle decides on each of 40 attributes: some pattern of the grey."""
-    return (np.sin(np.outer(grey, 1 + np.arange(ATTRIBUTES)) / 60) > 0).astype(int)
-
-
-@pytest.fixture
-def asked(monkeypatch) -> list[str]:
-    """Stand-ins for the networks; the files that they were to be read from."""
-    files: list[str] = []
-
-    def load_vggface2(path, device):
-        def direction(x: torch.Tensor) -> torch.Tensor:
-            angle = (x[:, :1].mean((2, 3)) + 91.4953) / 100  # the mean of blue, the network's first channel
-            return torch.cat([angle.cos(), angle.sin()], dim=1)
-
-        files.append(str(path))
-        return direction
-
-    def load_oracle(path, device):
-        files.append(str(path))
-        return lambda x: (None, torch.sin(grey_of(x) * (1 + torch.arange(ATTRIBUTES)) / 60))
-
-    monkeypatch.setattr(measures, "load_vggface2", load_vggface2)
-    monkeypatch.setattr(measures, "load_oracle", load_oracle)
-    return files
-
-
-def printed(name: str, tree: Path, *arguments: object) -> list[tuple[str, float]]:
-    """The lines of a script on stdout, each a name and a value."""
-    run = succeeded(run_script(script(name), "--gpu", "cpu", "--output-path", tree, *arguments))
-    return [(label, float(value)) for label, _, value in (line.rpartition(" ") for line in run.out.splitlines())]
-
-
-def test_fva_prints_the_share_and_then_the_mean_of_the_cosines(grey_tree, asked):
-    cosines = np.cos((FLIPPED[:, 1] - FLIPPED[:, 0]) / 100)
-    share = float((cosines > 0.5).mean())
-    assert share not in (0, 1, pytest.approx(cosines.mean()))
-    lines = printed("compute_FVA", grey_tree, "--exp-name", "expA")
-    assert lines == [("FVA", share), ("mean dist", pytest.approx(cosines.mean(), abs=1e-5))]  # float32
-    assert asked == ["models/resnet50_vggface2_model.pkl"]
-
-
-def test_mnac_prints_the_mean_number_of_attributes_that_differ(grey_tree, asked):
-    changed = decisions(FLIPPED[:, 0]) != decisions(FLIPPED[:, 2])
-    expected = changed.sum(axis=1).mean()
-    assert 0 < expected < ATTRIBUTES
-    assert printed("compute_MNAC", grey_tree, "--exp-name", "expB") == [("MNAC:", pytest.approx(expected))]
-    assert asked == ["models/oracle.pth"]
-
-
-@pytest.mark.parametrize(("flags", "query"), [([], SMILING), (["--query-label", 39], 39)])
-def test_cd_is_that_of_smiling_unless_said_otherwise(grey_tree, asked, monkeypatch, flags, query):
-    labels = np.random.default_rng(0).integers(0, 2, (50, ATTRIBUTES))
-    monkeypatch.setattr(script("compute_CD"), "train_labels", lambda path: labels if path == "celeba" else None)
-    changes = decisions(FLIPPED[:, 1]) - decisions(FLIPPED[:, 0])
-    with np.errstate(invalid="ignore"):  # an attribute that never changes
-        of_changes = np.nan_to_num(np.corrcoef(changes.T))
-    differences = np.abs(of_changes - np.corrcoef(labels.T)).sum(axis=1)
-    assert differences[39] != pytest.approx(differences[SMILING], abs=0.1)
-    lines = printed("compute_CD", grey_tree, "--exp-name", "expA", "--celeba-path", "celeba", *flags)
-    assert lines == [("CD Result:", pytest.approx(differences[query]))]
-    assert asked == ["models/oracle.pth"]
-
-
-def test_sigma_l_prints_the_mean_over_all_pairs_of_experiments(grey_tree, monkeypatch):
-    class Squares:
-        def features(self, x: torch.Tensor) -> torch.Tensor:
-            return grey_of(x)
-
-        def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            return (a - b).square()[:, 0]
-
-    monkeypatch.setattr(script("compute_LPIPS"), "load_lpips", lambda device: Squares())
-    elsewhere = grey_tree / "Results" / "expC" / "IC" / "CCF" / "CF" / "0000004.jpg"  # then it does not count
-    elsewhere.rename(grey_tree / "Results" / "expC" / "IC" / "ICF" / "CF" / "0000004.jpg")
-    a, b, c = np.array([greys[1:] for id, (_, *greys) in GREYS.items() if id != 4], float).T
-    expected = ((a - b) ** 2 + (a - c) ** 2 + (b - c) ** 2).mean() / 3
-    lines = printed("compute_LPIPS", grey_tree, "--exp-pattern", "exp*", "--exp-values", "A", "B", "C")
-    assert lines == [("sigma_L result:", pytest.approx(expected, rel=1e-5))]  # float32
-
-
-def test_cout_is_that_of_smiling_and_of_correctly_classified_images(grey_tree, monkeypatch):
-    class Brightness(torch.nn.Module):
-        num_outputs, attributes = ATTRIBUTES, None
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return (grey_of(x) - 128) / 50 * torch.eye(ATTRIBUTES)[SMILING] + 1
-
-    monkeypatch.setattr(script("compute_COUT"), "load_classifier", lambda path, device: Brightness())
-    areas = []
-    for folder, first, last, *_ in GREYS.values():
-        if folder.startswith("CC"):
-            grey = np.linspace(first, last, 65)  # 64 pixels, one at a time
-            p = 1 / (1 + np.exp(-((grey - 128) / 50 + 1)))
-            own = p if p[0] > 0.5 else 1 - p
-            areas.append(((1 - 2 * own)[1:] + (1 - 2 * own)[:-1]).mean() / 2)
-    lines = printed("compute_COUT", grey_tree, "--exp-name", "expA")
-    assert lines == [("COUT:", pytest.approx(np.mean(areas), abs=1e-5))]  # float32
+    assert [m["value"] for m in written.values()] == [expected[row].value for row in written]
+    assert list(written) == list(PRINTED[name])
 
 
 def test_defaults_that_all_scripts_share():
     flags = ("--weights-path", "--oracle-path", "--classifier-path")
     args = metric_parser("", *flags).parse_args(["--output-path", "out", "--exp-name", "exp"])
     assert (args.gpu, args.partition) == ("0", "all")
-    assert args.weights_path == "models/resnet50_vggface2_model.pkl"
-    assert args.oracle_path == "models/oracle.pth"
-    assert args.classifier_path == "models/classifier.pth"
+    assert str(args.weights_path) == "models/resnet50_vggface2_model.pkl"
+    assert str(args.oracle_path) == "models/oracle.pth"
+    assert str(args.classifier_path) == "models/classifier.pth"
 
 
 # flags, files and remarks
 
 
-def test_underscores_hyphens_and_device(metric_world, shared):
+def test_underscores_hyphens_and_device(networks, metric_world, shared):
     hyphens = [str(part).replace("--gpu", "--device") for part in arguments("compute_LPIPS", metric_world, shared)]
     underscores = ["--" + part[2:].replace("-", "_") if part.startswith("--") else part for part in hyphens]
     outputs = {succeeded(run_script(script("compute_LPIPS"), *command)).out for command in (hyphens, underscores)}
     assert len(outputs) == 1
 
 
-def test_plots_are_images(metric_world, small, tmp_path):
+def test_plots_are_images(networks, metric_world, small, tmp_path):
     """By default in the experiment's folder, with --plot anywhere."""
     succeeded(run_script(script("compute_CD"), *arguments("compute_CD", metric_world, small)))
     elsewhere = tmp_path / "elsewhere" / "curves.png"
@@ -262,7 +150,7 @@ def test_plots_are_images(metric_world, small, tmp_path):
             assert image.format == "PNG" and min(image.size) > 300
 
 
-def test_partition(metric_world, shared):
+def test_partition(networks, metric_world, shared):
     counts = {}
     for partition in ("cor", "inc", "all"):
         path = shared / f"{partition}.json"
@@ -270,15 +158,6 @@ def test_partition(metric_world, shared):
         succeeded(run_script(script("compute_LPIPS"), *command, "--partition", partition, "--json", path))
         counts[partition] = json.loads(path.read_text())["sigma_L"]["n"]
     assert counts["cor"] + counts["inc"] == counts["all"] and min(counts.values()) > 0
-
-
-def test_undefined_correlations_are_counted_aloud(metric_world, small):
-    """Counterfactuals that are their inputs change nothing: every correlation is undefined, and counts as 0."""
-    for path in small.glob("Results/expA/*/*/CF/*.jpg"):
-        path.write_bytes(next((small / "Original").glob(f"*/{path.name}")).read_bytes())
-    run = succeeded(run_script(script("compute_CD"), *arguments("compute_CD", metric_world, small)))
-    assert "40 attributes never change" in run.err
-    assert run.out.startswith("CD Result: ")
 
 
 def test_fid_script_takes_the_published_arguments(metric_world, small):
@@ -374,11 +253,26 @@ def test_bad_flags(metric_world, shared, flags, expected):
     assert run.code == 2 and expected in run.err and run.err.count("\n") == 1
 
 
-def test_a_result_that_cannot_be_written(metric_world, shared, tmp_path):
+def test_a_result_that_cannot_be_written(networks, metric_world, shared, tmp_path):
     (tmp_path / "file").touch()
     command = [*arguments("compute_LPIPS", metric_world, shared), "--json", tmp_path / "file" / "result.json"]
     run = run_script(script("compute_LPIPS"), *command)
     assert run.code == 2 and "result.json: cannot be written" in run.err
+
+
+def test_a_tree_that_cannot_be_written_to(metric_world, small, tmp_path):
+    """What stands in the place of a report ends nothing, and a flag puts the report elsewhere."""
+    folder = small / "Results" / "expA"
+    for name in ("evaluation.md", "evaluation.csv", "evaluation.json"):
+        (folder / name).mkdir()
+    command = [*arguments("evaluate", metric_world, small), "--feature-network", "oracle"]
+    command += [
+        part for flag in ("--weights", "--oracle", "--classifier") for part in (f"{flag}-path", tmp_path / "no")
+    ]
+    run = succeeded(run_script(script("evaluate"), *command))
+    assert "| flip rate" in run.out and run.err.count("--report-path FOLDER puts it elsewhere") == 3
+    run = succeeded(run_script(script("evaluate"), *command, "--report-path", tmp_path / "reports"))
+    assert run.err == "" and (tmp_path / "reports/expA/evaluation.md").read_text() == run.out
 
 
 def test_classifier_without_the_query(metric_world, shared, tmp_path):
@@ -442,28 +336,10 @@ def test_evaluate_with_what_is_there(metric_world, small, tmp_path):
         "COUT": "absent.pth",
         "CD": "--celeba-path",
         "sigma_L": "--exp-pattern",
-        "MNAC": "no counterfactual of expB",
+        "MNAC of expB": "undefined: none of the 12 pairs of expB is of an image whose counterfactual reached",
     }.items():
         assert any(line.startswith(f"- {metric}: ") and reason in line for line in listed), metric
     assert "Frechet distance (oracle features)" in run.out and "FID" not in run.out.split("Not computed")[0]
-
-
-def test_evaluate_lists_what_is_undefined_and_goes_on(metric_world, small):
-    """No correctly classified image, one flipped counterfactual: COUT and the Frechet distances have no value."""
-    shutil.rmtree(small / "Results/expA/CC")
-    flipped = sorted(small.glob("Results/expA/IC/CCF/CF/*.jpg"))
-    for path in flipped[1:]:
-        path.rename(path.parents[2] / "ICF" / "CF" / path.name)
-    run = succeeded(
-        run_script(
-            script("evaluate"),
-            *["--output-path", small, "--gpu", "cpu", "--exp-name", "expA", "--feature-network", "oracle"],
-            *["--oracle-path", metric_world.oracle, "--classifier-path", metric_world.classifier],
-        )
-    )
-    assert "| flip rate" in run.out and "| MAD" in run.out and "| MNAC" in run.out
-    assert "- COUT of expA: " in run.out and "a correctly classified image" in run.out
-    assert "- FID, sFID of expA: a Fréchet distance needs at least 2 images" in run.out
 
 
 def test_evaluate_measures_the_attribute_that_each_run_explained(metric_world, small):

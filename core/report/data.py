@@ -10,9 +10,9 @@ from typing import Any
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
-from dime.core.evaluation.measures import Features
 from dime.core.files import read_yaml
-from dime.core.metrics import decide
+from dime.core.metrics.metric import Features
+from dime.core.metrics.mnac import decide
 from dime.core.results import FRAME_KINDS, Pair, ResultTree, image_files
 from dime.core.summary import INFO_LINES
 

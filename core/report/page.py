@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm
 
 from dime.core.datasets import ATTRIBUTES, read_image
-from dime.core.evaluation.protocol import METRIC_NAMES
+from dime.core.metrics.protocol import METRIC_NAMES
 from dime.core.report.data import Experiment, ImageResult
 from dime.core.report.images import STRIP_FRAMES, difference_image, embedded, film_strip, reduced
 

@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dime.core.cli import say
-from dime.core.evaluation.attribute_scores import AttributeScores
 from dime.core.files import write_atomically
+from dime.core.metrics.attribute_scores import AttributeScores
 from dime.core.training.classifier_files import Architecture, logits_of, to_file
 from dime.core.training.data import LabelledImages
 from dime.core.training.script import Progress

@@ -14,10 +14,11 @@ import numpy as np
 
 from dime.core.drawn_faces import DRAWN
 from dime.core.errors import InputError
-from dime.core.evaluation.features import Machine, batches
-from dime.core.evaluation.measures import FLIP_RATE, Measurement, mean, select_pairs
-from dime.core.evaluation.protocol import Report
-from dime.core.metrics import bootstrap_interval
+from dime.core.metrics.features import Machine, batches
+from dime.core.metrics.flip_rate import FLIP_RATE
+from dime.core.metrics.measurement import Measurement, bootstrap_interval, mean
+from dime.core.metrics.metric import select_pairs
+from dime.core.metrics.report import Report
 from dime.core.results import Pair, ResultTree
 from dime.core.truth import metrics
 from dime.core.truth.faces import Case, DrawnFaces

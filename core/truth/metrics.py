@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dime.core.evaluation.attribute_scores import area_under_curve
+from dime.core.metrics.attribute_scores import area_under_curve
 
 
 def change(a: np.ndarray, b: np.ndarray) -> np.ndarray:

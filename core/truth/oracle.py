@@ -11,9 +11,9 @@ from dime.core.checkpoints import load_classifier
 from dime.core.datasets import ATTRIBUTES
 from dime.core.drawn_faces import DRAWN
 from dime.core.errors import InputError
-from dime.core.evaluation.features import Machine, computing
 from dime.core.images import from_image
-from dime.core.metrics import decide
+from dime.core.metrics.features import Machine, computing
+from dime.core.metrics.mnac import decide
 
 
 class AttributeOracle:

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from dime.core.evaluation.measures import Measurement
-from dime.core.evaluation.plots import png
-from dime.core.evaluation.protocol import Report
+from dime.core.metrics.measurement import Measurement
+from dime.core.metrics.plots import png
+from dime.core.metrics.report import Report
 from dime.core.truth.benchmark import INPUT, TRUTH
 from dime.core.truth.faces import Case
 

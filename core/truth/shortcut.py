@@ -13,9 +13,9 @@ import torch
 from dime.core.checkpoints import load_classifier, output_column
 from dime.core.drawn_faces import DRAWN
 from dime.core.errors import InputError
-from dime.core.evaluation.features import Machine, batches
-from dime.core.evaluation.measures import Measurement, mean
-from dime.core.metrics import bootstrap_interval, correlation_difference, correlations
+from dime.core.metrics.cd import correlation_difference, correlations
+from dime.core.metrics.features import Machine, batches
+from dime.core.metrics.measurement import Measurement, bootstrap_interval, mean
 from dime.core.results import ResultTree
 from dime.core.run_config import recorded
 from dime.core.truth.benchmark import Figures

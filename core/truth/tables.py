@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dime.core.evaluation.measures import Measurement
-from dime.core.evaluation.protocol import Report
-from dime.core.evaluation.table import listed, table_line
+from dime.core.metrics.measurement import Measurement
+from dime.core.metrics.report import Report
+from dime.core.table import listed, table_line
 
 IMAGES = "images"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dime.core.evaluation.measures import Measurement
-from dime.core.evaluation.protocol import Report
+from dime.core.metrics.measurement import Measurement
+from dime.core.metrics.report import Report
 from dime.core.truth.tables import markdown
 
 REPORT = Report(

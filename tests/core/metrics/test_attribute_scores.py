@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dime.core.evaluation.attribute_scores import AttributeScores, area_under_curve
+from dime.core.metrics.attribute_scores import AttributeScores, area_under_curve
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dime.core.errors import InputError
-from dime.core.evaluation.features import ImageFeatures, Machine, StoredFeatures, batches
+from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures, batches
 
 CPU = torch.device("cpu")
 

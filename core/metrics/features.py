@@ -7,7 +7,7 @@ import hashlib
 import io
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dime.core.datasets import read_image
-from dime.core.errors import InputError
+from dime.core.errors import InputError, UndefinedError
 from dime.core.files import write_atomically
 from dime.core.images import from_image
 
@@ -68,12 +68,18 @@ class ImageFeatures:
         self._known: dict[Path, torch.Tensor] = {}
 
     def __call__(self, paths: Sequence[Path]) -> torch.Tensor:
-        """Features (N, D) of the files, on the CPU in float32. Raises InputError for a damaged image."""
+        """Features (N, D) of the files, on the CPU in float32.
+
+        Raises InputError for a damaged image, UndefinedError for one of which the network says NaN or infinity.
+        """
         new = [path for path in dict.fromkeys(paths) if path not in self._known]
         rows: list[torch.Tensor] = []
         for images in batches(new, self._read, self.machine):
             with computing():
                 rows.extend(self.network(torch.stack(images).to(self.machine.device)).float().cpu())
+        for path, row in zip(new, rows, strict=True):
+            if not row.isfinite().all():
+                raise UndefinedError(f"{path}: the network gives no finite numbers for this image")
         self._known.update(zip(new, rows, strict=True))
         return torch.stack([self._known[path] for path in paths])
 
@@ -123,23 +129,24 @@ class StoredFeatures:
 
 def batches(items: Sequence[Item], read: Callable[[Item], Value], machine: Machine) -> Iterator[list[Value]]:
     """What `read` gives for the items, in order, batch_size at a time, one batch ahead in num_workers threads."""
-    ahead: deque = deque()
+    groups = [items[start : start + machine.batch_size] for start in range(0, len(items), machine.batch_size)]
     with (
         ThreadPoolExecutor(max(machine.num_workers, 1)) as pool,
         tqdm(total=len(items), unit="image", leave=False, disable=None) as bar,
     ):
-        for start in range(0, len(items), machine.batch_size):
-            ahead.append([pool.submit(read, item) for item in items[start : start + machine.batch_size]])
-            if len(ahead) > 1:
-                yield _results(ahead.popleft(), bar)
-        while ahead:
-            yield _results(ahead.popleft(), bar)
+        ahead: deque[list[Future[Value]]] = deque()
+        for group in (*groups, None):
+            if group:
+                ahead.append([pool.submit(read, item) for item in group])
+            if len(ahead) > 1 or (ahead and not group):
+                values = [future.result() for future in ahead.popleft()]
+                bar.update(len(values))
+                yield values
 
 
-def _results(futures: list, bar: tqdm) -> list:
-    values = [future.result() for future in futures]
-    bar.update(len(values))
-    return values
+def read_images(paths: Sequence[Path]) -> torch.Tensor:
+    """Several image files as one tensor (N, 3, H, W) in [-1, 1]. Raises InputError for a damaged image."""
+    return torch.stack([from_image(read_image(str(path))) for path in paths])
 
 
 def content_digest(path: Path) -> str:

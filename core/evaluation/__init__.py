@@ -1,1 +1,0 @@
-"""The metrics on result trees: features, measures, the whole protocol, and its table."""

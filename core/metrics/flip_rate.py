@@ -1,0 +1,21 @@
+"""Flip rate: how many counterfactuals reach their target?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dime.core.metrics.measurement import Measurement, mean
+from dime.core.metrics.metric import Metric
+from dime.core.results import Pair
+
+FLIP_RATE = "flip rate"
+
+
+def flip_rate(pairs: Sequence[Pair]) -> list[Measurement]:
+    """The share of pairs in CCF, of all pairs."""
+    return [mean(FLIP_RATE, np.array([pair.flipped for pair in pairs], dtype=float))]
+
+
+FLIPS = Metric(rows=(FLIP_RATE,), measure=flip_rate, flipped_only=False)

@@ -1,0 +1,44 @@
+"""MAD: by how much does the classifier's probability change?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dime.core.errors import UndefinedError
+from dime.core.guidance import Decision, MultiClass
+from dime.core.metrics.measurement import Measurement, mean
+from dime.core.metrics.metric import Features, Metric, counterfactuals, originals
+from dime.core.results import Pair
+
+
+def decision_change(pairs: Sequence[Pair], logits: Features, decision: Decision) -> list[Measurement]:
+    """Mean change of a probability between input and counterfactual; logits: the explained classifier's.
+
+    It is that of the attribute, or, among exclusive classes, of the target.
+    """
+    targets = [target_of(pair) if isinstance(decision, MultiClass) else 1 for pair in pairs]
+    before, after = (
+        decision.probability(logits(paths), torch.tensor(targets)).double()
+        for paths in (originals(pairs), counterfactuals(pairs))
+    )
+    return [mean("MAD", (before - after).abs().numpy())]
+
+
+def target_of(pair: Pair) -> int:
+    """The target that the image's Info file names. Raises UndefinedError where there is none."""
+    try:
+        lines = dict(line.partition(": ")[::2] for line in pair.info.read_text(encoding="utf-8").splitlines())
+        return int(lines["target"])
+    except (OSError, ValueError, KeyError):
+        raise UndefinedError(f"{pair.info}: names no target, which the change is measured for") from None
+
+
+MAD = Metric(
+    rows=("MAD",),
+    measure=decision_change,
+    needs=lambda context, tree: (context.logits, context.decision_of(tree)),
+    flags=("--classifier-path", "--query-label"),
+    flipped_only=False,
+)

@@ -1,0 +1,179 @@
+"""The metrics on numbers whose answer is known."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from dime.core.errors import UndefinedError
+from dime.core.guidance import BinaryAttribute, MultiClass
+from dime.core.metrics.cd import correlation_difference, correlations
+from dime.core.metrics.cout import cout, transition
+from dime.core.metrics.faces import face_similarity, same_face
+from dime.core.metrics.measurement import Measurement, bootstrap_interval, mean
+from dime.core.metrics.mnac import decide
+from tests.helpers import rnd
+
+
+def test_face_similarity_is_the_cosine():
+    a = torch.tensor([[1.0, 0.0], [3.0, 4.0], [1.0, 1.0], [2.0, 0.0]])
+    b = torch.tensor([[2.0, 0.0], [4.0, 3.0], [-1.0, -1.0], [0.0, 5.0]])
+    # 1e-12: float64
+    assert face_similarity(a, b) == pytest.approx([1, 24 / 25, -1, 0], abs=1e-12)
+
+
+def test_the_same_face_is_above_one_half():
+    assert same_face(np.array([0.49, 0.5, 0.51])).tolist() == [0, 0, 1]
+
+
+def test_a_vector_without_direction_has_no_face():
+    similarity = face_similarity(torch.zeros(2, 3), torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
+    assert np.isnan(similarity).all() and np.isnan(same_face(similarity)).all()
+
+
+def test_decisions_are_above_one_half():
+    assert decide(torch.tensor([[-3.0, 0.0, 2.0]])).tolist() == [[0, 0, 1]]
+    with pytest.raises(UndefinedError, match="NaN"):
+        decide(torch.tensor([[-3.0, torch.nan]]))
+
+
+def test_correlations_as_numpy_has_them():
+    values = rnd(1, 50, 6).numpy().astype(float)
+    # 1e-12: float64
+    assert np.allclose(correlations(values, 2), np.corrcoef(values.T)[2], atol=1e-12)
+
+
+def test_correlation_difference_in_closed_form():
+    query = np.array([1, -1, 0, 1, 0])
+    changes = np.stack([query, -query, np.zeros(5), np.array([0, 0, 1, 0, -1]), np.ones(5)], axis=1)
+    labels = np.array([[1, 1, 0, 1, 1], [0, 0, 1, 1, 1], [1, 1, 0, 0, 1], [0, 0, 1, 0, 1]])
+    result = correlation_difference(labels, changes, query=0)
+    assert result.dataset == pytest.approx([1, 1, -1, 0, np.nan], nan_ok=True)
+    assert result.explanations == pytest.approx([1, -1, np.nan, 0, np.nan], nan_ok=True)
+    assert (result.never, result.alike, result.informative) == (1, 1, 3)
+    assert result.value == pytest.approx(0 + 2 + 1 + 0 + 0)
+    notes = "; ".join(result.notes)
+    assert "1 attributes never change" in notes and "1 attributes change alike" in notes and "3 informative" in notes
+
+
+def test_a_query_that_never_varies_leaves_cd_undefined():
+    """All flips go one way, or the data set knows one side only: every correlation with the query is undefined."""
+    varied, constant = np.eye(3), np.array([[-1, 0, 1], [-1, 1, 0]])
+    by_flips = correlation_difference(varied, constant, query=0)
+    assert np.isnan(by_flips.value) and "counterfactuals change it alike" in by_flips.undefined
+    by_labels = correlation_difference(np.array([[1, 0, 1], [1, 1, 0]]), varied, query=0)
+    assert np.isnan(by_labels.value) and "labels of the data set agree" in by_labels.undefined
+    assert by_flips.notes == by_labels.notes == ()
+    assert not correlation_difference(varied, np.repeat(np.eye(3), 20, axis=0), query=0).notes  # 20 images and more
+
+
+def brightness(x: torch.Tensor) -> torch.Tensor:
+    """A classifier that looks at the mean grey level: logit 20·mean."""
+    return 20 * x.mean(dim=(1, 2, 3))[:, None]
+
+
+def test_transition_of_a_linear_classifier():
+    x, x_cf = -torch.ones(2, 3, 10, 10), torch.ones(2, 3, 10, 10)
+    curves = transition(brightness, x, x_cf, BinaryAttribute(0))
+    mean_level = np.linspace(-1, 1, 51)  # 100 pixels, 2 at a time
+    # 1e-6: float32; the own class is the dark one
+    assert curves == pytest.approx(np.tile(1 / (1 + np.exp(20 * mean_level)), (2, 1)), abs=1e-6)
+
+
+def test_transition_starts_at_the_prediction_whatever_it_is():
+    x, x_cf = torch.ones(1, 3, 10, 10), -torch.ones(1, 3, 10, 10)
+    curve = transition(brightness, x, x_cf, BinaryAttribute(0))[0]
+    assert curve[0] > 0.99 and curve[-1] < 0.01
+
+
+def test_transition_among_classes_follows_the_class_of_the_input():
+    """Three classes with logits 0, 20·mean and -20·mean: a dark image is of class 2."""
+
+    def classify(x: torch.Tensor) -> torch.Tensor:
+        bright = brightness(x)
+        return torch.cat([0 * bright, bright, -bright], dim=1)
+
+    curve = transition(classify, -torch.ones(1, 3, 10, 10), torch.ones(1, 3, 10, 10), MultiClass())[0]
+    logits = np.outer(20 * np.linspace(-1, 1, 51), [0, 1, -1])
+    # 1e-6: float32
+    assert curve == pytest.approx(np.exp(logits[:, 2]) / np.exp(logits).sum(axis=1), abs=1e-6)
+
+
+def test_most_changed_pixels_come_first_and_ties_in_reading_order():
+    x = torch.zeros(1, 3, 2, 3)
+    x_cf = torch.tensor([[0.0, 0.2, 0.4], [-0.8, 0.2, 0.0]]).expand(1, 3, 2, 3)
+    seen = []
+
+    def classify(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images[0, 0].clone())
+        return torch.zeros(1, 1)
+
+    transition(classify, x, x_cf, BinaryAttribute(0))
+    changed = [int((after - before).abs().argmax()) for before, after in pairwise(seen)]
+    assert len(seen) == 7
+    assert changed[:4] == [3, 2, 1, 4]
+    assert torch.equal(seen[-1], x_cf[0, 0])
+
+
+def test_transition_ends_at_the_counterfactual_where_steps_do_not_divide_the_pixels():
+    x, x_cf = rnd(1, 2, 3, 64, 64), rnd(2, 2, 3, 64, 64)
+    seen = []
+    transition(lambda images: seen.append(images) or brightness(images), x, x_cf, BinaryAttribute(0))
+    assert len(seen) == 1 + 51  # 4096 pixels, 81 at a time
+    assert torch.equal(seen[0], x) and torch.equal(seen[-1], x_cf)
+
+
+def test_transition_of_an_image_does_not_depend_on_its_company():
+    x, x_cf = rnd(1, 3, 3, 16, 16), rnd(2, 3, 3, 16, 16)
+    together = transition(brightness, x, x_cf, BinaryAttribute(0))
+    alone = [transition(brightness, x[i : i + 1], x_cf[i : i + 1], BinaryAttribute(0))[0] for i in range(3)]
+    assert np.array_equal(together, np.stack(alone))
+
+
+@pytest.mark.parametrize(("own", "expected"), [(1.0, -1), (0.0, 1), (0.5, 0)])
+def test_cout_of_constant_curves(own, expected):
+    assert cout(np.full((1, 51), own), pixels=100) == pytest.approx([expected])
+
+
+def test_cout_of_a_straight_line_is_zero_and_of_a_step_its_place():
+    assert cout(np.linspace(1, 0, 51)[None], pixels=100) == pytest.approx([0])
+    early = np.where(np.arange(51) < 10, 1.0, 0.0)[None]
+    # p_c is 1 up to step 9 and falls within step 10: an area of 9.5 steps of 2 %
+    assert cout(early, pixels=100) == pytest.approx([1 - 2 * 9.5 * 0.02])
+
+
+def test_bootstrap_interval_of_a_mean():
+    values = rnd(3, 400).numpy().astype(float)
+    low, high = bootstrap_interval(lambda rows: values[rows].mean(), 400)
+    error = values.std() / 20
+    # a tenth of the width: the noise of 1000 resamples
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.4 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.4 * error)
+    assert (low, high) == bootstrap_interval(lambda rows: values[rows].mean(), 400)
+
+
+def test_one_image_has_a_mean_and_no_interval():
+    assert mean("FVA", np.array([0.25])) == Measurement("FVA", 0.25, 1, None)
+
+
+@pytest.mark.parametrize("values", [[], [0.5, np.nan], [np.inf, 1.0]])
+def test_a_mean_over_images_without_a_value_is_undefined(values):
+    found = mean("FVA", np.array(values))
+    assert found.value is None and found.interval is None and "have no value" in found.reason
+    assert found.as_dict()["value"] is None and found.as_dict()["reason"]
+
+
+def test_no_measurement_holds_nan():
+    assert Measurement("CD", float("nan"), 3, (0.0, 1.0)).as_dict() == {
+        **{"name": "CD", "value": None, "n": 3, "interval": None},
+        "reason": "no finite number comes out of its 3 images",
+    }
+    assert Measurement("CD", 1.0, 3, (0.0, float("nan"))).as_dict() == {
+        "name": "CD",
+        "value": 1.0,
+        "n": 3,
+        "interval": None,
+    }

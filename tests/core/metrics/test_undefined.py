@@ -1,0 +1,195 @@
+"""A value that does not exist is never a number: every metric, on trees of flat grey images that leave it none."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dime.core.datasets import ATTRIBUTES
+from dime.core.metrics.features import Machine
+from dime.core.metrics.metric import Context, Metric
+from dime.core.metrics.protocol import METRICS, evaluate
+from dime.core.metrics.report import Report, as_json, markdown
+from dime.core.results import ResultTree
+from tests.grey_world import BOTH_WAYS, POISON, grey_of, make_tree, stand_ins
+from tests.metric_world import run_script
+
+
+@pytest.fixture
+def networks(monkeypatch) -> dict[str, object]:
+    return stand_ins(monkeypatch)
+
+
+def measure(trees: list[ResultTree], **flags) -> Report:
+    weights = trees[0].output_path / "weights"
+    weights.touch()
+    given = {"seeds": trees, "celeba_path": "celeba", "inception_weights": weights}
+    return evaluate(Context(Machine(torch.device("cpu")), **(given | flags)), trees)
+
+
+def reasons(report: Report) -> dict[str, str]:
+    """Of each undefined value, why; table, JSON and the list below the table must say the same."""
+    measured = report.measurements["a"]
+    for name, content in json.loads(as_json(report))["measurements"]["a"].items():
+        assert (content["value"] is None) == (measured[name].value is None) == ("reason" in content)
+    undefined = {name: m.reason for name, m in measured.items() if m.value is None}
+    text = markdown(report)
+    for name, reason in undefined.items():
+        cells = next(line for line in text.splitlines() if line.startswith(f"| {name} ")).split("|")
+        assert cells[2].strip().startswith("undefined")
+        assert any(name in line and "undefined: " + reason in line for line in report.missing["a"])
+    assert "nan" not in as_json(report).lower() and " nan" not in text
+    return undefined
+
+
+CONSTANT = {"CD": "query attribute never varies"}
+EVERY = {"flip rate", "FVA", "FS", "MNAC", "CD", "MAD", "COUT", "FID", "sFID", "sigma_L"}
+
+
+def test_everything_has_a_value(tmp_path, networks):
+    report = measure(make_tree(tmp_path, BOTH_WAYS))
+    assert set(report.measurements["a"]) == EVERY and not reasons(report)
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        pytest.param(
+            BOTH_WAYS[:1], {"CD": "query attribute never varies", "FID": "2 images", "sFID": "2 images"}, id="one"
+        ),
+        pytest.param(BOTH_WAYS[1::2], {"CD": "query attribute never varies"}, id="one direction"),
+        pytest.param([("CC/CCF", g, g) for _, g, _ in BOTH_WAYS], {"CD": "query attribute never varies"}, id="equal"),
+        pytest.param([("CC/CCF", 90, 90)] * 5, dict.fromkeys(("FVA", "FS", "CD", "FID", "sFID"), ""), id="same"),
+        pytest.param(
+            [("CC/ICF", g, c) for _, g, c in BOTH_WAYS],
+            dict.fromkeys(("FVA", "FS", "MNAC", "CD", "FID", "sFID"), "reached its target"),
+            id="no flip",
+        ),
+        pytest.param(
+            [(f"IC/{'CCF' if i < 3 else 'ICF'}", g, c) for i, (_, g, c) in enumerate(BOTH_WAYS)],
+            {"COUT": "a correctly classified image", "sFID": "in a half of the images"},
+            id="all misjudged, three flips",
+        ),
+        pytest.param(
+            [*BOTH_WAYS[1:], ("CC/CCF", 20, POISON)],
+            dict.fromkeys(("MNAC", "CD", "MAD", "FID", "sFID"), "0000011.png: the network gives no finite")
+            | dict.fromkeys(("FVA", "FS"), "0000011.png: the network gives no finite")
+            | dict.fromkeys(("COUT", "sigma_L"), "1 of its 12 images have no value"),
+            id="NaN in one image",
+        ),
+    ],
+)
+def test_what_is_undefined_says_so(tmp_path, networks, images, expected):
+    report = measure(make_tree(tmp_path, images))
+    found = reasons(report)
+    assert set(found) == set(expected)
+    for name, reason in expected.items():
+        assert reason in found[name], (name, found[name])
+
+
+def test_a_partition_without_images(tmp_path, networks):
+    assert set(reasons(measure(make_tree(tmp_path, BOTH_WAYS), partition="inc"))) == EVERY
+
+
+def test_features_that_never_vary(tmp_path, networks):
+    networks["faces.load_vggface2"] = networks["fid.load_inception"] = lambda x: torch.ones(len(x), 3)
+    found = reasons(measure(make_tree(tmp_path, BOTH_WAYS)))
+    assert set(found) == {"FVA", "FS", "FID", "sFID"} and all(
+        "the same features" in reason for reason in found.values()
+    )
+
+
+def test_labels_that_never_vary(tmp_path, networks):
+    networks["labels"][:, ATTRIBUTES.index("Smiling")] = 1
+    assert "labels of the data set agree" in reasons(measure(make_tree(tmp_path, BOTH_WAYS)))["CD"]
+
+
+def test_what_cd_rests_on_is_said(tmp_path, networks):
+    report = measure(make_tree(tmp_path, BOTH_WAYS))
+    assert any("CD of a: 2 attributes never change" in line for line in report.caveats["a"])
+    assert any("CD of a: rests on 6 informative images" in line for line in report.caveats["a"])
+
+
+def test_the_script_says_what_the_protocol_says(tmp_path, networks):
+    """One direction: the same words on stderr and in evaluate.py's list, no number, exit 0."""
+    trees = make_tree(tmp_path, BOTH_WAYS[1::2])
+    run = run_script(
+        importlib.import_module("compute_CD"),
+        *["--output-path", tmp_path, "--exp-name", "a", "--celeba-path", "celeba", "--gpu", "cpu"],
+        *["--json", tmp_path / "cd.json"],
+    )
+    assert (run.code, run.out) == (0, "CD Result: undefined\n")
+    assert run.err.splitlines() == [line for line in measure(trees).missing["a"] if line.startswith("CD")]
+    assert json.loads((tmp_path / "cd.json").read_text())["CD"]["value"] is None
+    assert (tmp_path / "Results/a/CD.png").read_bytes().startswith(b"\x89PNG")
+
+
+# other decisions, other images, other metrics
+
+CLASSES = "decision: multiclass\nclasses: [cat, dog, cow]\ndataset: folder\n"
+
+
+class Three(torch.nn.Module):
+    """Three classes, whose logits are 0, g and -g for an image of grey 128 + 50 g."""
+
+    num_outputs, attributes = 3, ["cat", "dog", "cow"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (grey_of(x) - 128) / 50 * torch.tensor([0.0, 1.0, -1.0])
+
+
+def test_classes(tmp_path, networks):
+    """MAD is the change of the target's softmax; CD and MNAC say what they need; the rest works as it does."""
+    networks["metric.load_classifier"] = Three()
+    report = measure(make_tree(tmp_path, BOTH_WAYS, CLASSES))
+    assert set(report.measurements["a"]) == EVERY - {"CD", "MNAC"} and not reasons(report)
+    logits = (np.array([greys for _, *greys in BOTH_WAYS])[..., None] - 128) / 50 * np.array([0, 1, -1])
+    p = (np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True))[..., 1]  # of the target, class 1
+    # 1e-6: float32
+    assert report.measurements["a"]["MAD"].value == pytest.approx(np.abs(p[:, 1] - p[:, 0]).mean(), abs=1e-6)
+    missing = " ".join(report.missing["a"])
+    assert "CD: needs one of CelebA's 40 attributes" in missing
+    assert "MNAC: needs images of CelebA and the oracle of its 40 attributes" in missing
+
+
+@pytest.mark.parametrize("info", [None, "label: 0", "target: cat"])
+def test_mad_of_classes_needs_the_target(tmp_path, networks, info):
+    networks["metric.load_classifier"] = Three()
+    trees = make_tree(tmp_path, BOTH_WAYS, CLASSES)
+    path = tmp_path / "Results/a/CC/CCF/Info/0000003.txt"
+    path.unlink() if info is None else path.write_text(info)
+    assert "0000003.txt: names no target" in reasons(measure(trees))["MAD"]
+
+
+def test_a_classifier_of_other_classes(tmp_path, networks):
+    report = measure(make_tree(tmp_path, BOTH_WAYS, CLASSES))
+    assert sum("has 40 outputs, but a explains 3 classes" in line for line in report.missing["a"]) == 2
+
+
+def test_an_oracle_of_other_attributes(tmp_path, networks):
+    networks["mnac.load_oracle"] = lambda x: (grey_of(x), grey_of(x).expand(-1, 12))
+    report = measure(make_tree(tmp_path, BOTH_WAYS))
+    assert sum("has 12 outputs, but CelebA has 40 attributes" in line for line in report.missing["a"]) == 2
+
+
+def test_the_metric_of_the_documentation(tmp_path):
+    """A file of one's own is all that it takes; with asked_by it is computed only when asked for."""
+    code = (Path(__file__).parents[3] / "docs/metrics.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code, scope := {})
+    metric: Metric = scope["BRIGHTNESS"]
+    trees, context = make_tree(tmp_path, BOTH_WAYS), Context(Machine(torch.device("cpu")))
+    expected = np.mean([cf_grey - grey for _, grey, cf_grey in BOTH_WAYS])
+    found = evaluate(context, trees, metrics=[*METRICS[:1], metric])
+    assert found.measurements["a"]["brightness"].value == pytest.approx(expected, abs=1e-4)  # float32
+    assert "| brightness" in markdown(found)
+    robust = replace(metric, asked_by="--robust")
+    assert not evaluate(context, trees, metrics=[robust]).measurements["a"]
+    assert evaluate(context, trees, ["--robust"], [robust]).measurements == {
+        exp: {"brightness": measured["brightness"]} for exp, measured in found.measurements.items()
+    }
