@@ -6,7 +6,7 @@ import colorsys
 
 import numpy as np
 
-from dime.core.drawn_faces.face import AUBURN, Face
+from dime.core.drawn_faces.face import AUBURN
 
 
 def rgb(code: str) -> np.ndarray:
@@ -42,21 +42,4 @@ METALS = [rgb(code) for code in ("f2c230", "f0f2f6", "2fb7c4")]
 WHITE = rgb("ffffff")
 TEETH = rgb("fbf8f0")
 DARK = rgb("2a1712")
-
-
-def skin_colour(face: Face) -> np.ndarray:
-    """The skin in plain light."""
-    if "Pale_Skin" in face.has:
-        return mix(*PALE_SKIN, (face.skin_warmth + 1) / 2)
-    at = face.skin_tone * (len(SKIN) - 1)
-    low = min(int(at), len(SKIN) - 2)
-    return (mix(SKIN[low], SKIN[low + 1], at - low) + face.skin_warmth * np.array([0.012, 0, -0.012])).astype(
-        np.float32
-    )
-
-
-def hair_colour(face: Face) -> np.ndarray:
-    """The hair in plain light."""
-    end = WHITE if face.hair_tint > 0 else DARK
-    reach = 0.05 if face.hair == "Black_Hair" else 0.14
-    return mix(HAIR[face.hair], end, reach * abs(face.hair_tint))
+SHADOW_TINT = rgb("8a3a34")

@@ -8,13 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from dime.core.drawn_faces.canvas import Canvas, Colour, smooth_noise
+from dime.core.drawn_faces.canvas import Canvas, Colour, Mask, smooth_noise
 from dime.core.drawn_faces.face import Face
 from dime.core.drawn_faces.geometry import Curve, Pose
-from dime.core.drawn_faces.palette import DARK, WHITE, hair_colour, mix, rgb, skin_colour
-
-SHADOW_TINT = rgb("8a3a34")
-
+from dime.core.drawn_faces.palette import DARK, HAIR, PALE_SKIN, SHADOW_TINT, SKIN, WHITE, mix
 
 Texture = IntEnum("Texture", ["GRAIN", "HAIR", "BACKDROP", "FRECKLES", "BROWS"], start=0)
 """What has random numbers of its own."""
@@ -37,13 +34,7 @@ class Scene:
         return np.random.default_rng([self.face.seed, self.face.index, texture])
 
     def paint(
-        self,
-        curve: Curve,
-        colour: Colour,
-        opacity: float = 1.0,
-        blur: float = 0.0,
-        lift: float = 0.0,
-        inside: np.ndarray | None = None,
+        self, curve: Curve, colour: Colour, opacity: float = 1, blur: float = 0, lift: float = 0, inside: Mask = None
     ) -> None:
         """Fill a closed curve on the head, or `lift` in front of it. See Canvas.fill."""
         self.canvas.fill(self.pose.place(curve, lift), colour, opacity, blur * self.pose.pixels, inside)
@@ -57,14 +48,9 @@ class Scene:
         self.canvas.fill(self.pose.place_body(curve), colour, opacity, blur * self.pose.pixels)
 
     @cached_property
-    def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Face coordinates x, y (H, W) of the pixels."""
-        return self.pose.grid()
-
-    @cached_property
     def light(self) -> np.ndarray:
         """How much light a rounded head receives, (H, W) in [0, 1]."""
-        x, y = self.grid
+        x, y = self.pose.grid
         nx, ny = x / 58, (y + 4) / 92
         nz = np.sqrt(np.clip(1 - nx**2 - ny**2, 0.02, 1))
         angle = np.radians(self.face.light_angle)
@@ -75,7 +61,13 @@ class Scene:
     @cached_property
     def skin_base(self) -> np.ndarray:
         """The skin in full light, (3,)."""
-        return skin_colour(self.face)
+        face = self.face
+        if self.has("Pale_Skin"):
+            return mix(*PALE_SKIN, (face.skin_warmth + 1) / 2)
+        at = face.skin_tone * (len(SKIN) - 1)
+        low = min(int(at), len(SKIN) - 2)
+        tone = mix(SKIN[low], SKIN[low + 1], at - low) + face.skin_warmth * np.array([0.012, 0, -0.012])
+        return tone.astype(np.float32)
 
     @cached_property
     def skin_dark(self) -> np.ndarray:
@@ -93,7 +85,8 @@ class Scene:
     @cached_property
     def hair_base(self) -> np.ndarray:
         """The hair in plain light, (3,)."""
-        return hair_colour(self.face)
+        reach = 0.05 if self.face.hair == "Black_Hair" else 0.14
+        return mix(HAIR[self.face.hair], WHITE if self.face.hair_tint > 0 else DARK, reach * abs(self.face.hair_tint))
 
     @cached_property
     def brow_colour(self) -> np.ndarray:
@@ -103,7 +96,7 @@ class Scene:
     @cached_property
     def hair(self) -> np.ndarray:
         """The hair as lit, with strands from the parting outwards, or curls, (H, W, 3)."""
-        x, y = self.grid
+        x, y = self.pose.grid
         rng = self.random(Texture.HAIR)
         angle = np.arctan2(x - 0.5 * self.face.part, y + 66)
         knots = rng.random(90, np.float32) * 2 - 1
