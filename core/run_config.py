@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dime.core.files import read_yaml
 from dime.core.results import ResultTree
 
 
-def recorded(tree: ResultTree, flag: str) -> set:
-    """The values of a flag in the runs behind the experiment, where their configuration lies there."""
-    found = set()
+def configurations(tree: ResultTree) -> list[dict[str, Any]]:
+    """The flags of the runs behind the experiment (one, or its chunks), where their configuration lies there."""
+    found = []
     for path in tree.reports("config.yaml"):
         try:
             config = read_yaml(path)
         except (FileNotFoundError, ValueError):
             continue
-        if isinstance(config, dict) and flag in config:
-            found.add(config[flag])
+        found += [config] * isinstance(config, dict)
     return found
+
+
+def recorded(tree: ResultTree, flag: str) -> set:
+    """The values of a flag in the runs behind the experiment."""
+    return {config[flag] for config in configurations(tree) if flag in config}

@@ -20,7 +20,7 @@ def markdown(report: Report, tables: Mapping[str, Sequence[str]]) -> str:
     lines: list[str] = []
     for title, rows in tables.items():
         columns = {name: found for name, found in report.measurements.items() if any(row in found for row in rows)}
-        lines += [f"**{title}**", "", *_table(columns, rows), ""]
+        lines += [f"**{title}**", "", *_table(columns, rows), ""] if columns else []
     lines.append("Cells: value [95 % bootstrap interval over images] (images, where not all).")
     lines += listed("Not computed:", report.missing) + listed("Left out:", report.caveats)
     return "\n".join(lines) + "\n"
