@@ -71,7 +71,7 @@ class Shortcut:
     def true(self, tree: ResultTree, query_label: int, ids: Sequence[int], truth: Truth, machine: Machine) -> list[Row]:
         """What the classifier of an experiment goes by: its decisions on images with one attribute turned over.
 
-        ids: in order. Raises InputError where the experiment's configuration names no classifier, or its file is not there.
+        ids: in order. Raises InputError where the experiment's configuration names no classifier, or it is not there.
         """
         network, column = explained_classifier(tree, query_label, machine)
 
