@@ -41,7 +41,7 @@ def main() -> None:
         each.add("evaluations", lambda each: [evaluations_spent(each.trees)])
         if shortcut:
             each.add("shortcut", lambda _: shortcut.told(truth, oracle.known))
-            each.add("classifier", lambda each: shortcut.true(each.trees[0], task.query_label, each.ids, truth, here))
+            each.add("classifier", lambda each: shortcut.true(each.trees, task.query_label, each.ids, truth, here))
     benchmark = Benchmark(experiments, truth, oracle, here, (*rows.ROWS, *alike))
     report = benchmark.report()
     for each in experiments:

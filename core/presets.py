@@ -1,7 +1,7 @@
 """Named settings of main.py: --preset NAMES gives several flags other defaults; flags that are given win.
 
-A preset is an entry here: flags as on the command line. benchmark-truth.py measures what they are worth; docs/methods.md
-says what came out.
+A preset is an entry here: flags as on the command line. benchmark-truth.py measures what they are worth;
+docs/methods.md says what came out.
 """
 
 from __future__ import annotations

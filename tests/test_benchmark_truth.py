@@ -224,7 +224,7 @@ def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
 
     monkeypatch.setattr("dime.core.truth.shortcut.explained_classifier", lambda *_: (classify, 1))
     experiment = Experiment("exp", [tree])
-    experiment.add("classifier", lambda e: SHORTCUT.true(tree, ATTRIBUTES.index(QUERY), e.ids, faces, HERE))
+    experiment.add("classifier", lambda e: SHORTCUT.true([tree], ATTRIBUTES.index(QUERY), e.ids, faces, HERE))
     nothing = np.zeros((HERE.batch_size, len(DRAWN)), int)
     report = Benchmark([experiment], faces, lambda pictures: nothing[: len(pictures)], HERE).report()
     found = report.measurements["exp"]

@@ -45,17 +45,16 @@ class Task:
         Raises InputError where the experiment's configuration lacks a part, or chunks disagree.
         """
         tree.pairs()  # that there is an experiment at all
-        values = {flag: recorded(tree, flag) for flag in get_type_hints(cls)}
-        if data_dir is not None:
-            values["data_dir"] = {data_dir}
+        values = {}
         for flag, kind in get_type_hints(cls).items():
-            found = values[flag]
+            found = {data_dir} if flag == "data_dir" and data_dir is not None else recorded(tree, flag)
             if len(found) != 1 or not all(isinstance(value, kind) for value in found):
                 what = f"{len(found)} different values of" if len(found) > 1 else "no readable config.yaml with"
                 raise InputError(
                     f"{tree.results}: {what} {flag}; the truth benchmark needs an experiment as main.py left it"
                 )
-        return cls(**{flag: found.pop() for flag, found in values.items()})
+            values[flag] = found.pop()
+        return cls(**values)
 
     def __str__(self) -> str:
         part = "train" if self.use_train else "val"
@@ -78,7 +77,7 @@ class DrawnFaces:
         self.faces = {image_name(index): face for index, face in enumerate(load_faces(task.data_dir))}
         self.files = open_dataset(task.dataset, task.data_dir, task.image_size, task.use_train).table["image_id"]
         self.transform = image_transform(task.image_size)
-        self._known, self._developed = cache(self._know), cache(self._develop)  # what one experiment needs, all do
+        self._known, self._turned = cache(self._know), cache(self._turn)  # what one experiment needs, all do
 
     def face(self, id: int) -> Face:
         """The face that the run calls by this id. Raises InputError for an id that the data set does not have."""
@@ -102,7 +101,7 @@ class DrawnFaces:
 
     def picture(self, id: int, turned: str = "") -> np.ndarray:
         """See Truth."""
-        return self._known(id)[turned == self.query] if turned in ("", self.query) else self._developed(id, turned)
+        return self._known(id)[turned == self.query] if turned in ("", self.query) else self._turned(id, turned)
 
     def case(self, pair: Pair) -> Case:
         """See Truth."""
@@ -126,7 +125,7 @@ class DrawnFaces:
         pictures = (self._as_seen(drawing) for drawing in drawings)
         return *pictures, region, _attributes(face) != _attributes(other)
 
-    def _develop(self, id: int, turned: str) -> np.ndarray:
+    def _turn(self, id: int, turned: str) -> np.ndarray:
         return self._as_seen(draw(counterfactual(self.face(id), turned)))
 
     def _as_seen(self, drawing: Image.Image) -> np.ndarray:

@@ -4,7 +4,7 @@ what the classifier truly relies on: how its decision turns when that alone is c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,66 +51,58 @@ class Shortcut:
             with np.errstate(invalid="ignore"):
                 return float(np.nan_to_num(correlations(changes, query)[column]))
 
-        cd, correlated, along, *_ = self.row_names
+        def changes(c: Cases) -> np.ndarray:
+            return (c.cf_seen - c.seen)[:, known]
+
+        def along(c: Cases) -> np.ndarray:
+            return np.where(c.seen[:, own] != c.target, c.cf_seen[:, own] == c.target, np.nan)
+
+        cd, correlated, moves_along, *_ = self.row_names
         return (
-            Row(
-                cd,
-                lambda c: (c.cf_seen - c.seen)[:, known],
-                lambda changes: correlation_difference(labels, changes, query).value,
-                among="flipped",
-                interval=False,
-            ),
-            Row(correlated, lambda c: (c.cf_seen - c.seen)[:, known], correlation, among="flipped"),
-            Row(
-                along,
-                lambda c: np.where(c.seen[:, own] != c.target, c.cf_seen[:, own] == c.target, np.nan),
-                among="flipped",
-            ),
+            Row(cd, changes, lambda v: correlation_difference(labels, v, query).value, "flipped", interval=False),
+            Row(correlated, changes, correlation, "flipped"),
+            Row(moves_along, along, among="flipped"),
         )
 
-    def true(self, tree: ResultTree, query_label: int, ids: Sequence[int], truth: Truth, machine: Machine) -> list[Row]:
-        """What the classifier of an experiment goes by: its decisions on images with one attribute turned over.
+    def true(
+        self, trees: Sequence[ResultTree], query_label: int, ids: Sequence[int], truth: Truth, machine: Machine
+    ) -> tuple[Row, ...]:
+        """What the classifier of some runs goes by: its decisions on images with one attribute turned over.
 
-        ids: in order. Raises InputError where the experiment's configuration names no classifier, or it is not there.
+        ids: in order. Raises InputError where the runs' configurations do not name one classifier, or it is not there.
         """
-        network, column = explained_classifier(tree, query_label, machine)
+        network, column = explained_classifier(trees, query_label, machine)
 
         def logits_on(turned: str) -> np.ndarray:
             """The logits (N,) of the query on the images, with an attribute turned over ('': as they are)."""
-            parts = batches(ids, lambda id: truth.picture(id, turned), machine)
-            return (
-                torch.cat([outputs_on(np.stack(part), network, machine)[:, column] for part in parts]).double().numpy()
-            )
+            pictures = batches(ids, lambda id: truth.picture(id, turned), machine)
+            logits = [outputs_on(np.stack(part), network, machine)[:, column] for part in pictures]
+            return torch.cat(logits).double().numpy()
 
-        before = logits_on("")
-        has = np.stack([truth.has(id) for id in ids])
-        turned, effects = [], []
-        for name in (self.query, self.name):
-            after = logits_on(name)
-            given = np.where(has[:, truth.names.index(name)], -1, 1)
-            turned.append((after > 0) != (before > 0))
-            effects.append(given * (after - before))
+        names = (self.query, self.name)
+        before, after = logits_on(""), np.stack([logits_on(name) for name in names], axis=1)
+        had = np.stack([truth.has(id)[[truth.names.index(name) for name in names]] for id in ids])
+        effects = np.where(had, -1, 1) * (after - before[:, None])  # (N, 2), of giving each of the two
+        turned = (after > 0) != (before[:, None] > 0)
 
         def reliance(effects: np.ndarray) -> float:
             query, shortcut = effects.mean(axis=0)
             return float(shortcut / max(abs(shortcut) + abs(query), np.finfo(float).tiny))
 
-        def of_images(values: np.ndarray) -> Callable[[Cases], np.ndarray]:
-            return lambda c: values[np.searchsorted(ids, c.ids)]
-
         *_, by_query, by_shortcut, relied_on = self.row_names
-        return [
-            Row(by_query, of_images(turned[0]), among="all"),
-            Row(by_shortcut, of_images(turned[1]), among="all"),
-            Row(relied_on, of_images(np.stack(effects, axis=1)), reliance, among="all"),
-        ]
+        return (
+            Row(by_query, lambda c: turned[np.searchsorted(ids, c.ids), 0], among="all"),
+            Row(by_shortcut, lambda c: turned[np.searchsorted(ids, c.ids), 1], among="all"),
+            Row(relied_on, lambda c: effects[np.searchsorted(ids, c.ids)], reliance, "all"),
+        )
 
 
-def explained_classifier(tree: ResultTree, query_label: int, machine: Machine) -> tuple[torch.nn.Module, int]:
-    """The classifier that an experiment explains, and its output. Raises InputError where it cannot be found."""
-    paths = recorded(tree, "classifier_path")
+def explained_classifier(
+    trees: Sequence[ResultTree], query_label: int, machine: Machine
+) -> tuple[torch.nn.Module, int]:
+    """The classifier that runs explain, and its output. Raises InputError where it cannot be found."""
+    paths = set().union(*(recorded(tree, "classifier_path") for tree in trees))
     if len(paths) != 1:
-        raise InputError(f"{tree.results}: its configuration does not name one classifier_path")
-    path = paths.pop()
-    network = load_classifier(path, machine.device)
+        raise InputError(f"{trees[0].results}: its configuration does not name one classifier_path")
+    network = load_classifier(path := paths.pop(), machine.device)
     return network, output_column(network, query_label, path)
