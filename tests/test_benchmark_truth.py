@@ -211,7 +211,7 @@ def test_glasses_that_come_and_go_with_the_smile_are_seen():
 
 def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
     """A classifier whose logit is 4 smiling + 1 eyeglasses - 2: a fifth of it is glasses, and they never decide."""
-    tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth)
+    tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth, flipped=lambda id: False)
     assert Task.of(tree) == Task(ATTRIBUTES.index(QUERY), SIZE, "CelebA", False, str(data))
     logit = {}
     for id in range(IMAGES):
@@ -224,12 +224,15 @@ def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
 
     monkeypatch.setattr("dime.core.truth.shortcut.explained_classifier", lambda *_: (classify, 1))
     experiment = Experiment("exp", [tree])
+    experiment.add("shortcut", lambda _: SHORTCUT.told(faces, np.ones(len(DRAWN), bool)))
     experiment.add("classifier", lambda e: SHORTCUT.true([tree], ATTRIBUTES.index(QUERY), e.ids, faces, HERE))
     nothing = np.zeros((HERE.batch_size, len(DRAWN)), int)
     report = Benchmark([experiment], faces, lambda pictures: nothing[: len(pictures)], HERE).report()
     found = report.measurements["exp"]
     assert found[RELIANCE].value == pytest.approx(0.2)
     assert found[BY_SMILE].value == 1 and found[BY_GLASSES].value == 0
+    assert CD not in found and CORRELATION not in found, "no counterfactual that reached its target, none to explain"
+    assert report.missing["exp"][0].endswith("no counterfactual of exp reached its target")
     assert all(found[name].n == IMAGES for name in (RELIANCE, BY_SMILE, BY_GLASSES))
 
 
