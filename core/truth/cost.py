@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ def evaluations(flags: Mapping[str, Any]) -> int:
     flags: of main.py; those of the diffusion process, the method and its settings.
     """
     network, x = _Counter(2 if flags["learn_sigma"] else 1), torch.zeros(1, 3, 8, 8)
-    method, denoiser = METHODS[flags["method"]](Settings.of(dict(flags))), Denoiser(network, create_diffusion(flags))
+    settings = Settings(**{each.name: flags[each.name] for each in fields(Settings) if each.name in flags})
+    method, denoiser = METHODS[flags["method"]](settings), Denoiser(network, create_diffusion(flags))
     method(denoiser, x, x, _NoPull(), noise=lambda i: torch.zeros)
     return network.count
 

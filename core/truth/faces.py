@@ -75,7 +75,8 @@ class DrawnFaces:
                 f"{task.data_dir}: no such folder, but the run explained images of it; give its place as --celeba-path"
             )
         self.faces = {image_name(index): face for index, face in enumerate(load_faces(task.data_dir))}
-        self.files = open_dataset(task.dataset, task.data_dir, task.image_size, task.use_train).table["image_id"]
+        table = open_dataset(task.dataset, task.data_dir, task.image_size, task.use_train).table
+        self.files = [Path(name).name for name in table.iloc[:, 0]]
         self.transform = image_transform(task.image_size)
         self._known, self._turned = cache(self._know), cache(self._turn)  # what one experiment needs, all do
 
@@ -86,7 +87,7 @@ class DrawnFaces:
                 f"{self.data_dir}: has {len(self.files)} images to explain, but the experiment holds number {id}; "
                 "give the folder that the run explained as --celeba-path"
             )
-        name = self.files.iat[id]
+        name = self.files[id]
         if name not in self.faces:
             raise InputError(f"{self.data_dir}: its faces.jsonl does not describe {name}; draw the faces again")
         return self.faces[name]
@@ -110,7 +111,7 @@ class DrawnFaces:
         ours = _as_file(picture, pair.original.suffix)
         if x.shape != ours.shape or np.abs(x.astype(float) - ours).mean() > SAME_IMAGE_TOLERANCE:
             raise InputError(
-                f"{pair.original}: is not {self.files.iat[pair.id]} of {self.data_dir} as it is drawn "
+                f"{pair.original}: is not {self.files[pair.id]} of {self.data_dir} as it is drawn "
                 "today; give the folder that the run explained as --celeba-path, or draw it and run again"
             )
         truth = _as_file(truth, pair.counterfactual.suffix)
