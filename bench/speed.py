@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -49,27 +48,19 @@ HALF = {"cpu": "bf16", "cuda": "fp16"}
 """The half precision that a kind of device is timed in."""
 
 
-class Networks(NamedTuple):
-    """What is timed: a U-Net, and what pulls it.
-
-    flags: of create_model_and_diffusion. classifier: makes one. perceptual_layer: of VGG19; None: no such distance.
-    """
-
-    flags: dict[str, object]
-    classifier: Callable[[], nn.Module]
-    perceptual_layer: int | None = None
-
-
 def unet(size: int, channels: int, blocks: int, heads: int, attention: str, **others: object) -> dict[str, object]:
     """Flags of a U-Net."""
     shape = {"image_size": size, "num_channels": channels, "num_res_blocks": blocks, "num_heads": heads}
     return {**PROCESS, **shape, "attention_resolutions": attention, **others}
 
 
-NETWORKS = {
-    "small": Networks(unet(64, 32, 1, 2, "16,8", channel_mult="1,2,3,4"), SmallCNN),
-    "paper": Networks(unet(128, 128, 2, 4, "32,16,8", resblock_updown=True), DenseNetClassifier, 18),
-    "tiny": Networks(unet(16, 32, 1, 1, "8", channel_mult="1,1"), SmallCNN),
+Networks = tuple[dict[str, object], Callable[[], nn.Module], int | None]
+"""Flags of a U-Net; the classifier that pulls it; the layer of VGG19 that does so too (None: no such distance)."""
+
+NETWORKS: dict[str, Networks] = {
+    "small": (unet(64, 32, 1, 2, "16,8", channel_mult="1,2,3,4"), SmallCNN, None),
+    "paper": (unet(128, 128, 2, 4, "32,16,8", resblock_updown=True), DenseNetClassifier, 18),
+    "tiny": (unet(16, 32, 1, 1, "8", channel_mult="1,1"), SmallCNN, None),
 }
 """Small ones (4.0 and 1.2 M parameters); the paper's with the losses of its commands; toys, to try the program."""
 
@@ -93,8 +84,8 @@ class Row:
 
 def rows(half: str) -> list[Row]:
     """All rows; the plain loop is the first."""
-    methods = (("dime (exact)", "dime"), ("dime --inner_steps 1", "dime", "1"), ("fastdime", "fastdime"))
-    methods = (*methods, ("maskdime", "maskdime"))
+    dime = (("dime (exact)", "dime"), ("dime --inner_steps 1", "dime", "1"))
+    methods = (*dime, ("fastdime", "fastdime"), ("maskdime", "maskdime"))
     made = [Row(name, precision, *method) for name, *method in methods for precision in ("fp32", half)]
     return [Row("plain loop", "fp32"), *made]
 
@@ -104,7 +95,7 @@ class Meter(nn.Module):
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         super().__init__()
-        self.network, self.on_gpu, self.spans = network, device.type == "cuda", []
+        self.network, self.device, self.spans = network, device, []
 
     def forward(self, *inputs: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
         """As the network's."""
@@ -116,14 +107,14 @@ class Meter(nn.Module):
     def take(self) -> tuple[int, float]:
         """Evaluations and their seconds since the last call; waits for the device."""
         spans, self.spans = self.spans, []
-        if self.on_gpu:
-            torch.cuda.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
             return len(spans), sum(start.elapsed_time(end) for start, end in spans) / 1e3
         return len(spans), sum(end - start for start, end in spans)
 
     def _now(self) -> float | torch.cuda.Event:
         """A moment: on a GPU an event in its queue, which holds nothing up."""
-        if not self.on_gpu:
+        if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
@@ -142,12 +133,13 @@ class SpeedBench:
     ) -> None:
         self.device, self.run_steps = device, run_steps
         self.diffusion = create_diffusion(PROCESS)
-        shape = (batch_size, 3, networks.flags["image_size"], networks.flags["image_size"])
+        flags, classifier, layer = networks
+        shape = (batch_size, 3, flags["image_size"], flags["image_size"])
         self.x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).to(device)
-        self.plain_unet, self.pull = self._unet(networks), self._pull(networks)
+        self.plain_unet, self.pull = self._unet(flags), self._pull(classifier(), layer)
         self.meters = {"plain": Meter(self.plain_unet, device)}
         for precision in ("fp32", half):
-            unet = prepare_unet(self._unet(networks), precision, device)
+            unet = prepare_unet(self._unet(flags), precision, device)
             self.meters[precision] = Meter(compile_unet(unet, self.x.shape) if compile else unet, device)
 
     @property
@@ -185,14 +177,12 @@ class SpeedBench:
         noisy = denoiser.noised(self.x, tau, noise.noising(ids)(self.x.shape))
         return method(denoiser, self.x, noisy, self.pull, lambda i: noise.step(ids, [0] * len(ids), i))
 
-    def _unet(self, networks: Networks) -> UNetModel:
-        model, _ = create_model_and_diffusion(**networks.flags)
-        return random_weights(model).to(self.device)
+    def _unet(self, flags: dict[str, object]) -> UNetModel:
+        return random_weights(create_model_and_diffusion(**flags)[0]).to(self.device)
 
-    def _pull(self, networks: Networks) -> Pull:
-        classifier, perceptual = random_weights(networks.classifier()).to(self.device), None
-        if networks.perceptual_layer:
-            perceptual = random_weights(PerceptualFeatures(networks.perceptual_layer)).to(self.device)
+    def _pull(self, classifier: nn.Module, layer: int | None) -> Pull:
+        classifier = random_weights(classifier).to(self.device)
+        perceptual = random_weights(PerceptualFeatures(layer)).to(self.device) if layer else None
         decision, l_perc = BinaryAttribute(31, use_logits=True), 30.0 if perceptual else 0.0
         guidance = Guidance(classifier, decision, perceptual, l1=0.05, l_perc=l_perc)
         with torch.no_grad():

@@ -7,8 +7,7 @@ import numpy as np
 from dime.core.drawn_faces.canvas import smooth_noise
 from dime.core.drawn_faces.face import Backdrop, Clothes
 from dime.core.drawn_faces.geometry import ellipse, half_spline, mirrored, spline, stroke
-from dime.core.drawn_faces.palette import WHITE, hsv, mix
-from dime.core.drawn_faces.scene import Scene, Texture
+from dime.core.drawn_faces.scene import WHITE, Scene, Texture, hsv, mix
 
 
 def paint_background(scene: Scene) -> None:

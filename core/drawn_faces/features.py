@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dime.core.drawn_faces.geometry import Curve, between, ellipse, moved, spline, stroke
-from dime.core.drawn_faces.palette import DARK, EYES, LIPSTICKS, TEETH, WHITE, mix, rgb
-from dime.core.drawn_faces.scene import Scene, Texture
+from dime.core.drawn_faces.scene import DARK, EYES, LIPSTICKS, TEETH, WHITE, Scene, Texture, mix, rgb
 
 NATURAL_LIP = rgb("b4515a")
 TONGUE = rgb("d9606c")

@@ -8,8 +8,7 @@ from dime.core.drawn_faces.face import HairLength
 from dime.core.drawn_faces.features import mouth_curves
 from dime.core.drawn_faces.geometry import Curve, between, half_spline, mirrored, moved, spline
 from dime.core.drawn_faces.head import jaw_right
-from dime.core.drawn_faces.palette import DARK, mix
-from dime.core.drawn_faces.scene import Scene
+from dime.core.drawn_faces.scene import DARK, Scene, mix
 
 HAT_LINE = -40.0
 """A hat hides the hair above this height."""

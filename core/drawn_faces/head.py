@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dime.core.drawn_faces.geometry import Curve, ellipse, half_spline, mirrored, spline, stroke
-from dime.core.drawn_faces.palette import WHITE, mix, rgb
-from dime.core.drawn_faces.scene import Scene, Texture
+from dime.core.drawn_faces.scene import WHITE, Scene, Texture, mix, rgb
 
 BLUSH = rgb("ff2f4e")
 WRINKLE_WIDTH = 2.3

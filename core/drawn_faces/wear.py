@@ -6,8 +6,7 @@ import numpy as np
 
 from dime.core.drawn_faces.face import Earring, Glasses
 from dime.core.drawn_faces.geometry import Curve, ellipse, half_spline, mirrored, moved, ring, spline, stroke
-from dime.core.drawn_faces.palette import FRAMES, METALS, WHITE, hsv, mix
-from dime.core.drawn_faces.scene import Scene
+from dime.core.drawn_faces.scene import FRAMES, METALS, WHITE, Scene, hsv, mix
 
 FRAME_WIDTH = 3.3
 
