@@ -4,46 +4,58 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from dime.core.cli import Parser, attribute, run, say
 from dime.core.datasets import ATTRIBUTES
 from dime.core.drawn_faces.attributes import require_drawn
 from dime.core.errors import InputError
-from dime.core.metrics.report import Report, as_json
+from dime.core.metrics.report import as_json
 from dime.core.metrics.scripts import machine, metric_parser, tree, write_file
-from dime.core.results import ResultTree
-from dime.core.truth import benchmark as truth
-from dime.core.truth.benchmark import Benchmark
-from dime.core.truth.faces import Case, DrawnFaces, Task
-from dime.core.truth.oracle import AttributeOracle
-from dime.core.truth.plot import EXAMPLES, Panel, truth_plot
+from dime.core.truth import rows
+from dime.core.truth.benchmark import Benchmark, Experiment
+from dime.core.truth.cost import EVALUATIONS, SECONDS, evaluations_spent, seconds_spent
+from dime.core.truth.faces import DrawnFaces, Task
+from dime.core.truth.oracle import AttributeOracle, similarity
+from dime.core.truth.plot import Panel, truth_plot
 from dime.core.truth.shortcut import Shortcut
 from dime.core.truth.tables import markdown
 
-DEFAULT_ORACLE = "models/demo/oracle.safetensors"
-RIGHT = "Are the counterfactuals right?"
-REVEALS = "Do they reveal the shortcut?"
+EXAMPLES = 8
+"""How many faces the figure shows."""
 
 
 def main() -> None:
     """Measure, print the table, and leave it and the figure in OUTPUT_PATH."""
     args = build_parser().parse_args()
-    trees = [tree(args, name) for name in dict.fromkeys(args.exp_name)]
-    task = common_task(trees, args.celeba_path)
     here = machine(args)
-    benchmark = Benchmark(trees, DrawnFaces(task), AttributeOracle(Path(args.oracle_path), here), here)
-    shortcut = shortcut_of(args.shortcut, benchmark)
+    experiments = [
+        Experiment(name, [tree(args, f"{name}-{seed}") for seed in args.seeds] or [tree(args, name)])
+        for name in dict.fromkeys(args.exp_name)
+    ]
+    task = common_task(experiments, args.celeba_path)
+    truth = DrawnFaces(task)
+    shortcut = None if args.shortcut is None else shortcut_to(truth.query, ATTRIBUTES[args.shortcut])
+    needs = [truth.query, *([shortcut.name] if shortcut else [])]
+    oracle = AttributeOracle(Path(args.oracle_path), truth.names, here, needs)
+    alike = [similarity(args.weights_path, here)] if args.weights_path else []
+    for each in experiments:
+        each.add("evaluations", lambda each: [evaluations_spent(each.trees)])
+        if shortcut:
+            each.add("shortcut", lambda _: shortcut.told(truth, oracle.known))
+            each.add("classifier", lambda each: shortcut.true(each.trees, task.query_label, each.ids, truth, here))
+    benchmark = Benchmark(experiments, truth, oracle, here, (*rows.ROWS, *alike))
     report = benchmark.report()
-    if shortcut:
-        add_shortcut(report, benchmark, shortcut)
-    text = markdown(report, {RIGHT: truth.ROWS, **({REVEALS: shortcut.rows} if shortcut else {})})
+    for each in experiments:
+        seconds = seconds_spent(each.trees)
+        report.measurements[each.name] |= {SECONDS: seconds} if seconds else {}
+    right = [row.name for row in (rows.FLIPS, *benchmark.rows)]
+    tables = {"Are the counterfactuals right?": right, "What do they cost?": [EVALUATIONS, SECONDS]}
+    text = markdown(report, tables | ({"Do they reveal the shortcut?": shortcut.row_names} if shortcut else {}))
     print(text, end="")
     write_file(args.output_path / "truth.md", text)
     if args.json:
         write_file(args.json, as_json(report))
     plot = args.plot or args.output_path / "truth.png"
-    write_file(plot, truth_plot(examples(benchmark), report, panels(shortcut)))
+    write_file(plot, truth_plot(benchmark.examples(EXAMPLES), report, panels(shortcut), [rows.TURNED, rows.DISTANCE]))
     say(f"\nFigure: {plot}")
 
 
@@ -52,84 +64,46 @@ def build_parser() -> Parser:
     parser = metric_parser(__doc__, one_experiment=False, partition=None)
     add = parser.add_argument
     add("--exp-name", nargs="+", required=True, help="the experiments (main.py's --exp_name), one column each")
-    add("--oracle-path", default=DEFAULT_ORACLE, help="a network trained apart that sees the drawn attributes")
+    add("--seeds", nargs="+", default=[], help="every NAME of --exp-name is NAME-SEED of all of these, together")
+    add("--oracle-path", default="models/demo/oracle.safetensors", help="a network trained apart that sees attributes")
+    add("--weights-path", default="models/demo/features.safetensors", help="a small CNN, for FS; '' leaves FS out")
     add("--celeba-path", default=None, help="the drawn faces; unset: the data_dir that the runs recorded")
     add("--shortcut", type=attribute, help="attribute, by index or name, that a classifier may use as a shortcut")
     add("--plot", type=Path, metavar="FILE", help="PNG of the figure; unset: truth.png in OUTPUT_PATH")
     return parser
 
 
-def common_task(trees: list[ResultTree], celeba_path: str | None) -> Task:
+def common_task(experiments: list[Experiment], celeba_path: str | None) -> Task:
     """What all experiments explain. Raises InputError if that is not the same."""
-    tasks = [Task.of(tree, celeba_path) for tree in trees]
-    for experiment, task in zip(trees, tasks, strict=True):
-        if task != tasks[0]:
-            raise InputError(
-                f"{experiment.results}: explains {describe(task)}, but {trees[0].exp_name} {describe(tasks[0])}; "
-                "compare them in tables of their own"
-            )
-    return tasks[0]
+    tasks = [(Task.of(made, celeba_path), made) for each in experiments for made in each.trees]
+    first = tasks[0]
+    for task, made in tasks:
+        if task != first[0]:
+            differs = f"{made.results}: explains {task}, but {first[1].exp_name} {first[0]}"
+            raise InputError(f"{differs}; compare them in tables of their own")
+    return first[0]
 
 
-def describe(task: Task) -> str:
-    """A task in a few words."""
-    part = "train" if task.use_train else "val"
-    name = ATTRIBUTES[task.query_label]
-    return f"{name} at {task.image_size} pixels on {task.dataset} ({part}) of {task.data_dir or '.'}"
-
-
-def shortcut_of(index: int | None, benchmark: Benchmark) -> Shortcut | None:
+def shortcut_to(query: str, name: str) -> Shortcut:
     """The shortcut that is asked after. Raises InputError if it is not drawn, or is what is explained."""
-    if index is None:
-        return None
-    name = ATTRIBUTES[index]
     require_drawn(name)
-    if name == benchmark.faces.query:
+    if name == query:
         raise InputError(f"--shortcut {name}: is the attribute explained; name another one")
-    benchmark.oracle.require(name)
-    return Shortcut(benchmark.faces.query, name)
-
-
-def add_shortcut(report: Report, benchmark: Benchmark, shortcut: Shortcut) -> None:
-    """Add the shortcut's rows to every experiment."""
-    labels = benchmark.faces.labels()
-    for experiment in benchmark.trees:
-        name = experiment.exp_name
-        found = shortcut.explained(benchmark.figures[name], labels, benchmark.oracle.known)
-        if not found:
-            report.missing[name].append(f"CD, {shortcut.name}: no counterfactual of {name} reached its target")
-        ids = [pair.id for pair in benchmark.pairs[name]]
-        try:
-            found += shortcut.relied_on(experiment, ids, benchmark.faces, benchmark.machine)
-        except InputError as error:
-            report.missing[name].append(f"classifier of {name}: {error}")
-        report.measurements[name] |= {measurement.name: measurement for measurement in found}
-
-
-def examples(benchmark: Benchmark) -> dict[str, list[Case | None]]:
-    """The first faces of the first experiment that have a true counterfactual, in all experiments."""
-    first = benchmark.trees[0].exp_name
-    true = np.flatnonzero(benchmark.figures[first].true)[:EXAMPLES]
-    ids = [benchmark.pairs[first][row].id for row in true]
-    found = {}
-    for name, pairs in benchmark.pairs.items():
-        by_id = {pair.id: pair for pair in pairs}
-        found[name] = [benchmark.faces.case(by_id[id]) if id in by_id else None for id in ids]
-    return found
+    return Shortcut(query, name)
 
 
 def panels(shortcut: Shortcut | None) -> list[Panel]:
     """The figure's axes. Without `recovered`, whose scale would hide all else: the distance to the truth shows it."""
-    shares = (truth.FLIP_RATE, truth.TURNED, truth.LOCALISATION, truth.SHARE_OUTSIDE)
-    levels = (truth.INSIDE, truth.OUTSIDE, truth.DISTANCE)
+    shares = (rows.FLIP_RATE, rows.TURNED, rows.LOCALISATION, rows.SHARE_OUTSIDE)
     found = [
         Panel(shares, "share or probability", (-0.02, 1.02)),
-        Panel((truth.ALIGNMENT, truth.RECOVERED_INSIDE), "1: as the true counterfactual"),
-        Panel(levels, "grey levels (0 to 255), mean over pixels"),
+        Panel((rows.ALIGNMENT, rows.RECOVERED_INSIDE), "1: as the true counterfactual"),
+        Panel((rows.INSIDE, rows.OUTSIDE, rows.DISTANCE), "grey levels (0 to 255), mean over pixels"),
     ]
     if shortcut:
-        rows = (shortcut.correlation, shortcut.moves_along, shortcut.turned_by_shortcut, shortcut.turned_by_query)
-        found.append(Panel(rows, f"{shortcut.name} as a shortcut to {shortcut.query}"))
+        _, correlation, along, by_query, by_shortcut, _ = shortcut.row_names
+        label = f"{shortcut.name} as a shortcut to {shortcut.query}"
+        found.append(Panel((correlation, along, by_shortcut, by_query), label))
     return found
 
 

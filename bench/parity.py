@@ -12,7 +12,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -20,10 +19,9 @@ if __name__ == "__main__":
 
 import torch
 
-import main as main_script
-from bench.machine import described
-from bench.results import write_section
+from bench.common import RESULTS, described, explainer_of, write_section
 from dime.core.cli import Parser, boolean, run, say, select_device
+from dime.core.datasets import open_dataset, select_ids
 from dime.core.explain import Batch, Explanations
 from dime.core.job.flags import parse_flags
 
@@ -31,72 +29,47 @@ from dime.core.job.flags import parse_flags
 def main() -> None:
     """Explain, compare, print the table, and put it into the results' page."""
     parser = Parser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--compile", type=boolean, default=False, help="compare compiled networks too")
-    add(
-        "--output", type=Path, default=Path(__file__).with_name("RESULTS.md"), help="the page whose section is replaced"
-    )
-    add("main_flags", nargs="*", help="flags of main.py, after --")
+    parser.add_argument("--compile", type=boolean, default=False, help="compare compiled networks too")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the page whose section is replaced")
+    parser.add_argument("main_flags", nargs="*", help="flags of main.py, after --")
     args = parser.parse_args()
-    flags = parse_flags("", args.main_flags)
-    device = select_device(flags.gpu)
+    device = select_device(parse_flags("", args.main_flags).gpu)
     precisions = ("fp32", "fp16", "bf16") if device.type == "cuda" else ("fp32", "bf16")
-    settings = [["--precision", precision] for precision in precisions]
+    settings = [f"--precision {precision}" for precision in precisions]
     if args.compile:
-        settings += [[*setting, "--compile", "True"] for setting in settings]
-    results = {}
+        settings += [f"{setting} --compile True" for setting in settings]
+    head = "| | flipped | same outcome | mean difference in grey levels (largest of an image) | s per image |"
+    rows, reference = [head, "|---|---|---|---|---|"], None
     for setting in settings:
-        results[" ".join(setting)] = explained([*args.main_flags, *setting], device)
-        say(f"{' '.join(setting)}: {results[' '.join(setting)].seconds:.3g} s per image")
-    text = table(results) + (
-        f"\n{described(device)}. {datetime.date.today()}, `python bench/parity.py {shlex.join(sys.argv[1:])}`\n"
-    )
+        found, seconds = explained([*args.main_flags, *setting.split()], device)
+        reference = reference or found
+        rows.append(f"| `{setting}` | {compared(found, reference)} | {seconds:.3g} |")
+        say(f"{setting}: {seconds:.3g} s per image")
+    command = f"`python bench/parity.py {shlex.join(sys.argv[1:])}`"
+    text = "\n".join(rows) + f"\n\n{described(device)}. {datetime.date.today()}, {command}\n"
     print(text)
     write_section(args.output, f"Parity of precisions, {device.type.upper()}", text)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What came out for a batch, and how long an image took."""
-
-    explanations: Explanations
-    seconds: float
-
-
-def explained(main_flags: Sequence[str], device: torch.device) -> Result:
-    """The first batch of a main.py command."""
-    args = parse_flags("", main_flags)
-    args.precision = main_script.usable_precision(args, device)
-    dataset, selection = main_script.select_images(args)
-    samples = [dataset[id] for id in selection[: args.batch_size]]
-    batch = Batch(
-        [sample.id for sample in samples],
-        torch.stack([sample.image for sample in samples]).to(device),
-        torch.stack([sample.labels[args.query_label] for sample in samples]).long().to(device),
-    )
-    explain = main_script.build_explainer(args, main_script.build_diffusion(args), device, lambda: None)
+def explained(main_flags: Sequence[str], device: torch.device) -> tuple[Explanations, float]:
+    """The first batch of a main.py command, and the seconds that an image took."""
+    flags = parse_flags("", main_flags)
+    dataset = open_dataset(flags.dataset, flags.data_dir, flags.image_size, flags.use_train)
+    samples = [dataset[id] for id in select_ids(dataset, flags.query_label, flags.target_label, flags.batch_size)]
+    x = torch.stack([sample.image for sample in samples]).to(device)
+    label = torch.stack([sample.labels[flags.query_label] for sample in samples]).long().to(device)
+    explain = explainer_of(flags, device)
     start = time.perf_counter()
-    result = explain.explainer(batch)
-    result.cf.cpu()  # waits for the device
-    return Result(result, (time.perf_counter() - start) / len(batch))
+    found = explain(Batch([sample.id for sample in samples], x, label))
+    found.cf.cpu()  # waits for the device
+    return found, (time.perf_counter() - start) / len(samples)
 
 
-def table(results: dict[str, Result]) -> str:
-    """Markdown: a row per setting, each compared with the first."""
-    lines = [
-        "| | flipped | same outcome | mean difference in grey levels (largest of an image) | s per image |",
-        "|---|---|---|---|---|",
-    ]
-    reference = next(iter(results.values())).explanations
-    for name, result in results.items():
-        found = result.explanations
-        same = (found.flipped == reference.flipped).float().mean()
-        off = 127.5 * (found.cf.clamp(-1, 1) - reference.cf.clamp(-1, 1)).abs().flatten(1).mean(dim=1)
-        lines.append(
-            f"| `{name}` | {found.flipped.float().mean():.0%} | {same:.0%} | {off.mean():.2f} ({off.max():.2f}) "
-            f"| {result.seconds:.3g} |"
-        )
-    return "\n".join(lines) + "\n"
+def compared(found: Explanations, reference: Explanations) -> str:
+    """Cells of the table: how the outcomes and the pictures differ."""
+    same = (found.flipped == reference.flipped).float().mean()
+    off = 127.5 * (found.cf.clamp(-1, 1) - reference.cf.clamp(-1, 1)).abs().flatten(1).mean(dim=1)
+    return f"{found.flipped.float().mean():.0%} | {same:.0%} | {off.mean():.2f} ({off.max():.2f})"
 
 
 if __name__ == "__main__":

@@ -24,9 +24,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.machine import described, share_of_peak
+from bench.common import RESULTS, described, share_of_peak, write_section
 from bench.plain_loop import plain_loop
-from bench.results import write_section
 from dime.core.arithmetic import keep_freed_memory, prepare_unet
 from dime.core.cli import Parser, boolean, integer, run, say, select_device
 from dime.core.compiled import compile_unet
@@ -35,55 +34,33 @@ from dime.core.guidance import BinaryAttribute, Guidance, Pull
 from dime.core.methods import METHODS, Settings
 from dime.core.noise import PerImageNoise
 from dime.core.sampler import Denoiser
+from dime.core.truth.cost import evaluations
 from dime.models.classifiers import DenseNetClassifier
 from dime.models.perceptual import PerceptualFeatures
 from dime.models.small_cnn import SmallCNN
-from guided_diffusion.respace import SpacedDiffusion
-from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
+from guided_diffusion.script_util import create_diffusion, create_model_and_diffusion, model_and_diffusion_defaults
 from guided_diffusion.unet import UNetModel
 
-TAU, RESPACING, STEPS = 60, "200", 500
-"""The published process and noise level."""
+TAU = 60
+PROCESS = {**model_and_diffusion_defaults(), "diffusion_steps": 500, "timestep_respacing": "200", "learn_sigma": True}
+"""The published noise level and process."""
 HALF = {"cpu": "bf16", "cuda": "fp16"}
 """The half precision that a kind of device is timed in."""
 
 
-@dataclass(frozen=True)
-class Networks:
-    """What is timed: a U-Net, and what pulls it.
-
-    flags: of create_model_and_diffusion. classifier: makes one. perceptual_layer: of VGG19; None: no such distance.
-    """
-
-    flags: dict[str, object]
-    classifier: Callable[[], nn.Module]
-    perceptual_layer: int | None
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images."""
-        return int(self.flags["image_size"])
+def unet(size: int, channels: int, blocks: int, heads: int, attention: str, **others: object) -> dict[str, object]:
+    """Flags of a U-Net."""
+    shape = {"image_size": size, "num_channels": channels, "num_res_blocks": blocks, "num_heads": heads}
+    return {**PROCESS, **shape, "attention_resolutions": attention, **others}
 
 
-NETWORKS = {
-    "small": Networks(
-        {"image_size": 64, "num_channels": 32, "num_res_blocks": 1, "num_heads": 2, "attention_resolutions": "16,8"}
-        | {"channel_mult": "1,2,3,4"},
-        SmallCNN,
-        None,
-    ),
-    "paper": Networks(
-        {"image_size": 128, "num_channels": 128, "num_res_blocks": 2, "num_heads": 4}
-        | {"attention_resolutions": "32,16,8", "resblock_updown": True},
-        DenseNetClassifier,
-        18,
-    ),
-    "tiny": Networks(
-        {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "num_heads": 1, "attention_resolutions": "8"}
-        | {"channel_mult": "1,1"},
-        SmallCNN,
-        None,
-    ),
+Networks = tuple[dict[str, object], Callable[[], nn.Module], int | None]
+"""Flags of a U-Net; the classifier that pulls it; the layer of VGG19 that does so too (None: no such distance)."""
+
+NETWORKS: dict[str, Networks] = {
+    "small": (unet(64, 32, 1, 2, "16,8", channel_mult="1,2,3,4"), SmallCNN, None),
+    "paper": (unet(128, 128, 2, 4, "32,16,8", resblock_updown=True), DenseNetClassifier, 18),
+    "tiny": (unet(16, 32, 1, 1, "8", channel_mult="1,1"), SmallCNN, None),
 }
 """Small ones (4.0 and 1.2 M parameters); the paper's with the losses of its commands; toys, to try the program."""
 
@@ -95,20 +72,22 @@ class Row:
     name: str
     precision: str
     method: str | None = None
-    settings: tuple[tuple[str, object], ...] = ()
+    inner_steps: str = "0"
+
+    @property
+    def evaluations(self) -> int:
+        """How many evaluations of the U-Net a whole chain makes."""
+        if self.method is None:
+            return TAU * (TAU + 1) // 2
+        return evaluations({**PROCESS, "method": self.method, "start_step": TAU, "inner_steps": self.inner_steps})
 
 
 def rows(half: str) -> list[Row]:
     """All rows; the plain loop is the first."""
-    made = [Row("plain loop", "fp32")]
-    for name, method, settings in (
-        ("dime (exact)", "dime", ()),
-        ("dime --inner_steps 1", "dime", (("inner_steps", "1"),)),
-        ("fastdime", "fastdime", ()),
-        ("maskdime", "maskdime", ()),
-    ):
-        made += [Row(name, precision, method, settings) for precision in ("fp32", half)]
-    return made
+    dime = (("dime (exact)", "dime"), ("dime --inner_steps 1", "dime", "1"))
+    methods = (*dime, ("fastdime", "fastdime"), ("maskdime", "maskdime"))
+    made = [Row(name, precision, *method) for name, *method in methods for precision in ("fp32", half)]
+    return [Row("plain loop", "fp32"), *made]
 
 
 class Meter(nn.Module):
@@ -116,9 +95,7 @@ class Meter(nn.Module):
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         super().__init__()
-        self.network = network
-        self.on_gpu = device.type == "cuda"
-        self.spans: list[tuple] = []
+        self.network, self.device, self.spans = network, device, []
 
     def forward(self, *inputs: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
         """As the network's."""
@@ -128,15 +105,16 @@ class Meter(nn.Module):
         return output
 
     def take(self) -> tuple[int, float]:
-        """Evaluations and their seconds since the last call; the device must be idle."""
+        """Evaluations and their seconds since the last call; waits for the device."""
         spans, self.spans = self.spans, []
-        if self.on_gpu:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
             return len(spans), sum(start.elapsed_time(end) for start, end in spans) / 1e3
         return len(spans), sum(end - start for start, end in spans)
 
     def _now(self) -> float | torch.cuda.Event:
         """A moment: on a GPU an event in its queue, which holds nothing up."""
-        if not self.on_gpu:
+        if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
@@ -146,29 +124,22 @@ class Meter(nn.Module):
 class SpeedBench:
     """The networks on their device, and the rows run on them.
 
-    Args:
-        networks: see NETWORKS. batch_size: images explained together. run_steps: outer steps really run, up to τ.
-        compile: see main.py.
+    networks: see NETWORKS. batch_size: images explained together. run_steps: outer steps really run, up to τ.
+    compile: see main.py.
     """
 
     def __init__(
-        self,
-        networks: Networks,
-        device: torch.device,
-        batch_size: int,
-        run_steps: int,
-        half: str,
-        compile: bool = False,
+        self, networks: Networks, device: torch.device, batch_size: int, run_steps: int, half: str, compile: bool
     ) -> None:
         self.device, self.run_steps = device, run_steps
-        self.diffusion = create_gaussian_diffusion(steps=STEPS, learn_sigma=True, timestep_respacing=RESPACING)
-        size = networks.image_size
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.rand(batch_size, 3, size, size, generator=generator).mul_(2).sub_(1).to(device)
-        self.plain_unet, self.pull = self._unet(networks), self._pull(networks)
+        self.diffusion = create_diffusion(PROCESS)
+        flags, classifier, layer = networks
+        shape = (batch_size, 3, flags["image_size"], flags["image_size"])
+        self.x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).to(device)
+        self.plain_unet, self.pull = self._unet(flags), self._pull(classifier(), layer)
         self.meters = {"plain": Meter(self.plain_unet, device)}
         for precision in ("fp32", half):
-            unet = prepare_unet(self._unet(networks), precision, device)
+            unet = prepare_unet(self._unet(flags), precision, device)
             self.meters[precision] = Meter(compile_unet(unet, self.x.shape) if compile else unet, device)
 
     @property
@@ -186,78 +157,38 @@ class SpeedBench:
         """
         meter = self.meters[row.precision if row.method else "plain"]
         meter.take()
-        self._synchronise()
         start = time.perf_counter()
-        cf = self._chain(row, meter, self.run_steps)
-        self._synchronise()
-        seconds = time.perf_counter() - start
+        cf = self.chain(row, self.run_steps)
         count, evaluating = meter.take()
+        seconds = time.perf_counter() - start
         if not cf.isfinite().all():
             raise InputError(f"{row.name} in {row.precision}: the result is not finite, so that its time means nothing")
         rest = seconds - evaluating
-        whole = evaluations(row, TAU) * evaluating / count + rest * TAU / self.run_steps
+        whole = row.evaluations * evaluating / count + rest * TAU / self.run_steps
         return (seconds if self.run_steps == TAU else whole), evaluating / count
 
-    def warm_up(self, row: Row) -> None:
-        """A short chain that is not timed."""
-        self._chain(row, self.meters[row.precision if row.method else "plain"], tau=1)
-
-    def _chain(self, row: Row, model: nn.Module, tau: int) -> torch.Tensor:
-        """The counterfactuals of a row's method from tau outer steps."""
+    def chain(self, row: Row, tau: int) -> torch.Tensor:
+        """The counterfactuals (N, 3, H, W) of a row's method from tau outer steps."""
         if row.method is None:
-            return plain_loop(model, self.diffusion, self.x, tau, self.pull, seed=4)
-        return method_chain(row, model, self.diffusion, self.x, tau, self.pull)
+            return plain_loop(self.meters["plain"], self.diffusion, self.x, tau, self.pull, seed=4)
+        method = METHODS[row.method](Settings(start_step=tau, inner_steps=row.inner_steps))
+        denoiser, ids = Denoiser(self.meters[row.precision], self.diffusion), range(len(self.x))
+        noise = PerImageNoise(4, self.device)
+        noisy = denoiser.noised(self.x, tau, noise.noising(ids)(self.x.shape))
+        return method(denoiser, self.x, noisy, self.pull, lambda i: noise.step(ids, [0] * len(ids), i))
 
-    def _unet(self, networks: Networks) -> UNetModel:
-        model, _ = create_model_and_diffusion(**networks.flags, learn_sigma=True, diffusion_steps=STEPS)
-        return random_weights(model).to(self.device)
+    def _unet(self, flags: dict[str, object]) -> UNetModel:
+        return random_weights(create_model_and_diffusion(**flags)[0]).to(self.device)
 
-    def _pull(self, networks: Networks) -> Pull:
-        classifier, perceptual = random_weights(networks.classifier()).to(self.device), None
-        if networks.perceptual_layer:
-            perceptual = random_weights(PerceptualFeatures(networks.perceptual_layer)).to(self.device)
-        guidance = Guidance(
-            classifier, BinaryAttribute(31, use_logits=True), perceptual, l1=0.05, l_perc=30.0 if perceptual else 0.0
-        )
+    def _pull(self, classifier: nn.Module, layer: int | None) -> Pull:
+        classifier = random_weights(classifier).to(self.device)
+        perceptual = random_weights(PerceptualFeatures(layer)).to(self.device) if layer else None
+        decision, l_perc = BinaryAttribute(31, use_logits=True), 30.0 if perceptual else 0.0
+        guidance = Guidance(classifier, decision, perceptual, l1=0.05, l_perc=l_perc)
         with torch.no_grad():
             features = guidance.input_features(self.x)
         y = torch.ones(len(self.x), dtype=torch.long, device=self.device)
         return guidance.towards(self.x, features, y, scale=8.0)
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def method_chain(
-    row: Row, model: nn.Module, diffusion: SpacedDiffusion, x: torch.Tensor, tau: int, pull: Pull
-) -> torch.Tensor:
-    """The counterfactuals (N, 3, H, W) of x by a row's method from tau outer steps."""
-    method = METHODS[row.method](Settings(start_step=tau, **dict(row.settings)))
-    denoiser, noise, ids = Denoiser(model, diffusion), PerImageNoise(4, x.device), range(len(x))
-    noisy = denoiser.noised(x, tau, noise.noising(ids)(x.shape))
-    return method(denoiser, x, noisy, pull, lambda i: noise.step(ids, [0] * len(x), i))
-
-
-def evaluations(row: Row, tau: int) -> int:
-    """How many evaluations of the U-Net a chain of tau outer steps makes: counted, on images of one pixel."""
-    diffusion = create_gaussian_diffusion(steps=STEPS, learn_sigma=True, timestep_respacing=RESPACING)
-    meter = Meter(_Nothing(), torch.device("cpu"))
-    x = torch.zeros(1, 3, 1, 1)
-    guidance = Guidance(lambda u: u.flatten(1), BinaryAttribute(0, use_logits=True))
-    pull = guidance.towards(x, None, torch.ones(1, dtype=torch.long), scale=1.0)
-    if row.method is None:
-        plain_loop(meter, diffusion, x, tau, pull, seed=0)
-    else:
-        method_chain(row, meter, diffusion, x, tau, pull)
-    return meter.take()[0]
-
-
-class _Nothing(nn.Module):
-    """A network with learned sigma that always predicts zero."""
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return x.new_zeros(x.shape[0], 2 * x.shape[1], *x.shape[2:])
 
 
 @torch.no_grad()
@@ -280,31 +211,31 @@ def main() -> None:
     add("--device", default="cpu", help="index of the CUDA GPU, or cpu")
     add("--batch_size", type=integer(1), default=8, help="images explained together")
     add("--repeats", type=integer(1), default=3, help="how often every row has its turn")
-    add(
-        "--run_steps",
-        type=integer(1, TAU),
-        default=TAU,
-        help=f"outer steps really run; below {TAU}, times are scaled up",
-    )
+    scaled = f"outer steps really run; below {TAU}, times are scaled up"
+    add("--run_steps", type=integer(1, TAU), default=TAU, help=scaled)
     add("--compile", type=boolean, default=False, help="compile the U-Net of all rows but the plain loop")
-    add(
-        "--output", type=Path, default=Path(__file__).with_name("RESULTS.md"), help="the page whose section is replaced"
-    )
+    add("--output", type=Path, default=RESULTS, help="the page whose section is replaced")
     args = parser.parse_args()
     device = select_device(args.device)
     keep_freed_memory()
-    bench = SpeedBench(NETWORKS[args.network], device, args.batch_size, args.run_steps, HALF[device.type], args.compile)
-    measured = measure(bench, rows(HALF[device.type]), args.repeats)
-    title = f"Speed: {args.network} network, {device.type.upper()}, batch {args.batch_size}"
-    text = table(measured, bench, device) + "\n" + conditions(args.run_steps, args.repeats, device)
+    half = HALF[device.type]
+    bench = SpeedBench(NETWORKS[args.network], device, args.batch_size, args.run_steps, half, args.compile)
+    measured = measure(bench, rows(half), args.repeats)
+    text = table(measured, bench) + "\n"
+    if args.run_steps < TAU:
+        text += f"Only {args.run_steps} of the {TAU} outer steps were run; "
+        text += "the times of evaluations and steps are scaled up to all. "
+    text += f"{args.repeats} repeats. {described(device)}. {datetime.date.today()}, "
+    text += f"`python bench/speed.py {shlex.join(sys.argv[1:])}`\n"
     print(text)
+    title = f"Speed: {args.network} network, {device.type.upper()}, batch {args.batch_size}"
     write_section(args.output, title + (", compiled" if args.compile else ""), text)
 
 
 def measure(bench: SpeedBench, rows: list[Row], repeats: int) -> dict[Row, list[tuple[float, float]]]:
-    """Row -> (seconds of a chain, of an evaluation) of each repeat; the rows take turns."""
+    """Row -> (seconds of a chain, of an evaluation) of each repeat; the rows take turns, after a short chain each."""
     for row in rows:
-        bench.warm_up(row)
+        bench.chain(row, tau=1)
     measured = {row: [] for row in rows}
     for repeat in range(repeats):
         for row in rows:
@@ -313,9 +244,8 @@ def measure(bench: SpeedBench, rows: list[Row], repeats: int) -> dict[Row, list[
     return measured
 
 
-def table(measured: dict[Row, list[tuple[float, float]]], bench: SpeedBench, device: torch.device) -> str:
+def table(measured: dict[Row, list[tuple[float, float]]], bench: SpeedBench) -> str:
     """Markdown: a row per method and precision."""
-    images = len(bench.x)
     medians = {row: statistics.median(seconds for seconds, _ in times) for row, times in measured.items()}
     plain = next(iter(medians.values()))
     lines = [
@@ -323,28 +253,15 @@ def table(measured: dict[Row, list[tuple[float, float]]], bench: SpeedBench, dev
         "|---|---|---|---|---|---|---|",
     ]
     for row, times in measured.items():
-        chains = [seconds / images for seconds, _ in times]
+        chains = [seconds / len(bench.x) for seconds, _ in times]
         evaluation = statistics.median(seconds for _, seconds in times)
-        share = share_of_peak(bench.flops / evaluation, row.precision, device)
+        share = share_of_peak(bench.flops / evaluation, row.precision, bench.device)
         lines.append(
-            f"| {row.name} | {row.precision} | {evaluations(row, TAU)} "
+            f"| {row.name} | {row.precision} | {row.evaluations} "
             f"| {statistics.median(chains):.3g} ({min(chains):.3g} … {max(chains):.3g}) | {plain / medians[row]:.2f} "
             f"| {1e3 * evaluation:.3g} | {'' if share is None else f'{share:.0%}'} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def conditions(run_steps: int, repeats: int, device: torch.device) -> str:
-    """How the table came about."""
-    scaled = (
-        f"Only {run_steps} of the {TAU} outer steps were run; the times of evaluations and steps are scaled up to all. "
-        if run_steps < TAU
-        else ""
-    )
-    return (
-        f"{scaled}{repeats} repeats. {described(device)}. {datetime.date.today()}, "
-        f"`python bench/speed.py {shlex.join(sys.argv[1:])}`\n"
-    )
 
 
 if __name__ == "__main__":

@@ -8,16 +8,20 @@ from dime.core.files import read_yaml
 from dime.core.results import ResultTree
 
 
-def recorded(tree: ResultTree, flag: str) -> set:
-    """The values of a flag in the runs behind the experiment, where their configuration lies there; lists as tuples."""
-    found = set()
+def configurations(tree: ResultTree) -> list[dict[str, Any]]:
+    """The flags of the runs behind the experiment (one, or its chunks), where their configuration lies there."""
+    found = []
     for path in tree.reports("config.yaml"):
         try:
             config = read_yaml(path)
         except (FileNotFoundError, ValueError):
             continue
-        value: Any = config.get(flag) if isinstance(config, dict) else None
-        value = tuple(map(str, value)) if isinstance(value, list) else value
-        if isinstance(value, (str, int, float, tuple)):
-            found.add(value)
+        found += [config] * isinstance(config, dict)
     return found
+
+
+def recorded(tree: ResultTree, flag: str) -> set:
+    """The values of a flag in the runs behind the experiment; lists as tuples of texts."""
+    values = [config[flag] for config in configurations(tree) if flag in config]
+    values = [tuple(map(str, value)) if isinstance(value, list) else value for value in values]
+    return {value for value in values if isinstance(value, (str, int, float, tuple))}

@@ -1,12 +1,13 @@
-"""benchmark-truth.py: known counterfactuals on drawn faces, shortcuts, and what a user may get wrong."""
+"""benchmark-truth.py: known counterfactuals on drawn faces, shortcuts, cost, and what a user may get wrong."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +20,14 @@ from dime.core.errors import InputError
 from dime.core.images import input_to_uint8, to_hwc
 from dime.core.metrics.features import Machine
 from dime.core.results import ResultTree
-from dime.core.truth import benchmark as truth
-from dime.core.truth.benchmark import Benchmark, Figures
-from dime.core.truth.faces import DrawnFaces, Task, has
+from dime.core.summary import ImageRecord, write_summary
+from dime.core.truth import rows
+from dime.core.truth.benchmark import INPUT, TRUTH, Benchmark, Experiment, left_out
+from dime.core.truth.cases import Cases
+from dime.core.truth.cost import EVALUATIONS, SECONDS
+from dime.core.truth.faces import DrawnFaces, Task
 from dime.core.truth.shortcut import Shortcut
+from guided_diffusion.script_util import diffusion_defaults
 from tests.metric_world import run_script
 from tests.truth_world import IMAGES, QUERY, SIZE, explain_faces, make_faces, make_network
 from tests.worlds import Run
@@ -45,26 +50,6 @@ def oracle(tmp_path_factory) -> Path:
     return make_network(tmp_path_factory.mktemp("oracle") / "oracle.pth")
 
 
-class KnownOracle:
-    """Knows the inputs' labels and the true counterfactuals', to the byte; sees nothing in other pictures."""
-
-    known = np.ones(len(DRAWN), bool)
-
-    def __init__(self, faces: DrawnFaces) -> None:
-        self.labels = {}
-        for id in range(IMAGES):
-            face = faces.face(id)
-            self.labels[faces.picture(id).tobytes()] = has(face)
-            self.labels[faces.picture(id, QUERY).tobytes()] = has(counterfactual(face, QUERY))
-
-    def require(self, name: str) -> None:
-        """Everything is known."""
-
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        nothing = np.zeros(len(DRAWN), bool)
-        return np.array([self.labels.get(picture.tobytes(), nothing) for picture in pictures]).astype(int)
-
-
 @pytest.fixture(scope="module")
 def faces(data) -> DrawnFaces:
     """The faces of the data set; what one test draws, the next one finds."""
@@ -72,8 +57,19 @@ def faces(data) -> DrawnFaces:
 
 
 def measured(faces: DrawnFaces, *trees: ResultTree) -> tuple[Benchmark, dict[str, dict[str, float]]]:
-    """The benchmark of some trees and its values."""
-    benchmark = Benchmark(trees, faces, KnownOracle(faces), HERE)
+    """The benchmark of some trees and its values; the oracle knows the inputs' labels and the true counterfactuals',
+    to the byte, and sees nothing in other pictures.
+    """
+    labels = {}
+    for id in range(IMAGES):
+        labels[faces.picture(id).tobytes()] = faces.has(id)
+        turned = counterfactual(faces.face(id), QUERY).has
+        labels[faces.picture(id, QUERY).tobytes()] = np.array([name in turned for name in DRAWN])
+
+    def oracle(pictures: np.ndarray) -> np.ndarray:
+        return np.array([labels.get(picture.tobytes(), np.zeros(len(DRAWN), bool)) for picture in pictures]).astype(int)
+
+    benchmark = Benchmark([Experiment(tree.exp_name, [tree]) for tree in trees], faces, oracle, HERE)
     measurements = benchmark.report().measurements
     return benchmark, {name: {key: m.value for key, m in found.items()} for name, found in measurements.items()}
 
@@ -86,18 +82,18 @@ def test_the_truth_and_the_input_as_counterfactuals(faces, data, tmp_path):
     found_it = explain_faces(tmp_path, "truth", data, lambda x, truth, id: truth)
     nothing = explain_faces(tmp_path, "nothing", data, lambda x, truth, id: x, flipped=lambda id: False)
     _, values = measured(faces, found_it, nothing)
-    assert {key: value for key, value in values["truth"].items() if key != truth.FLIP_RATE} == values[truth.TRUTH]
-    assert {key: value for key, value in values["nothing"].items() if key != truth.FLIP_RATE} == values[truth.INPUT]
-    expected = {truth.FLIP_RATE: 1, truth.TURNED: 1, truth.OTHERS: 0, truth.DISTANCE: 0, truth.RECOVERED: 1}
+    assert {key: value for key, value in values["truth"].items() if key != rows.FLIP_RATE} == values[TRUTH]
+    assert {key: value for key, value in values["nothing"].items() if key != rows.FLIP_RATE} == values[INPUT]
+    expected = {rows.FLIP_RATE: 1, rows.TURNED: 1, rows.OTHERS: 0, rows.DISTANCE: 0, rows.RECOVERED: 1}
     assert {key: values["truth"][key] for key in expected} == expected
-    assert values["truth"][truth.RECOVERED_INSIDE] == 1 and values["truth"][truth.ALIGNMENT] == pytest.approx(1)
+    assert values["truth"][rows.RECOVERED_INSIDE] == 1 and values["truth"][rows.ALIGNMENT] == pytest.approx(1)
     # the folder's JPEG files differ by a level beyond the region, of tens within it
-    assert values["truth"][truth.OUTSIDE] < 0.2 < 3 < values["truth"][truth.INSIDE]
-    assert values["truth"][truth.SHARE_OUTSIDE] < 0.1
-    assert values["truth"][truth.LOCALISATION] > 0.85  # some shading of the region is lost between 8-bit levels
-    expected = {truth.FLIP_RATE: 0, truth.TURNED: 0, truth.OTHERS: 0, truth.INSIDE: 0, truth.RECOVERED: 0}
+    assert values["truth"][rows.OUTSIDE] < 0.2 < 3 < values["truth"][rows.INSIDE]
+    assert values["truth"][rows.SHARE_OUTSIDE] < 0.1
+    assert values["truth"][rows.LOCALISATION] > 0.85  # some shading of the region is lost between 8-bit levels
+    expected = {rows.FLIP_RATE: 0, rows.TURNED: 0, rows.OTHERS: 0, rows.INSIDE: 0, rows.RECOVERED: 0}
     assert {key: values["nothing"][key] for key in expected} == expected
-    assert truth.SHARE_OUTSIDE not in values["nothing"] and truth.ALIGNMENT not in values["nothing"]
+    assert rows.SHARE_OUTSIDE not in values["nothing"] and rows.ALIGNMENT not in values["nothing"]
 
 
 def test_a_change_elsewhere_is_counted_there(faces, data, tmp_path):
@@ -111,90 +107,112 @@ def test_a_change_elsewhere_is_counted_there(faces, data, tmp_path):
     exact = explain_faces(tmp_path, "exact", data, lambda x, truth, id: truth)
     more = explain_faces(tmp_path, "more", data, explain)
     benchmark, _ = measured(faces, exact, more)
-    before, after = benchmark.figures["exact"], benchmark.figures["more"]
-    assert after.inside == pytest.approx(before.inside)
-    assert after.distance == pytest.approx(20 / SIZE) and not before.distance.any()
-    pixels = SIZE**2 - np.array([benchmark.faces.case(pair).region.sum() for pair in exact.pairs()])
+    before, after = benchmark.measured["exact"].values, benchmark.measured["more"].values
+    assert after[rows.INSIDE] == pytest.approx(before[rows.INSIDE])
+    assert after[rows.DISTANCE] == pytest.approx(20 / SIZE) and not before[rows.DISTANCE].any()
+    pixels = SIZE**2 - np.array([faces.case(pair).region.sum() for pair in exact.pairs()])
     # 1: where JPEG files had moved the row already, the way from the input is that much longer or shorter
-    assert (after.outside - before.outside) * pixels / SIZE == pytest.approx(20, abs=1)
+    assert (after[rows.OUTSIDE] - before[rows.OUTSIDE]) * pixels / SIZE == pytest.approx(20, abs=1)
 
 
 def test_jpeg_trees_compare_with_the_truth_as_jpeg(faces, data, tmp_path):
     """What a perfect JPEG file shows beyond the region is the format's, and the column of the truth shows it too."""
     tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth, "jpg")
     _, values = measured(faces, tree)
-    assert values["exp"][truth.DISTANCE] == 0 and values["exp"][truth.RECOVERED] == 1
-    assert values["exp"][truth.OUTSIDE] == values[truth.TRUTH][truth.OUTSIDE] > 0.3
+    assert values["exp"][rows.DISTANCE] == 0 and values["exp"][rows.RECOVERED] == 1
+    assert values["exp"][rows.OUTSIDE] == values[TRUTH][rows.OUTSIDE] > 0.3
 
 
 def test_images_without_a_true_counterfactual_are_left_out(faces, data, tmp_path):
     tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth, correct=lambda id: id != 2)
     benchmark, _ = measured(faces, tree)
     report = benchmark.report()
-    assert report.measurements["exp"][truth.RECOVERED].n == IMAGES - 1
-    assert report.measurements["exp"][truth.FLIP_RATE].n == IMAGES
+    assert report.measurements["exp"][rows.RECOVERED].n == IMAGES - 1
+    assert report.measurements["exp"][rows.FLIP_RATE].n == IMAGES
     assert report.caveats["exp"] == ["exp: 1 images that its classifier misjudges have no true counterfactual"]
-    figures = benchmark.figures["exp"]
-    labels = [QUERY in benchmark.faces.face(id).has for id in range(IMAGES)]
-    assert figures.target.tolist() == [label if id == 2 else not label for id, label in enumerate(labels)]
-    hidden = replace(figures, shows=np.arange(IMAGES) < 4)
-    assert truth.left_out("exp", hidden, "Bangs")[1].startswith("exp: in 2 images Bangs does not show")
+    figures = benchmark.measured["exp"]
+    hidden = replace(figures, masks=figures.masks | {"true": figures.masks["correct"] & (np.arange(IMAGES) < 4)})
+    assert left_out("exp", hidden, "Bangs")[1].startswith("exp: in 2 images Bangs does not show")
+    nothing = np.zeros(IMAGES, bool)
     with pytest.raises(InputError, match="none of its 6 images has a true counterfactual"):
-        truth.left_out("exp", replace(figures, correct=np.zeros(IMAGES, bool)), QUERY)
+        left_out("exp", replace(figures, masks=figures.masks | {"true": nothing, "correct": nothing}), QUERY)
 
 
-def test_attributes_that_logic_changes_are_not_counted_as_others(data):
+def test_the_label_asked_for_is_the_other_one_than_the_classifier_said(faces, data, tmp_path):
+    tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: x, correct=lambda id: id != 2)
+    labels = [QUERY in faces.face(id).has for id in range(IMAGES)]
+    cases = Cases([faces.case(pair) for pair in tree.pairs()], lambda pictures: None, DRAWN.index(QUERY))
+    assert cases.target.tolist() == [label if id == 2 else not label for id, label in enumerate(labels)]
+
+
+def test_seeds_are_one_column_and_an_image_is_resampled_with_all_of_them(faces, data, tmp_path):
+    """Half of the counterfactuals are the truth. Where it is a seed's, every image has one: there is no doubt left."""
+    right = explain_faces(tmp_path, "right", data, lambda x, truth, id: truth)
+    wrong = explain_faces(tmp_path, "wrong", data, lambda x, truth, id: x, flipped=lambda id: False)
+    mixed = explain_faces(tmp_path, "mixed", data, lambda x, truth, id: truth, flipped=lambda id: id % 2 == 0)
+    experiments = [Experiment("seeds", [right, wrong]), Experiment("images", [mixed, mixed])]
+    report = Benchmark(experiments, faces, lambda pictures: np.zeros((len(pictures), len(DRAWN)), int), HERE).report()
+    seeds, images = (report.measurements[name][rows.FLIP_RATE] for name in ("seeds", "images"))
+    assert (seeds.value, seeds.n, seeds.interval) == (0.5, IMAGES, (0.5, 0.5))
+    assert (images.value, images.n) == (0.5, IMAGES) and images.interval[1] - images.interval[0] > 0.5
+
+
+def test_attributes_that_logic_changes_are_not_counted_as_others(data, tmp_path):
     """A hair colour given takes another away: the region and the labels of the truth say so."""
     faces = DrawnFaces(Task(ATTRIBUTES.index("Gray_Hair"), SIZE, "CelebA", False, str(data)))
-    changed = [[name for name, it in zip(DRAWN, faces._truth(id).expected, strict=True) if it] for id in range(IMAGES)]
+    tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: x)
+    changed = [[DRAWN[a] for a in np.flatnonzero(faces.case(pair).expected)] for pair in tree.pairs()]
     assert all("Gray_Hair" in names for names in changed) and max(map(len, changed)) == 2
 
 
 # shortcuts
 
 
-def seen_figures(inputs: list[tuple[int, int]], cfs: list[tuple[int, int]]) -> Figures:
-    """Figures of images that all flipped; what the oracle sees of (Smiling, Eyeglasses) before and after."""
+SHORTCUT = Shortcut("Smiling", "Eyeglasses")
+CD, CORRELATION, ALONG, BY_SMILE, BY_GLASSES, RELIANCE = SHORTCUT.row_names
+
+
+class Labels:
+    """A truth that knows the labels of its data set, in which smiles and glasses are independent."""
+
+    names = DRAWN
+
+    def labels(self) -> np.ndarray:
+        labels = np.zeros((4, len(DRAWN)), int)
+        labels[:, [SMILING, EYEGLASSES]] = [(0, 0), (0, 1), (1, 0), (1, 1)]
+        return labels
+
+
+def told(inputs: list[tuple[int, int]], cfs: list[tuple[int, int]]) -> dict[str, float]:
+    """What explanations tell by which the oracle sees these (Smiling, Eyeglasses), before and after."""
     seen, cf_seen = np.zeros((2, len(inputs), len(DRAWN)), int)
     seen[:, [SMILING, EYEGLASSES]], cf_seen[:, [SMILING, EYEGLASSES]] = inputs, cfs
-    blank = np.zeros(len(inputs))
-    columns = dict.fromkeys((field.name for field in fields(Figures)), blank)
-    target = 1 - seen[:, SMILING]
-    return Figures(**columns | {"flipped": blank == 0, "target": target, "seen": seen, "cf_seen": cf_seen})
-
-
-SHORTCUT = Shortcut("Smiling", "Eyeglasses")
-
-
-def explained(figures: Figures) -> dict[str, float]:
-    labels = np.zeros((4, len(DRAWN)), int)
-    labels[:, [SMILING, EYEGLASSES]] = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    known = np.ones(len(DRAWN), bool)
-    return {m.name: m.value for m in SHORTCUT.explained(figures, labels, known)}
+    cases = SimpleNamespace(seen=seen, cf_seen=cf_seen, target=1 - seen[:, SMILING])
+    found = {}
+    for row in SHORTCUT.told(Labels(), np.ones(len(DRAWN), bool)):
+        assert row.among == "flipped"
+        values = row.per_image(cases).astype(float)
+        found[row.name] = row.combine(values[np.isfinite(values.reshape(len(values), -1)).all(axis=1)])
+    return found
 
 
 def test_glasses_that_come_and_go_with_the_smile_are_seen():
     inputs = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    with_glasses = explained(seen_figures(inputs, [(1, 1), (1, 1), (0, 0), (0, 0)]))
+    with_glasses = told(inputs, [(1, 1), (1, 1), (0, 0), (0, 0)])
     # changes (1, 1), (1, 0), (-1, 0), (-1, -1): their correlation is 2 / sqrt(4 * 2)
-    assert with_glasses[SHORTCUT.correlation] == pytest.approx(2**-0.5)
+    assert with_glasses[CORRELATION] == pytest.approx(2**-0.5)
     assert with_glasses["CD"] == pytest.approx(2**-0.5)  # the data set has none, no other attribute moves
-    assert with_glasses[SHORTCUT.moves_along] == 1  # in both images where they could
-    alone = explained(seen_figures(inputs, [(1, 0), (1, 1), (0, 0), (0, 1)]))
-    assert alone == {"CD": 0, SHORTCUT.correlation: 0, SHORTCUT.moves_along: 0}
-    against = explained(seen_figures(inputs, [(1, 0), (1, 0), (0, 1), (0, 1)]))
-    assert against[SHORTCUT.correlation] == pytest.approx(-(2**-0.5)) and against[SHORTCUT.moves_along] == 0
-
-
-def test_only_counterfactuals_that_reached_their_target_explain():
-    figures = seen_figures([(0, 0), (1, 1)], [(1, 1), (0, 0)])
-    assert SHORTCUT.explained(replace(figures, flipped=np.zeros(2, bool)), np.zeros((2, 21)), np.ones(21, bool)) == []
+    assert with_glasses[ALONG] == 1  # in both images where they could
+    alone = told(inputs, [(1, 0), (1, 1), (0, 0), (0, 1)])
+    assert alone == {"CD": 0, CORRELATION: 0, ALONG: 0}
+    against = told(inputs, [(1, 0), (1, 0), (0, 1), (0, 1)])
+    assert against[CORRELATION] == pytest.approx(-(2**-0.5)) and against[ALONG] == 0
 
 
 def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
     """A classifier whose logit is 4 smiling + 1 eyeglasses - 2: a fifth of it is glasses, and they never decide."""
-    tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth)
-    assert Task.of(tree) == faces.task
+    tree = explain_faces(tmp_path, "exp", data, lambda x, truth, id: truth, flipped=lambda id: False)
+    assert Task.of(tree) == Task(ATTRIBUTES.index(QUERY), SIZE, "CelebA", False, str(data))
     logit = {}
     for id in range(IMAGES):
         for name in ("", "Smiling", "Eyeglasses"):
@@ -205,10 +223,17 @@ def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
         return torch.tensor([[0, logit[picture.tobytes()]] for picture in to_hwc(input_to_uint8(x))])
 
     monkeypatch.setattr("dime.core.truth.shortcut.explained_classifier", lambda *_: (classify, 1))
-    found = {m.name: m for m in SHORTCUT.relied_on(tree, range(IMAGES), faces, HERE)}
-    assert found[SHORTCUT.reliance].value == 0.2
-    assert found[SHORTCUT.turned_by_query].value == 1 and found[SHORTCUT.turned_by_shortcut].value == 0
-    assert all(m.n == IMAGES for m in found.values())
+    experiment = Experiment("exp", [tree])
+    experiment.add("shortcut", lambda _: SHORTCUT.told(faces, np.ones(len(DRAWN), bool)))
+    experiment.add("classifier", lambda e: SHORTCUT.true([tree], ATTRIBUTES.index(QUERY), e.ids, faces, HERE))
+    nothing = np.zeros((HERE.batch_size, len(DRAWN)), int)
+    report = Benchmark([experiment], faces, lambda pictures: nothing[: len(pictures)], HERE).report()
+    found = report.measurements["exp"]
+    assert found[RELIANCE].value == pytest.approx(0.2)
+    assert found[BY_SMILE].value == 1 and found[BY_GLASSES].value == 0
+    assert CD not in found and CORRELATION not in found, "no counterfactual that reached its target, none to explain"
+    assert report.missing["exp"][0].endswith("no counterfactual of exp reached its target")
+    assert all(found[name].n == IMAGES for name in (RELIANCE, BY_SMILE, BY_GLASSES))
 
 
 # the command
@@ -216,16 +241,27 @@ def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
 
 def test_the_command_leaves_a_table_and_a_figure(data, oracle, tmp_path):
     classifier = make_network(tmp_path / "classifier.pth", ["Smiling"], seed=1)
-    explain_faces(tmp_path, "right", data, lambda x, truth, id: truth, classifier_path=str(classifier))
+    method = {**diffusion_defaults(), "method": "fastdime2", "start_step": 7, "classifier_scales": [2.0, 0.1]}
+    right = explain_faces(
+        tmp_path, "right", data, lambda x, truth, id: truth, classifier_path=str(classifier), **method
+    )
+    for pair in right.pairs():
+        scale = float(np.float32(0.1 if pair.id == 0 else 2))
+        pair.info.write_text(ImageRecord(pair.id, 0, 0, 1, 1, 0.1, 0.1, 0.1, 0.9, scale).text())
+    write_summary(right.report("summary.yaml"), {"n": IMAGES, "seconds": 9.0})
     explain_faces(tmp_path, "lost", data, lambda x, truth, id: x, classifier_path=str(tmp_path / "gone.pth"))
     arguments = ("--output-path", tmp_path, "--exp-name", "right", "lost", "--oracle-path", oracle)
     result = benchmark_truth(*arguments, "--shortcut", "Eyeglasses", "--json", tmp_path / "truth.json")
     assert result.code == 0, result.err
     assert (tmp_path / "truth.md").read_text() in result.out
-    assert "| recovered " in result.out and "(true cf)" in result.out and SHORTCUT.reliance in result.out
+    assert "| recovered " in result.out and "(true cf)" in result.out and RELIANCE in result.out
     assert "classifier of lost" in result.out and "gone.pth: no such file" in result.out
     content = json.loads((tmp_path / "truth.json").read_text())["measurements"]
     assert content["right"]["recovered"] == {"name": "recovered", "value": 1.0, "n": IMAGES, "interval": [1.0, 1.0]}
+    # two passes of seven steps; one image took two scales
+    assert content["right"][EVALUATIONS]["value"] == pytest.approx(14 * (IMAGES + 1) / IMAGES)
+    assert content["right"][SECONDS]["value"] == 9 / IMAGES and SECONDS not in content["lost"]
+    assert "evaluations of lost" in result.out
     assert Image.open(tmp_path / "truth.png").width > 500
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from graphlib import CycleError, TopologicalSorter
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
@@ -120,10 +119,11 @@ def choose_attributes(chances: Mapping[str, float], correlations: Iterable[Corre
 def natural_probability(name: str, chosen: Iterable[str]) -> float:
     """The first row of NATURAL[name] whose condition holds for the attributes chosen so far."""
     chosen = frozenset(chosen)
-    return next(p for condition, p in NATURAL[name] if _holds(condition, chosen))
+    return next(p for condition, p in NATURAL[name] if holds(condition, chosen))
 
 
-def _holds(condition: str, chosen: frozenset[str]) -> bool:
+def holds(condition: str, chosen: frozenset[str]) -> bool:
+    """Whether a condition of NATURAL is true of these attributes."""
     return all((word.lstrip("-") in chosen) != word.startswith("-") for word in condition.split())
 
 
@@ -146,19 +146,15 @@ def settling_order(correlations: tuple[Correlation, ...] = ()) -> tuple[str, ...
     }
     order: dict[str, None] = {}
 
-    def settle(name: str) -> None:
+    def settle(name: str, before: tuple[str, ...] = ()) -> None:
+        if name in before:
+            loop = " -> ".join((*before[before.index(name) :], name))
+            raise InputError(f"correlations: attributes depend on each other in a circle ({loop}); swap the two names")
         for other in NATURAL:  # in the table's order, so that the result does not depend on set order
-            if other in depends[name]:
-                settle(other)
+            if other in depends[name] - order.keys():
+                settle(other, (*before, name))
         order.setdefault(name)
 
-    try:
-        TopologicalSorter(depends).prepare()
-    except CycleError as error:
-        circle = " -> ".join(reversed(error.args[1]))
-        raise InputError(
-            f"correlations: attributes depend on each other in a circle ({circle}); swap the two names"
-        ) from None
     choosy = [name for name in planted if any(name in group for group in EXCLUSIVE)]
     for name in (*choosy, *NATURAL):
         settle(name)

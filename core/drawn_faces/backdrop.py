@@ -7,8 +7,7 @@ import numpy as np
 from dime.core.drawn_faces.canvas import smooth_noise
 from dime.core.drawn_faces.face import Backdrop, Clothes
 from dime.core.drawn_faces.geometry import ellipse, half_spline, mirrored, spline, stroke
-from dime.core.drawn_faces.palette import WHITE, hsv, mix
-from dime.core.drawn_faces.scene import Scene, Texture
+from dime.core.drawn_faces.scene import WHITE, Scene, Texture, hsv, mix
 
 
 def paint_background(scene: Scene) -> None:
@@ -42,10 +41,11 @@ def paint_clothes(scene: Scene) -> None:
     face = scene.face
     cloth = hsv(face.clothes_hue, 0.45, face.clothes_shade)
     right = spline([(0, 68), (20, 70), (34, 76), (58, 83), (82, 92), (98, 112)])
-    shoulders = mirrored(np.concatenate([right, [(98, 140)]]))
+    shoulders = mirrored(right, [(98, 140)])
     scene.paint_body(shoulders, cloth)
-    scene.paint_body(stroke(spline([(52, 84), (48, 100), (50, 140)]), 2), cloth * 0.7, 0.6, 0.8)
-    scene.paint_body(stroke(spline([(-52, 84), (-48, 100), (-50, 140)]), 2), cloth * 0.7, 0.6, 0.8)
+    for side in (1, -1):
+        seam = spline([(52 * side, 84), (48 * side, 100), (50 * side, 140)])
+        scene.paint_body(stroke(seam, 2), cloth * 0.7, 0.6, 0.8)
 
 
 def paint_neck(scene: Scene) -> None:
@@ -55,8 +55,8 @@ def paint_neck(scene: Scene) -> None:
     bottom = {Clothes.ROUND_NECK: 86, Clothes.SHIRT: 80, Clothes.V_NECK: 96}[face.clothes]
     side = spline([(half - 1, 30), (half - 1, 60), (half + 1.5, 74), (half + 10, 79)])
     tip = half_spline([(half + 10, 79), (half * 0.7, bottom - 3), (0, bottom)])
-    scene.paint_body(mirrored(np.concatenate([side, tip[1:]])), scene.skin)
-    shade = mirrored(np.concatenate([side[:14], [(half, 70), (half * 0.6, 76), (0, 79)]]))
+    scene.paint_body(mirrored(side, tip[1:]), scene.skin)
+    shade = mirrored(side[:14], [(half, 70), (half * 0.6, 76), (0, 79)])
     scene.paint_body(shade, scene.skin_dark, 0.62, 2.5)
     if face.clothes == Clothes.SHIRT:
         cloth = mix(hsv(face.clothes_hue, 0.35, face.clothes_shade), WHITE, 0.25)

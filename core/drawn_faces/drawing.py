@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from dime.core.drawn_faces import backdrop, features, hair, head, wear
+from dime.core.drawn_faces.attributes import holds
 from dime.core.drawn_faces.canvas import Canvas
 from dime.core.drawn_faces.face import Face, counterfactual
 from dime.core.drawn_faces.geometry import Pose
@@ -15,42 +16,38 @@ SIZE = (178, 218)
 """Width and height of CelebA's aligned pictures."""
 
 LAYERS = (
-    backdrop.paint_background,
-    backdrop.paint_clothes,
-    hair.paint_back_hair,
-    backdrop.paint_neck,
-    head.paint_ears,
-    head.paint_head,
-    features.paint_eyes,
-    head.paint_nose,
-    hair.paint_beard,
-    features.paint_mouth,
-    hair.paint_mustache,
-    features.paint_brows,
-    hair.paint_front_hair,
-    wear.paint_glasses,
-    wear.paint_hat,
-    wear.paint_earrings,
+    (backdrop.paint_background, ""),
+    (backdrop.paint_clothes, ""),
+    (hair.paint_back_hair, "-Bald"),
+    (backdrop.paint_neck, ""),
+    (head.paint_ears, ""),
+    (head.paint_head, ""),
+    (features.paint_eyes, ""),
+    (head.paint_nose, ""),
+    (hair.paint_beard, "-No_Beard"),
+    (features.paint_mouth, ""),
+    (hair.paint_mustache, "Mustache"),
+    (features.paint_brows, ""),
+    (hair.paint_front_hair, "-Bald"),
+    (wear.paint_glasses, "Eyeglasses"),
+    (wear.paint_hat, "Wearing_Hat"),
+    (wear.paint_earrings, "Wearing_Earrings"),
 )
-"""What is painted, from back to front."""
+"""What is painted, from back to front, on which faces (a condition as in attributes.NATURAL)."""
 
 
 def draw(face: Face, size: tuple[int, int] = SIZE) -> Image.Image:
     """The picture of a face, RGB, `size` = (width, height). It depends on the face and the size alone."""
     scene = Scene(face, Canvas(size), Pose(face, size))
-    for paint in LAYERS:
-        paint(scene)
-    _develop(scene)
-    return scene.canvas.image()
-
-
-def _develop(scene: Scene) -> None:
-    """The camera: exposure, white balance, a little grain. Pixel by pixel, so that no attribute leaks elsewhere."""
-    face, pixels = scene.face, scene.canvas.pixels
-    warmth = 0.025 * face.white_balance
+    for paint, condition in LAYERS:
+        if holds(condition, face.has):
+            paint(scene)
+    # the camera: exposure, white balance, a little grain; pixel by pixel, so that no attribute leaks elsewhere
+    pixels, warmth = scene.canvas.pixels, 0.025 * face.white_balance
     pixels *= np.array([1 + warmth, 1, 1 - warmth], np.float32) * np.float32(face.exposure)
     grain = scene.random(Texture.GRAIN).standard_normal(pixels.shape[:2], np.float32)
     pixels += (face.grain / 255 * grain)[..., None]
+    return scene.canvas.image()
 
 
 def region(face: Face, name: str, size: tuple[int, int] = SIZE) -> np.ndarray:

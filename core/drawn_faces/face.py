@@ -33,12 +33,12 @@ Backdrop = IntEnum("Backdrop", ["GRADIENT", "BOKEH", "STRIPES", "ROOM", "CLOUDS"
 
 def between(low: float, high: float) -> float:
     """A number of the face, uniform in [low, high]."""
-    return field(metadata={"low": low, "high": high})
+    return field(metadata={"from_uniform": lambda u: round(low + u * (high - low), 4)})
 
 
 def one_of(count: int) -> int:
     """A choice of the face: a whole number in 0..count-1, all equally likely."""
-    return field(metadata={"count": count})
+    return field(metadata={"from_uniform": lambda u: int(u * count)})
 
 
 @dataclass(frozen=True)
@@ -150,34 +150,16 @@ def sample_face(seed: int, index: int, correlations: Iterable[Correlation] = ())
     rng = np.random.default_rng([seed, index])
     chances = dict(zip(DRAWN, rng.random(len(DRAWN)).tolist(), strict=True))
     has = choose_attributes(chances, correlations)
-    free = [entry for entry in fields(Face) if entry.metadata]
-    numbers = {
-        entry.name: _scaled(u, entry.metadata) for entry, u in zip(free, rng.random(len(free)).tolist(), strict=True)
-    }
+    free = {entry.name: entry.metadata["from_uniform"] for entry in fields(Face) if entry.metadata}
+    numbers = {name: scaled(u) for (name, scaled), u in zip(free.items(), rng.random(len(free)).tolist(), strict=True)}
     u_length, u_hair, u_other = rng.random(3).tolist()
     hair = next((colour for colour in HAIR_COLOURS if colour in has), None)
     hair = hair or (_natural_hair(u_hair, has) if "Bald" in has else AUBURN)
     other = [colour for colour in (*HAIR_COLOURS, AUBURN) if colour != hair]
-    return Face(
-        seed=seed,
-        index=index,
-        has=has,
-        hair=hair,
-        other_hair=other[int(u_other * len(other))],
-        hair_length=_hair_length(u_length, "Male" in has),
-        **numbers,
-    )
-
-
-def _scaled(u: float, metadata: Mapping) -> float | int:
-    if "count" in metadata:
-        return int(u * metadata["count"])
-    return round(metadata["low"] + u * (metadata["high"] - metadata["low"]), 4)
-
-
-def _hair_length(u: float, male: bool) -> int:
-    long, medium = (0.04, 0.10) if male else (0.45, 0.75)
-    return HairLength.SHOULDERS if u < long else HairLength.JAW if u < medium else HairLength.SHORT
+    other_hair = other[int(u_other * len(other))]
+    long, medium = (0.04, 0.10) if "Male" in has else (0.45, 0.75)
+    length = HairLength.SHOULDERS if u_length < long else HairLength.JAW if u_length < medium else HairLength.SHORT
+    return Face(seed, index, has, hair, other_hair, length, **numbers)
 
 
 def _natural_hair(u: float, has: frozenset[str]) -> str:
@@ -211,8 +193,7 @@ def counterfactual(face: Face, name: str) -> Face:
         has.remove(name)
         if name in HAIR_COLOURS:
             hair, other = other, hair
-            has |= {hair} & set(HAIR_COLOURS)
-        elif name == "Bald":
+        if name in (*HAIR_COLOURS, "Bald"):
             has |= {hair} & set(HAIR_COLOURS)
     else:
         if name in HAIR_COLOURS:

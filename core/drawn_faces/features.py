@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dime.core.drawn_faces.geometry import Curve, ellipse, moved, spline, stroke
-from dime.core.drawn_faces.palette import DARK, EYES, LIPSTICKS, TEETH, WHITE, mix, rgb
-from dime.core.drawn_faces.scene import Scene, Texture
+from dime.core.drawn_faces.geometry import Curve, between, ellipse, moved, spline, stroke
+from dime.core.drawn_faces.scene import DARK, EYES, LIPSTICKS, TEETH, WHITE, Scene, Texture, mix, rgb
 
 NATURAL_LIP = rgb("b4515a")
 TONGUE = rgb("d9606c")
@@ -30,7 +29,7 @@ def _paint_eye(scene: Scene, side: int) -> None:
     tilt = -face.eye_tilt * side * U
     upper = np.stack([x + half * U, y - top * ARCH**0.8 + tilt], axis=1)
     lower = np.stack([x + half * U, y + low * ARCH + tilt], axis=1)
-    almond = np.concatenate([upper, lower[::-1]])
+    almond = between(upper, lower)
     inside = scene.mask(almond)
     scene.paint(almond, mix(WHITE, scene.skin_base, 0.10))
     iris = x + face.gaze, y - 0.5
@@ -67,7 +66,7 @@ def paint_brows(scene: Scene) -> None:
         half = thickness / 2 * np.minimum(1, 1.25 - s) * np.minimum(1, 0.55 + 3 * s)
         half = half + (noise * 2.2 if bushy else 0)
         up, down = line - np.stack([0 * s, half], axis=1), line + np.stack([0 * s, half], axis=1)
-        scene.paint(np.concatenate([up, down[::-1]]), scene.brow_colour, 0.95, 0.35)
+        scene.paint(between(up, down), scene.brow_colour, 0.95, 0.35)
 
 
 def mouth_curves(scene: Scene) -> tuple[Curve, Curve, Curve, Curve]:
@@ -95,15 +94,15 @@ def paint_mouth(scene: Scene) -> None:
         _paint_smile_creases(scene, line)
     natural = mix(scene.skin_base * 0.86, NATURAL_LIP, 0.34)
     lip = LIPSTICKS[scene.face.lipstick] if lipstick else natural
-    scene.paint(np.concatenate([top, low[::-1]]), lip, 1.0 if lipstick else 0.92, 0.0 if lipstick else 0.4)
-    scene.paint(np.concatenate([top, line[::-1]]), lip * 0.82, 0.8)
+    scene.paint(between(top, low), lip, 1.0 if lipstick else 0.92, 0.0 if lipstick else 0.4)
+    scene.paint(between(top, line), lip * 0.82, 0.8)
     if open_:
-        opening = np.concatenate([line, under[::-1]])
+        opening = between(line, under)
         inside = scene.mask(opening)
         scene.paint(opening, rgb("4a1014"))
         bottom = under[:, 1].max()
         scene.paint(ellipse(0, bottom + 1, 10, 4.5), TONGUE, 0.9, 0.8, inside=inside)
-        teeth = np.concatenate([moved(line, 0, -2), moved(line, 0, 5.6 if smiling else 2.0)[::-1]])
+        teeth = between(moved(line, 0, -2), moved(line, 0, 5.6 if smiling else 2.0))
         scene.paint(teeth, TEETH, inside=inside)
     scene.paint(stroke(line, 1.9, 0.5), mix(lip * 0.35, DARK, 0.4), 0.9, 0.2)
     shine = ellipse(0, (under[12, 1] + low[12, 1]) / 2, 6, 1.3)

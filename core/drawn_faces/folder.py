@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+import uuid
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,20 +44,13 @@ class Plan:
         """Face number `index` of the folder."""
         return sample_face(self.seed, index, self.correlations)
 
-    def partitions(self) -> Iterator[int]:
-        """CelebA's partition number of every face."""
-        for name, count in zip(PARTITIONS, (self.num_train, self.num_val, self.num_test), strict=True):
-            yield from [PARTITIONS[name]] * count
-
     def settings(self) -> dict:
         """The plan as it is written beside the pictures."""
+        numbers = {name: getattr(self, name) for name in ("seed", "num_train", "num_val", "num_test")}
         return {
             "drawing_version": DRAWING_VERSION,
-            "seed": self.seed,
-            "num_train": self.num_train,
-            "num_val": self.num_val,
-            "num_test": self.num_test,
-            "correlate": [str(correlation) for correlation in self.correlations],
+            **numbers,
+            "correlate": [str(planted) for planted in self.correlations],
         }
 
 
@@ -80,16 +72,23 @@ def write_folder(path: str | Path, plan: Plan, num_workers: int = 1, progress: b
     if _already_there(path, plan):
         return False
     plan.face(0)  # contradictions show before anything is written
+    workplace = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        (workplace / IMAGE_FOLDER).mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); give a folder that you own") from None
     try:
         _fill(workplace, plan, num_workers, progress)
-        return _move(workplace, path, plan)
+        if path.is_dir():
+            path.rmdir()
+        workplace.rename(path)
+    except OSError:
+        if _already_there(path, plan):  # another process was faster with the same plan
+            return False
+        raise
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
+    return True
 
 
 def load_faces(path: str | Path) -> list[Face]:
@@ -107,51 +106,40 @@ def _already_there(path: Path, plan: Plan) -> bool:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
     try:
-        found = json.loads((path / SETTINGS_FILE).read_text())
-    except (OSError, ValueError):
+        found = dict(json.loads((path / SETTINGS_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
         raise InputError(
             f"{path}: already holds something else than drawn faces; give a new or an empty folder"
         ) from None
-    wanted = plan.settings()
-    differing = [key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]]
-    if differing:
-        key = differing[0]
-        has = found.get(key) if isinstance(found, dict) else found
-        raise InputError(
-            f"{path}: holds faces drawn with {key} = {has}, not {wanted[key]}; give another folder or remove this one"
-        )
+    for key, value in plan.settings().items():
+        if found.get(key) != value:
+            raise InputError(
+                f"{path}: holds faces drawn with {key} = {found.get(key)}, not {value}; "
+                "give another folder or remove this one"
+            )
     return True
 
 
 def _fill(folder: Path, plan: Plan, num_workers: int, progress: bool) -> None:
-    (folder / IMAGE_FOLDER).mkdir()
-    rows = []
-    with (
-        (folder / FACES_FILE).open("w") as faces,
-        tqdm(total=len(plan), unit="face", disable=None if progress else True) as bar,
-    ):
-        for block in _blocks(folder, plan, num_workers):
+    labels, partitions = [",".join(["image_id", *ATTRIBUTES])], ["image_id,partition"]
+    counts = zip(PARTITIONS.values(), (plan.num_train, plan.num_val, plan.num_test), strict=True)
+    numbers = [number for number, count in counts for _ in range(count)]
+    with ExitStack() as stack:
+        faces = stack.enter_context((folder / FACES_FILE).open("w"))
+        bar = stack.enter_context(tqdm(total=len(plan), unit="face", disable=None if progress else True))
+        draw_block, starts = partial(_draw_block, folder / IMAGE_FOLDER, plan), range(0, len(plan), BLOCK)
+        workers = min(num_workers, len(starts))
+        each = stack.enter_context(ProcessPoolExecutor(workers)).map if workers > 1 else map
+        for block in each(draw_block, starts):
             for face in block:
-                values = labels_of(face).values()
-                rows.append(",".join([image_name(face.index), *("1" if value else "-1" for value in values)]))
+                name = image_name(face.index)
+                labels.append(",".join([name, *("1" if value else "-1" for value in labels_of(face).values())]))
+                partitions.append(f"{name},{numbers[face.index]}")
                 faces.write(json.dumps(face.to_dict(), separators=(",", ":")) + "\n")
             bar.update(len(block))
-    header = ",".join(["image_id", *ATTRIBUTES])
-    (folder / "list_attr_celeba.csv").write_text("\n".join([header, *rows]) + "\n")
-    partitions = [f"{image_name(index)},{number}" for index, number in enumerate(plan.partitions())]
-    (folder / "list_eval_partition.csv").write_text("\n".join(["image_id,partition", *partitions]) + "\n")
+    (folder / "list_attr_celeba.csv").write_text("\n".join(labels) + "\n")
+    (folder / "list_eval_partition.csv").write_text("\n".join(partitions) + "\n")
     (folder / SETTINGS_FILE).write_text(json.dumps(plan.settings(), indent=2) + "\n")
-    folder.chmod(0o777 & ~_umask())  # a temporary folder starts private
-
-
-def _blocks(folder: Path, plan: Plan, num_workers: int) -> Iterator[list[Face]]:
-    starts = range(0, len(plan), BLOCK)
-    task = partial(_draw_block, folder / IMAGE_FOLDER, plan)
-    if num_workers <= 1:
-        yield from map(task, starts)
-        return
-    with ProcessPoolExecutor(min(num_workers, len(starts))) as pool:
-        yield from pool.map(task, starts)
 
 
 def _draw_block(folder: Path, plan: Plan, start: int) -> list[Face]:
@@ -159,22 +147,3 @@ def _draw_block(folder: Path, plan: Plan, start: int) -> list[Face]:
     for face in faces:
         draw(face).save(folder / image_name(face.index), quality=JPEG_QUALITY)
     return faces
-
-
-def _move(workplace: Path, path: Path, plan: Plan) -> bool:
-    """Give the finished folder its name; False when another process was faster with the same plan."""
-    try:
-        if path.is_dir():
-            path.rmdir()
-        workplace.rename(path)
-    except OSError:
-        if _already_there(path, plan):
-            return False
-        raise
-    return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -21,9 +21,10 @@ HEAD_RADII = (49.0, 78.0)
 HEAD_DEPTH = 40.0
 
 Curve = np.ndarray
+Points = Sequence[Sequence[float]] | Curve
 
 
-def spline(points: Sequence[Sequence[float]] | Curve, closed: bool = False, steps: int = 6) -> Curve:
+def spline(points: Points, closed: bool = False, steps: int = 6) -> Curve:
     """A smooth curve through the points (Catmull-Rom), `steps` segments between neighbours."""
     p = np.asarray(points, dtype=np.float64)
     before, after = (p[-1:], p[:2]) if closed else (2 * p[:1] - p[1:2], 2 * p[-1:] - p[-2:-1])
@@ -35,7 +36,7 @@ def spline(points: Sequence[Sequence[float]] | Curve, closed: bool = False, step
     return curve if closed else np.concatenate([curve, p[-2:-1]])
 
 
-def half_spline(points: Sequence[Sequence[float]] | Curve, steps: int = 6) -> Curve:
+def half_spline(points: Points, steps: int = 6) -> Curve:
     """The right half of a smooth symmetric curve, top to bottom: level where it starts or ends on the axis x = 0."""
     p = np.asarray(points, dtype=np.float64)
     head = p[1:2] * (-1, 1) if p[0, 0] == 0 else p[:0]
@@ -55,15 +56,24 @@ def moved(curve: Curve, x: float, y: float) -> Curve:
     return curve + np.array([x, y])
 
 
-def mirrored(points: Sequence[Sequence[float]] | Curve) -> Curve:
-    """The right half of a symmetric outline, top to bottom, completed by its left half."""
-    right = np.asarray(points, dtype=np.float64)
+def mirrored(*parts: Points) -> Curve:
+    """The right half of a symmetric outline, top to bottom and in parts, completed by its left half."""
+    right = np.concatenate([np.asarray(part, dtype=np.float64) for part in parts])
     left = right[::-1] * (-1, 1)
-    inner = left[(left[:, 0] != 0)]
-    return np.concatenate([right, inner])
+    return np.concatenate([right, left[left[:, 0] != 0]])
 
 
-def stroke(points: Sequence[Sequence[float]] | Curve, width: float, taper: float = 1.0) -> Curve:
+def between(one: Curve, other: Curve) -> Curve:
+    """The outline of the area between two curves that run side by side."""
+    return np.concatenate([one, other[::-1]])
+
+
+def ring(outer: Curve, inner: Curve) -> Curve:
+    """The outline of the area between two closed curves."""
+    return between(np.concatenate([outer, outer[:1]]), np.concatenate([inner, inner[:1]]))
+
+
+def stroke(points: Points, width: float, taper: float = 1.0) -> Curve:
     """The outline of a brush stroke along a curve: `width` in the middle, width·(1-taper) at both ends."""
     line = np.asarray(points, dtype=np.float64)
     tangent = np.gradient(line, axis=0)
@@ -71,7 +81,7 @@ def stroke(points: Sequence[Sequence[float]] | Curve, width: float, taper: float
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
     along = np.linspace(-1, 1, len(line))[:, None]
     half = width / 2 * (1 - taper * along**2)
-    return np.concatenate([line + half * normal, (line - half * normal)[::-1]])
+    return between(line + half * normal, line - half * normal)
 
 
 @dataclass(frozen=True)
@@ -109,15 +119,10 @@ class Pose:
         inside = 1 - (x / HEAD_RADII[0]) ** 2 - (y / HEAD_RADII[1]) ** 2
         depth = HEAD_DEPTH * np.sqrt(np.clip(inside, 0, 1)) + lift
         yaw = np.radians(self.face.yaw)
-        turned = np.stack(
-            [
-                x * np.cos(yaw) + (depth - HEAD_DEPTH / 2) * np.sin(yaw),
-                y + self.face.nod * depth / HEAD_DEPTH,
-            ],
-            axis=1,
-        )
-        return turned @ matrix.T + offset
+        turned = x * np.cos(yaw) + (depth - HEAD_DEPTH / 2) * np.sin(yaw), y + self.face.nod * depth / HEAD_DEPTH
+        return np.stack(turned, axis=1) @ matrix.T + offset
 
+    @cached_property
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
         """Face coordinates x, y (H, W) of the pixel centres, the turn of the head left out."""
         matrix, offset = self._similarity

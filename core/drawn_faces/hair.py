@@ -6,10 +6,9 @@ import numpy as np
 
 from dime.core.drawn_faces.face import HairLength
 from dime.core.drawn_faces.features import mouth_curves
-from dime.core.drawn_faces.geometry import Curve, half_spline, mirrored, moved, spline
+from dime.core.drawn_faces.geometry import Curve, between, half_spline, mirrored, moved, spline
 from dime.core.drawn_faces.head import jaw_right
-from dime.core.drawn_faces.palette import DARK, mix
-from dime.core.drawn_faces.scene import Scene
+from dime.core.drawn_faces.scene import DARK, Scene, mix
 
 HAT_LINE = -40.0
 """A hat hides the hair above this height."""
@@ -18,69 +17,37 @@ HAT_LINE = -40.0
 def paint_back_hair(scene: Scene) -> None:
     """The hair behind head and neck; short hair has none below the ears."""
     face = scene.face
-    if scene.has("Bald") or face.hair_length == HairLength.SHORT:
+    if face.hair_length == HairLength.SHORT:
         return
-    to_jaw = face.hair_length == HairLength.JAW
-    bottom = 58 if to_jaw else 104
     out = 47 + 0.5 * face.hair_volume
-    tip = out + (2 if to_jaw else 6)
-    side = half_spline(
-        [
-            (0, -60),
-            (30, -52),
-            (out - 1, -20),
-            (out + 2, 15),
-            (tip, bottom * 0.6),
-            (tip - 2, bottom - 8),
-            (tip - 14, bottom),
-            (0, bottom),
-        ]
-    )
+    tip, bottom = (out + 2, 58) if face.hair_length == HairLength.JAW else (out + 6, 104)
+    upper = [(0, -60), (30, -52), (out - 1, -20), (out + 2, 15)]
+    lower = [(tip, bottom * 0.6), (tip - 2, bottom - 8), (tip - 14, bottom), (0, bottom)]
+    side = half_spline([*upper, *lower])
     curve = mirrored(_curled(scene, side, 5))
     scene.paint(curve, mix(scene.hair * 0.84, DARK, 0.06), inside=_below_hat(scene))
 
 
 def paint_front_hair(scene: Scene) -> None:
     """The hair over the skull, with its parting, down the sides of the face, and bangs."""
-    if scene.has("Bald"):
-        return
     face, inside = scene.face, _below_hat(scene)
     top, length = -67 - face.hair_volume, face.hair_length
     out = 45.5 * face.face_width + 0.45 * face.hair_volume
     end = (8, 52, 84)[length]  # by HairLength, as what follows
     inner = (42.5, 40, 40)[length] * face.face_width
     spread = out + (0, 3, 5)[length] - inner  # side locks end in a point
-    crown = half_spline(
-        [(0, top), (20, top + 5), (36, top + 19), (out - 1, -32), (out + 2, -8), (out + (0, 3, 5)[length], end)]
-    )
-    crown = _curled(scene, crown, 6)
+    tail = [(out - 1, -32), (out + 2, -8), (out + (0, 3, 5)[length], end)]
+    crown = _curled(scene, half_spline([(0, top), (20, top + 5), (36, top + 19), *tail]), 6)
     outer = mirrored(crown)  # crown right down to the ear, then from the left ear up to the crown
     right, left = outer[: len(crown)], outer[len(crown) :]
-    fall = face.hair_fall
-    hairline = spline(
-        [
-            (inner + spread, end),
-            (inner + 0.2 * spread, end * 0.6),
-            (inner - 0.5, -6),
-            (37 - fall, -24),
-            (28 - fall, -39),
-            (face.part, face.hairline),
-            (-28 + fall, -39),
-            (-37 + fall, -24),
-            (-inner + 0.5, -6),
-            (-inner - 0.2 * spread, end * 0.6),
-            (-inner - spread, end),
-        ]
-    )
-    scene.paint(hairline_shadow(hairline), scene.skin_dark, 0.35, 2.0, inside=inside)
+    lock = [(inner + spread, end), (inner + 0.2 * spread, end * 0.6)]
+    temple = [*lock, (inner - 0.5, -6), (37 - face.hair_fall, -24), (28 - face.hair_fall, -39)]
+    hairline = spline([*temple, (face.part, face.hairline), *((-x, y) for x, y in reversed(temple))])
+    shadow = between(moved(hairline * (0.95, 1), 0, 3), hairline)  # on the skin just inside the hair's edge
+    scene.paint(shadow, scene.skin_dark, 0.35, 2.0, inside=inside)
     scene.paint(np.concatenate([right, hairline, left]), scene.hair, inside=inside)
     if scene.has("Bangs"):
         _paint_bangs(scene, inside)
-
-
-def hairline_shadow(hairline: Curve) -> Curve:
-    """The soft shadow that the hair throws on the skin just inside its edge."""
-    return np.concatenate([moved(hairline * (0.95, 1), 0, 3), hairline[::-1]])
 
 
 def _paint_bangs(scene: Scene, inside: np.ndarray | None) -> None:
@@ -95,14 +62,12 @@ def _paint_bangs(scene: Scene, inside: np.ndarray | None) -> None:
     scene.paint(np.concatenate([lower, upper]), scene.hair, inside=inside)
     for at in (-24, -12, 0, 12, 24):
         lock = spline([(face.part * 0.5 + at * 0.5, -60), (at * 0.85, -48), (at, face.fringe - 1)])
-        strand = np.concatenate([moved(lock, 0.7, 0), moved(lock, -0.7, 0)[::-1]])
+        strand = between(moved(lock, 0.7, 0), moved(lock, -0.7, 0))
         scene.paint(strand, scene.hair_base * 0.6, 0.45, 0.5, inside=inside)
 
 
 def paint_beard(scene: Scene) -> None:
     """The full beard, along the jaw and over the chin, below the mouth."""
-    if scene.has("No_Beard"):
-        return
     face = scene.face
     jaw = jaw_right(scene)
     outer = jaw[jaw[:, 1] >= 2] * (1.01, 1) + (0, 1.5)
@@ -111,13 +76,11 @@ def paint_beard(scene: Scene) -> None:
     inner = spline(
         [(0, low + 3), (9, low + 2), (20, 43), (28, 31 + height), (35, 18 + height), (42 * face.face_width, 1)]
     )
-    scene.paint(mirrored(np.concatenate([inner, outer])), mix(scene.hair * 0.74, DARK, 0.06), 0.96, 0.8)
+    scene.paint(mirrored(inner, outer), mix(scene.hair * 0.74, DARK, 0.06), 0.96, 0.8)
 
 
 def paint_mustache(scene: Scene) -> None:
     """Two wings between nose and mouth; their tips follow the corners of the mouth."""
-    if not scene.has("Mustache"):
-        return
     top, line, _, _ = mouth_curves(scene)
     width = scene.face.mustache_width
     middle = top[12, 1]
@@ -126,8 +89,7 @@ def paint_mustache(scene: Scene) -> None:
     root = 25.5 + 0.3 * scene.face.nose_length
     wing = [(0, root + 1), (7, root), (width - 5, (root + tip) / 2 - (1.5 if smiling else 0.5)), (width, tip)]
     back = [(width, tip), (width - 7, tip + (3.5 if smiling else 0.5)), (9, middle + 1), (0, middle + 0.2)]
-    half = np.concatenate([spline(wing), spline(back)[1:]])
-    scene.paint(mirrored(half), mix(scene.hair * 0.72, DARK, 0.10), 0.97, 0.5, lift=3)
+    scene.paint(mirrored(spline(wing), spline(back)[1:]), mix(scene.hair * 0.72, DARK, 0.10), 0.97, 0.5, lift=3)
 
 
 def _curled(scene: Scene, curve: Curve, strength: float) -> Curve:
@@ -144,4 +106,4 @@ def _below_hat(scene: Scene) -> np.ndarray | None:
     """A mask (H, W) of what a hat leaves of the hair; None without a hat."""
     if not scene.has("Wearing_Hat"):
         return None
-    return np.clip(scene.grid[1] - HAT_LINE, 0, 1)
+    return np.clip(scene.pose.grid[1] - HAT_LINE, 0, 1)

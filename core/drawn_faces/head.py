@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dime.core.drawn_faces.geometry import Curve, ellipse, half_spline, mirrored, spline, stroke
-from dime.core.drawn_faces.palette import WHITE, mix, rgb
-from dime.core.drawn_faces.scene import Scene, Texture
+from dime.core.drawn_faces.scene import WHITE, Scene, Texture, mix, rgb
 
 BLUSH = rgb("ff2f4e")
 WRINKLE_WIDTH = 2.3
@@ -14,29 +13,18 @@ WRINKLE_WIDTH = 2.3
 
 def jaw_right(scene: Scene) -> Curve:
     """The right half of the face's outline from the cheekbone down to the chin, (N, 2)."""
-    face = scene.face
-    width = face.face_width
-    if scene.has("Male"):
-        jaw, corner, chin = 36.5, 47.0, 19.5
-    else:
-        jaw, corner, chin = 30.0, 47.0, 11.0
-    jaw += face.jaw
-    points = [
-        (44 * width, -4),
-        (43.5 * width, 14),
-        ((41.5 if scene.has("Male") else 38.5) * width, 30),
-        (jaw * width, corner + face.chin * 0.6),
-        (chin * width, 63 + face.chin),
-        (0, 66.5 + face.chin),
-    ]
-    return half_spline(points)
+    face, width = scene.face, scene.face.face_width
+    cheek, jaw, chin = (41.5, 36.5, 19.5) if scene.has("Male") else (38.5, 30.0, 11.0)
+    upper = [(44 * width, -4), (43.5 * width, 14), (cheek * width, 30)]
+    lower = [((jaw + face.jaw) * width, 47 + face.chin * 0.6), (chin * width, 63 + face.chin), (0, 66.5 + face.chin)]
+    return half_spline([*upper, *lower])
 
 
 def head_outline(scene: Scene) -> Curve:
     """The closed outline of head and face."""
     width = scene.face.face_width
     skull = half_spline([(0, -67), (18, -64), (34, -52), (42, -32), (44.5, -14), (44, -4)])[:-1] * (width, 1)
-    return mirrored(np.concatenate([skull, jaw_right(scene)]))
+    return mirrored(skull, jaw_right(scene))
 
 
 def paint_ears(scene: Scene) -> None:

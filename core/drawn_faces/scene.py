@@ -1,20 +1,56 @@
-"""What all parts of the drawing share: the canvas, the pose, and the skin and hair as the light shows them."""
+"""What all parts of the drawing share: colours, the canvas, the pose, and skin and hair as the light shows them.
+
+Colours are float32 RGB in [0, 1].
+"""
 
 from __future__ import annotations
 
+import colorsys
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
 
-from dime.core.drawn_faces.canvas import Canvas, Colour, smooth_noise
-from dime.core.drawn_faces.face import Face
+from dime.core.drawn_faces.canvas import Canvas, Colour, Mask, smooth_noise
+from dime.core.drawn_faces.face import AUBURN, Face
 from dime.core.drawn_faces.geometry import Curve, Pose
-from dime.core.drawn_faces.palette import DARK, WHITE, hair_colour, mix, rgb, skin_colour
 
+
+def rgb(code: str) -> np.ndarray:
+    """A colour from its hexadecimal code."""
+    return np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
+
+
+def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
+    """A colour from hue (any real, period 1), saturation and value in [0, 1]."""
+    return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), np.float32)
+
+
+def mix(one: np.ndarray, other: np.ndarray, share: float | np.ndarray) -> np.ndarray:
+    """`one` with a share in [0, 1] of `other`; a share (H, W) gives one colour per pixel."""
+    share = np.asarray(share, np.float32)
+    share = share[..., None] if share.ndim else share
+    return one + share * (other - one)
+
+
+SKIN = [rgb(code) for code in ("efbf9c", "e3aa82", "d0946a", "b37850", "8e5b3c", "74492f")]
+PALE_SKIN = (rgb("feebdd"), rgb("fde4de"))
+HAIR = {
+    "Black_Hair": rgb("201d22"),
+    "Brown_Hair": rgb("5e3a24"),
+    "Blond_Hair": rgb("e3bd6c"),
+    "Gray_Hair": rgb("a9abb2"),
+    AUBURN: rgb("b4501f"),
+}
+EYES = [rgb(code) for code in ("4a2f20", "6a4526", "5f7a3c", "4678a8", "75808a")]
+LIPSTICKS = [rgb(code) for code in ("c2142e", "d61f5c", "a00f3c", "e03434", "8c1650")]
+FRAMES = [rgb(code) for code in ("1b1b20", "4a2618", "7a1f26", "20355c", "3a3a3f")]
+METALS = [rgb(code) for code in ("f2c230", "f0f2f6", "2fb7c4")]
+WHITE = rgb("ffffff")
+TEETH = rgb("fbf8f0")
+DARK = rgb("2a1712")
 SHADOW_TINT = rgb("8a3a34")
-
 
 Texture = IntEnum("Texture", ["GRAIN", "HAIR", "BACKDROP", "FRECKLES", "BROWS"], start=0)
 """What has random numbers of its own."""
@@ -37,13 +73,7 @@ class Scene:
         return np.random.default_rng([self.face.seed, self.face.index, texture])
 
     def paint(
-        self,
-        curve: Curve,
-        colour: Colour,
-        opacity: float = 1.0,
-        blur: float = 0.0,
-        lift: float = 0.0,
-        inside: np.ndarray | None = None,
+        self, curve: Curve, colour: Colour, opacity: float = 1, blur: float = 0, lift: float = 0, inside: Mask = None
     ) -> None:
         """Fill a closed curve on the head, or `lift` in front of it. See Canvas.fill."""
         self.canvas.fill(self.pose.place(curve, lift), colour, opacity, blur * self.pose.pixels, inside)
@@ -57,14 +87,9 @@ class Scene:
         self.canvas.fill(self.pose.place_body(curve), colour, opacity, blur * self.pose.pixels)
 
     @cached_property
-    def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Face coordinates x, y (H, W) of the pixels."""
-        return self.pose.grid()
-
-    @cached_property
     def light(self) -> np.ndarray:
         """How much light a rounded head receives, (H, W) in [0, 1]."""
-        x, y = self.grid
+        x, y = self.pose.grid
         nx, ny = x / 58, (y + 4) / 92
         nz = np.sqrt(np.clip(1 - nx**2 - ny**2, 0.02, 1))
         angle = np.radians(self.face.light_angle)
@@ -75,7 +100,13 @@ class Scene:
     @cached_property
     def skin_base(self) -> np.ndarray:
         """The skin in full light, (3,)."""
-        return skin_colour(self.face)
+        face = self.face
+        if self.has("Pale_Skin"):
+            return mix(*PALE_SKIN, (face.skin_warmth + 1) / 2)
+        at = face.skin_tone * (len(SKIN) - 1)
+        low = min(int(at), len(SKIN) - 2)
+        tone = mix(SKIN[low], SKIN[low + 1], at - low) + face.skin_warmth * np.array([0.012, 0, -0.012])
+        return tone.astype(np.float32)
 
     @cached_property
     def skin_dark(self) -> np.ndarray:
@@ -93,7 +124,8 @@ class Scene:
     @cached_property
     def hair_base(self) -> np.ndarray:
         """The hair in plain light, (3,)."""
-        return hair_colour(self.face)
+        reach = 0.05 if self.face.hair == "Black_Hair" else 0.14
+        return mix(HAIR[self.face.hair], WHITE if self.face.hair_tint > 0 else DARK, reach * abs(self.face.hair_tint))
 
     @cached_property
     def brow_colour(self) -> np.ndarray:
@@ -103,7 +135,7 @@ class Scene:
     @cached_property
     def hair(self) -> np.ndarray:
         """The hair as lit, with strands from the parting outwards, or curls, (H, W, 3)."""
-        x, y = self.grid
+        x, y = self.pose.grid
         rng = self.random(Texture.HAIR)
         angle = np.arctan2(x - 0.5 * self.face.part, y + 66)
         knots = rng.random(90, np.float32) * 2 - 1

@@ -97,9 +97,7 @@ def _require_one_run(tree: ResultTree, num_chunks: int, runs: dict[int, dict[str
     for chunk, run in runs.items():
         path, first = tree.report("summary.yaml", num_chunks, chunk), next(iter(runs))
         if (run["chunk"], run["num_chunks"]) != (chunk, num_chunks):
-            raise InputError(
-                f"{path}: is that of chunk {run['chunk']} of {run['num_chunks']}; run chunk {chunk} again"
-            )
+            raise InputError(f"{path}: is that of chunk {run['chunk']} of {run['num_chunks']}; run chunk {chunk} again")
         if run["identity"] != runs[first]["identity"]:
             configs = [tree.report("config.yaml", num_chunks, number) for number in (chunk, first)]
             identities = [read_identity(config) if config.exists() else {} for config in configs]

@@ -1,5 +1,5 @@
 """Does an explanation reveal a planted shortcut? What counterfactuals change besides the attribute asked for, beside
-what the classifier truly relies on: how its decision turns when that alone is drawn over.
+what the classifier truly relies on: how its decision turns when that alone is changed.
 """
 
 from __future__ import annotations
@@ -11,119 +11,98 @@ import numpy as np
 import torch
 
 from dime.core.checkpoints import load_classifier, output_column
-from dime.core.drawn_faces import DRAWN
 from dime.core.errors import InputError
 from dime.core.metrics.cd import correlation_difference, correlations
 from dime.core.metrics.features import Machine, batches
-from dime.core.metrics.measurement import Measurement, bootstrap_interval, mean
 from dime.core.results import ResultTree
 from dime.core.run_config import recorded
-from dime.core.truth.benchmark import Figures
-from dime.core.truth.faces import DrawnFaces
-from dime.core.truth.oracle import picture_logits
+from dime.core.truth.cases import Cases, Truth
+from dime.core.truth.oracle import outputs_on
+from dime.core.truth.rows import Row
 
 CD = "CD"
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """An attribute that a classifier may use in the place of the query; both are names of DRAWN."""
+    """An attribute that a classifier may use in the place of the query; both are attributes that the truth names."""
 
     query: str
     name: str
 
     @property
-    def rows(self) -> tuple[str, ...]:
-        """The rows of the table; docs/truth.md says what they mean."""
-        return (CD, self.correlation, self.moves_along, self.turned_by_query, self.turned_by_shortcut, self.reliance)
+    def row_names(self) -> tuple[str, ...]:
+        """The rows of the table: what the explanations tell, then what is true; docs/truth.md says what they mean."""
+        told = (CD, f"{self.name}: correlation of changes", f"{self.name}: moves along")
+        turned = (f"classifier: turned by {name} alone" for name in (self.query, self.name))
+        return (*told, *turned, f"classifier: reliance on {self.name}")
 
-    @property
-    def correlation(self) -> str:
-        """Between the oracle's changes of the two."""
-        return f"{self.name}: correlation of changes"
+    def told(self, truth: Truth, known: np.ndarray) -> tuple[Row, ...]:
+        """What the counterfactuals that reached their target say.
 
-    @property
-    def moves_along(self) -> str:
-        """Share of counterfactuals that change the shortcut too."""
-        return f"{self.name}: moves along"
-
-    @property
-    def turned_by_query(self) -> str:
-        """Share of faces whose decision the query alone turns."""
-        return f"classifier: turned by {self.query} alone"
-
-    @property
-    def turned_by_shortcut(self) -> str:
-        """Share of faces whose decision the shortcut alone turns."""
-        return f"classifier: turned by {self.name} alone"
-
-    @property
-    def reliance(self) -> str:
-        """The shortcut's share of both effects on the logit."""
-        return f"classifier: reliance on {self.name}"
-
-    def explained(self, figures: Figures, labels: np.ndarray, known: np.ndarray) -> list[Measurement]:
-        """What the counterfactuals that reached their target say; none, where none did.
-
-        labels: (M, A) of the data set, 0 or 1. known: (A,) bool, the attributes that the oracle decides on. CD is taken
-        over those. Movable is an image whose input is not yet at the shortcut's side of the target.
+        known: (A,) bool, the attributes that the oracle decides on; CD is taken over those. An image counts for "moves
+        along" if its input is not yet at the shortcut's side of the target.
         """
-        figures = figures.rows(figures.flipped)
-        if not len(figures.flipped):
-            return []
-        changes = (figures.cf_seen - figures.seen)[:, known]
-        query, column = (int(known[: DRAWN.index(name)].sum()) for name in (self.query, self.name))
-        cd = correlation_difference(labels[:, known], changes, query)
-        n = len(changes)
-        found = [Measurement(CD, cd.value, n)]
+        own = truth.names.index(self.name)
+        query, column = (int(known[: truth.names.index(name)].sum()) for name in (self.query, self.name))
+        labels = truth.labels()[:, known]
 
-        def correlation(rows: np.ndarray) -> float:
+        def correlation(changes: np.ndarray) -> float:
             with np.errstate(invalid="ignore"):
-                return float(np.nan_to_num(correlations(changes[rows], query)[column]))
+                return float(np.nan_to_num(correlations(changes, query)[column]))
 
-        everything = correlation(np.arange(n))
-        found.append(Measurement(self.correlation, everything, n, bootstrap_interval(correlation, n)))
-        own = DRAWN.index(self.name)
-        movable = figures.seen[:, own] != figures.target
-        if movable.any():
-            moved = figures.cf_seen[movable, own] == figures.target[movable]
-            found.append(mean(self.moves_along, moved.astype(float)))
-        return found
+        def changes(c: Cases) -> np.ndarray:
+            return (c.cf_seen - c.seen)[:, known]
 
-    def relied_on(self, tree: ResultTree, ids: Sequence[int], faces: DrawnFaces, machine: Machine) -> list[Measurement]:
-        """What the classifier of an experiment truly goes by: its decisions on faces with one attribute drawn over.
+        def along(c: Cases) -> np.ndarray:
+            return np.where(c.seen[:, own] != c.target, c.cf_seen[:, own] == c.target, np.nan)
 
-        Raises InputError where the experiment's configuration names no classifier, or its file is not there.
+        cd, correlated, moves_along, *_ = self.row_names
+        return (
+            Row(cd, changes, lambda v: correlation_difference(labels, v, query).value, "flipped", interval=False),
+            Row(correlated, changes, correlation, "flipped"),
+            Row(moves_along, along, among="flipped"),
+        )
+
+    def true(
+        self, trees: Sequence[ResultTree], query_label: int, ids: Sequence[int], truth: Truth, machine: Machine
+    ) -> tuple[Row, ...]:
+        """What the classifier of some runs goes by: its decisions on images with one attribute turned over.
+
+        ids: in order. Raises InputError where the runs' configurations do not name one classifier, or it is not there.
         """
-        network, column = explained_classifier(tree, faces.task.query_label, machine)
+        network, column = explained_classifier(trees, query_label, machine)
 
         def logits_on(turned: str) -> np.ndarray:
-            """The logits (N,) of the query on the faces, with an attribute drawn over ('': as they are)."""
-            parts = batches(ids, lambda id: faces.picture(id, turned), machine)
-            logits = [picture_logits(network, np.stack(part), machine)[:, column] for part in parts]
+            """The logits (N,) of the query on the images, with an attribute turned over ('': as they are)."""
+            pictures = batches(ids, lambda id: truth.picture(id, turned), machine)
+            logits = [outputs_on(np.stack(part), network, machine)[:, column] for part in pictures]
             return torch.cat(logits).double().numpy()
 
-        logits = {name: logits_on(name) for name in ("", self.query, self.name)}
-        found, effects = [], {}
-        for name, row in ((self.query, self.turned_by_query), (self.name, self.turned_by_shortcut)):
-            given = np.array([1 if name not in faces.face(id).has else -1 for id in ids])
-            effects[name] = given * (logits[name] - logits[""])
-            found.append(mean(row, ((logits[name] > 0) != (logits[""] > 0)).astype(float)))
+        names = (self.query, self.name)
+        before, after = logits_on(""), np.stack([logits_on(name) for name in names], axis=1)
+        had = np.stack([truth.has(id)[[truth.names.index(name) for name in names]] for id in ids])
+        effects = np.where(had, -1, 1) * (after - before[:, None])  # (N, 2), of giving each of the two
+        turned = (after > 0) != (before[:, None] > 0)
 
-        def reliance(rows: np.ndarray) -> float:
-            shortcut, query = effects[self.name][rows].mean(), effects[self.query][rows].mean()
+        def reliance(effects: np.ndarray) -> float:
+            query, shortcut = effects.mean(axis=0)
             return float(shortcut / max(abs(shortcut) + abs(query), np.finfo(float).tiny))
 
-        n = len(ids)
-        interval = bootstrap_interval(reliance, n)
-        return [*found, Measurement(self.reliance, reliance(np.arange(n)), n, interval)]
+        *_, by_query, by_shortcut, relied_on = self.row_names
+        return (
+            Row(by_query, lambda c: turned[np.searchsorted(ids, c.ids), 0], among="all"),
+            Row(by_shortcut, lambda c: turned[np.searchsorted(ids, c.ids), 1], among="all"),
+            Row(relied_on, lambda c: effects[np.searchsorted(ids, c.ids)], reliance, "all"),
+        )
 
 
-def explained_classifier(tree: ResultTree, query_label: int, machine: Machine) -> tuple[torch.nn.Module, int]:
-    """The classifier that an experiment explains, and its output. Raises InputError where it cannot be found."""
-    paths = recorded(tree, "classifier_path")
+def explained_classifier(
+    trees: Sequence[ResultTree], query_label: int, machine: Machine
+) -> tuple[torch.nn.Module, int]:
+    """The classifier that runs explain, and its output. Raises InputError where it cannot be found."""
+    paths = set().union(*(recorded(tree, "classifier_path") for tree in trees))
     if len(paths) != 1:
-        raise InputError(f"{tree.results}: its configuration does not name one classifier_path")
-    path = paths.pop()
-    network = load_classifier(path, machine.device)
+        raise InputError(f"{trees[0].results}: its configuration does not name one classifier_path")
+    network = load_classifier(path := paths.pop(), machine.device)
     return network, output_column(network, query_label, path)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dime.core.metrics.measurement import Measurement
 from dime.core.metrics.report import Report
-from dime.core.table import listed, table_line
+from dime.core.table import cell, listed, markdown_table
 
 IMAGES = "images"
 
@@ -20,30 +20,23 @@ def markdown(report: Report, tables: Mapping[str, Sequence[str]]) -> str:
     lines: list[str] = []
     for title, rows in tables.items():
         columns = {name: found for name, found in report.measurements.items() if any(row in found for row in rows)}
-        lines += [f"**{title}**", "", *_table(columns, rows), ""]
+        lines += [f"**{title}**", "", _table(columns, rows)] if columns else []
     lines.append("Cells: value [95 % bootstrap interval over images] (images, where not all).")
     lines += listed("Not computed:", report.missing) + listed("Left out:", report.caveats)
     return "\n".join(lines) + "\n"
 
 
-def _table(columns: Mapping[str, Mapping[str, Measurement]], rows: Sequence[str]) -> list[str]:
+def _table(columns: Mapping[str, Mapping[str, Measurement]], rows: Sequence[str]) -> str:
     images = {name: max(found[row].n for row in rows if row in found) for name, found in columns.items()}
-    cells = [["", *columns], [IMAGES, *map(str, images.values())]]
-    for row in rows:
-        line = [_cell(found.get(row), images[name]) for name, found in columns.items()]
-        if any(line):
-            cells.append([row, *line])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(columns) + 1)]
-    rule = ["-" * width for width in widths]
-    return [table_line(line, widths) for line in (cells[0], rule, *cells[1:])]
+    lines = [[row, *(_cell(found.get(row), images[name]) for name, found in columns.items())] for row in rows]
+    return markdown_table(["", *columns], [[IMAGES, *images.values()], *(line for line in lines if any(line[1:]))])
 
 
 def _cell(measurement: Measurement | None, images: int) -> str:
     if measurement is None:
         return ""
-    interval = " [{}, {}]".format(*map(_number, measurement.interval)) if measurement.interval else ""
-    count = f" ({measurement.n})" if measurement.n != images else ""
-    return _number(measurement.value) + interval + count
+    count = measurement.n if measurement.n != images else None
+    return cell(measurement.value, measurement.interval, count, form=_number)
 
 
 def _number(value: float) -> str:

@@ -316,7 +316,9 @@ def test_images_that_do_not_fit_are_refused(images, message):
 def test_the_record_says_what_was_done():
     result = interface(TwoShades().eval())(X)
     assert torch.equal(result.label, result.pred)  # nobody said better
-    difference = np.abs(to_hwc(input_to_uint8(X)).astype(float) - to_hwc(to_uint8(result.cf))).mean(axis=(1, 2, 3)) / 255
+    difference = (
+        np.abs(to_hwc(input_to_uint8(X)).astype(float) - to_hwc(to_uint8(result.cf))).mean(axis=(1, 2, 3)) / 255
+    )
     np.testing.assert_allclose(result.l_1, difference, rtol=1e-6)
     assert set(result.scale.tolist()) <= {50.0, 5000.0}
 

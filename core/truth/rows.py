@@ -1,0 +1,98 @@
+"""The rows of the truth benchmark: how near a counterfactual comes to the true one.
+
+A row of your own is a Row: what is measured on each image, and what becomes of it. Changes and distances are means of
+absolute differences over pixels and channels, in grey levels (0 to 255).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dime.core.metrics.attribute_scores import area_under_curve
+from dime.core.metrics.flip_rate import FLIP_RATE
+from dime.core.truth.cases import Cases
+
+TURNED = "attribute turned over"
+OTHERS = "other attributes changed"
+CHANGE = "change"
+INSIDE = "change inside the region"
+OUTSIDE = "change outside the region"
+SHARE_OUTSIDE = "share of change outside"
+LOCALISATION = "localisation"
+ALIGNMENT = "alignment"
+DISTANCE = "distance to the truth"
+RECOVERED = "recovered"
+RECOVERED_INSIDE = "recovered inside the region"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number about an experiment; docs/truth.md says what each means.
+
+    per_image: N cases -> values (N,) or (N, K), NaN on images that have none. combine: the values of the images that
+    count -> the number, NaN where it is undefined. among: which images count: all, those whose counterfactual reached
+    its target (flipped), or those that have a true counterfactual which can be seen (true). interval: whether
+    resampling the images says how sure the number is.
+    """
+
+    name: str
+    per_image: Callable[[Cases], np.ndarray]
+    combine: Callable[[np.ndarray], float] = np.mean
+    among: Literal["all", "flipped", "true"] = "true"
+    interval: bool = True
+
+
+def within(values: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """The mean (N,) of values (N, H, W) over the pixels of a region; NaN where it is empty."""
+    count = region.sum(axis=(1, 2))
+    return np.where(region, values, 0).sum(axis=(1, 2)) / np.where(count, count, np.nan)
+
+
+def share_outside(c: Cases) -> np.ndarray:
+    """The share (N,) of all change that lies outside the region; NaN for an image that did not change."""
+    total = c.changed.sum(axis=(1, 2))
+    return np.where(c.region, 0, c.changed).sum(axis=(1, 2)) / np.where(total, total, np.nan)
+
+
+def localisation(c: Cases) -> np.ndarray:
+    """P (N,) that a pixel of the region changed more than one outside: 1/2 by chance; NaN if it is the whole image."""
+    return np.array([area_under_curve(a.ravel(), r.ravel()) for a, r in zip(c.changed, c.region, strict=True)])
+
+
+def alignment(c: Cases) -> np.ndarray:
+    """Cosine (N,) between the change made, cf - x, and the true one, truth - x; NaN where either change is zero."""
+    made, true = ((image.astype(float) - c.x).reshape(len(c.x), -1) for image in (c.cf, c.truth))
+    norm = np.linalg.norm(made, axis=1) * np.linalg.norm(true, axis=1)
+    return (made * true).sum(axis=1) / np.where(norm, norm, np.nan)
+
+
+def recovered(distances: np.ndarray) -> float:
+    """How much of the way to the truth was gone: 1 - Σ d(cf, truth) / Σ d(x, truth), of these distances (N, 2).
+
+    1: the counterfactuals are the true ones; 0: no nearer than their inputs; negative: further away. Sums, not ratios
+    per image, so that an image that needs next to no change does not outweigh all others. NaN when no image needs any.
+    """
+    left, start = distances.sum(axis=0)
+    return float(1 - left / start) if start else float("nan")
+
+
+ROWS = (
+    Row(TURNED, lambda c: c.cf_seen[:, c.query] == c.target),
+    Row(OTHERS, lambda c: ((c.seen != c.cf_seen) & ~c.expected).sum(axis=1)),
+    Row(CHANGE, lambda c: c.changed.mean(axis=(1, 2))),
+    Row(INSIDE, lambda c: within(c.changed, c.region)),
+    Row(OUTSIDE, lambda c: within(c.changed, ~c.region)),
+    Row(SHARE_OUTSIDE, share_outside),
+    Row(LOCALISATION, localisation),
+    Row(ALIGNMENT, alignment),
+    Row(DISTANCE, lambda c: c.missed.mean(axis=(1, 2))),
+    Row(RECOVERED, lambda c: np.stack([c.missed.mean(axis=(1, 2)), c.needed.mean(axis=(1, 2))], axis=1), recovered),
+    Row(RECOVERED_INSIDE, lambda c: np.stack([within(d, c.region) for d in (c.missed, c.needed)], axis=1), recovered),
+)
+"""What is right about a counterfactual: measured on the true counterfactuals and on the inputs as well."""
+
+FLIPS = Row(FLIP_RATE, lambda c: c.flipped, among="all")
