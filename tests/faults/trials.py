@@ -184,7 +184,7 @@ def failing_disk(bench: Bench, number: int) -> Outcome:
                 raise OSError(getattr(errno, kind), os.strerror(getattr(errno, kind)))
             fsync(descriptor)
 
-        core_files.os.fsync = failing
+        os.fsync = failing
 
     fork = bench.start(place, prepare)
     code = fork.wait()
