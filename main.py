@@ -18,10 +18,6 @@ from dime.core.cli import run, say, select_device, stoppable
 from dime.core.compiled import CompiledUNet, compile_unet
 from dime.core.config import Config, parse_config
 from dime.core.datasets import PUBLISHED, Source, open_dataset
-from dime.core.metrics.features import Machine
-from dime.core.metrics.faces import face_features
-from dime.core.metrics.mnac import oracle_logits
-from dime.core.metrics.protocol import summary_figures
 from dime.core.explain import Explainer
 from dime.core.job.chunk_files import ChunkFiles
 from dime.core.job.identity import digest_of, identity_of
@@ -29,6 +25,10 @@ from dime.core.job.merging import merge_chunks
 from dime.core.job.question import Question, ask
 from dime.core.job.recovery import RecoveringExplainer
 from dime.core.job.run import Job
+from dime.core.metrics.faces import face_features
+from dime.core.metrics.features import Machine
+from dime.core.metrics.mnac import oracle_logits
+from dime.core.metrics.protocol import summary_figures
 from dime.core.networks.classifiers import load_classifier
 from dime.core.networks.diffusion import DiffusionModel, load_diffusion
 from dime.core.networks.features import load_perceptual

@@ -1,8 +1,8 @@
 """DiME in Python: realistic counterfactual explanations of any image classifier.
 
-    explain = dime.Explainer(classifier, dime.load_diffusion("demo"), dime.Binary(), dime.preset("demo,fast"))
-    result = explain(["face.jpg"])
-    result.images()[0].save("counterfactual.png")
+explain = dime.Explainer(classifier, dime.load_diffusion("demo"), dime.Binary(), dime.preset("demo,fast"))
+result = explain(["face.jpg"])
+result.images()[0].save("counterfactual.png")
 """
 
 from __future__ import annotations
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 if not Path(__file__).with_name("core").is_dir():  # a checkout has core and models beside this folder, not in it
     __path__ = [*__path__, str(Path(__file__).resolve().parent.parent)]
 
+__all__ = [
+    "Binary",
+    "Explainer",
+    "Explanations",
+    "InputError",
+    "MultiClass",
+    "Settings",
+    "load_classifier",
+    "load_diffusion",
+    "load_perceptual",
+    "preset",
+]
 _PLACES = {
     "config": ("preset",),
     "errors": ("InputError",),
@@ -30,9 +42,7 @@ _PLACES = {
     "loaders": ("load_classifier", "load_diffusion", "load_perceptual"),
     "settings": ("Settings",),
 }
-"""The public names, by the module of dime.core in which they stand; loaded when first used, since torch takes seconds."""
-
-__all__ = sorted(name for names in _PLACES.values() for name in names)
+"""The public names, by their modules in dime.core, which are loaded when they are first used: torch takes seconds."""
 
 
 def __getattr__(name: str) -> Any:

@@ -68,7 +68,7 @@ def mismatch(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Ten
         parts.append(f"{len(unknown)} are unknown (the first is {unknown[0]})")
     if shapes:
         name, wanted, got = shapes[0]
-        parts.append(f"{len(shapes)} have another shape ({name}: {got} instead of {wanted})")
+        parts.append(f"{len(shapes)} are of another shape ({name}: {got} instead of {wanted})")
     return ", ".join(parts)
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from guided_diffusion import checkpoint_util
-from guided_diffusion.launch import Launch, detect, open_store
+from guided_diffusion.launch import Launch, detect, leave_mpiexec, open_store
 
 # Others may wait long while rank 0 draws samples; that a process died shows in `watched`, not by this.
 _COLLECTIVE_TIMEOUT = timedelta(days=1)
@@ -136,17 +136,24 @@ def watched() -> Iterator[None]:
     group = dist.new_group(backend="gloo", timeout=_LONGER_THAN_ANY_TRAINING)
     leaving = threading.Event()
 
+    unsaid = threading.Lock()
+
+    def say_farewell(all_well: bool) -> None:
+        if unsaid.acquire(blocking=False):
+            with suppress(RuntimeError):  # nobody is there any more
+                dist.send(torch.tensor([float(all_well)]), dst=(own - 1) % world_size(), group=group)
+
     def wait_for_farewell() -> None:
         all_well = torch.zeros(1)
         with suppress(RuntimeError):  # the connection was lost
             dist.recv(all_well, src=following, group=group)
-        if not all_well and not leaving.wait(_GRACE):
-            said = f"rank {own}: rank {following} has ended, so this one stops too; the last checkpoint is whole"
-            print(said, file=sys.stderr, flush=True)
-            os._exit(1)  # the main thread may be inside an operation that never returns
-
-    def say_farewell(all_well: bool) -> None:
-        dist.send(torch.tensor([float(all_well)]), dst=(own - 1) % world_size(), group=group)
+        if not all_well:
+            say_farewell(False)
+            if not leaving.wait(_GRACE):
+                said = f"rank {own}: rank {following} has ended, so this one stops too; the last checkpoint is whole"
+                print(said, file=sys.stderr, flush=True)
+                leave_mpiexec()
+                os._exit(1)  # the main thread may be inside an operation that never returns
 
     watch = threading.Thread(target=wait_for_farewell, daemon=True)
     watch.start()
@@ -158,8 +165,7 @@ def watched() -> Iterator[None]:
         if isinstance(error, RuntimeError):  # of a lost connection, maybe: then `watch` is about to end this process
             watch.join(2 * _GRACE)
         leaving.set()
-        with suppress(RuntimeError):
-            say_farewell(False)
+        say_farewell(False)
         watch.join(2 * _GRACE)
         raise
 

@@ -6,19 +6,21 @@ unknown (None). Only Open MPI over several machines needs MASTER_ADDR and MASTER
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import socket
 import sys
 import threading
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
 
 MEETING_TIMEOUT = timedelta(minutes=5)
+_MPI = "mpi4py.MPI"
 _SILENCE = 20.0  # seconds of waiting before it is said
 _WHERE = "MASTER_ADDR and MASTER_PORT to rank 0's address and a free port there"
 
@@ -31,6 +33,8 @@ _VARIABLES = {
     # Only inside a job step: a batch script has a rank too, without being one of several processes.
     "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
+
+_is_known_to_mpiexec = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def _connect(launch: Launch) -> dist.Store:
         return _tcp_store(launch, first_host(nodes), _port(step))
     if launch.launcher == "Open MPI" and one_machine and "PMIX_NAMESPACE" in os.environ:
         return _tcp_store(launch, "localhost", _port(os.environ["PMIX_NAMESPACE"]))
-    tell = _told_by_mpiexec if "PMI_FD" in os.environ else _told_by_mpi
+    tell = _told_by_mpiexec if "PMI_FD" in os.environ and _MPI not in sys.modules else _told_by_mpi
     own = _tcp_store(launch, "", 0) if launch.rank == 0 else None  # on a port that the system chooses
     host = "localhost" if one_machine else socket.getfqdn()
     address = tell(launch, f"{host}:{own.port}" if own else None)
@@ -125,26 +129,39 @@ def _port(launch_name: str) -> int:
 
 
 def _told_by_mpiexec(launch: Launch, address: str | None) -> str:
-    """Rank 0's address, over MPICH's notice board (PMI-1, the protocol between mpiexec and what it started).
-
-    Without its `init`, which would announce an MPI program: that may still come, by mpi4py.
-    """
-    with socket.socket(fileno=os.dup(int(os.environ["PMI_FD"]))) as board, board.makefile("rw") as lines:
-        board.settimeout(MEETING_TIMEOUT.total_seconds())
-
-        def ask(command: str) -> dict[str, str]:
-            lines.write(f"cmd={command}\n")
-            lines.flush()
-            return dict(word.partition("=")[::2] for word in lines.readline().split())
-
-        entry = f"kvsname={ask('get_my_kvsname').get('kvsname')} key=torch"
-        if address:
-            ask(f"put {entry} value={address}")
-        ask("barrier_in")
-        told = ask(f"get {entry}").get("value")
+    """Rank 0's address, over MPICH's notice board, without announcing an MPI program: mpi4py may still do that."""
+    global _is_known_to_mpiexec
+    _is_known_to_mpiexec = True
+    atexit.register(leave_mpiexec)
+    entry = f"kvsname={_ask_mpiexec('get_my_kvsname').get('kvsname')} key=torch"
+    if address:
+        _ask_mpiexec(f"put {entry} value={address}")
+    _ask_mpiexec("barrier_in")
+    told = _ask_mpiexec(f"get {entry}").get("value")
     if not told:
         raise ValueError(f"{launch}: mpiexec passes no address on; set {_WHERE}")
     return told
+
+
+def _ask_mpiexec(command: str) -> dict[str, str]:
+    """PMI-1, the protocol between MPICH's mpiexec and what it has started: a line of words there, one back."""
+    board = socket.socket(fileno=os.dup(int(os.environ["PMI_FD"])))
+    board.settimeout(MEETING_TIMEOUT.total_seconds())
+    with board, board.makefile("rw") as lines:
+        lines.write(f"cmd={command}\n")
+        lines.flush()
+        answer = lines.readline()
+        board.setblocking(True)  # as mpi4py expects it
+    return dict(word.partition("=")[::2] for word in answer.split())
+
+
+def leave_mpiexec() -> None:
+    """Tell mpiexec, where it has been asked, that this process ends by itself; else it ends the others at once."""
+    global _is_known_to_mpiexec
+    if _is_known_to_mpiexec and _MPI not in sys.modules:  # mpi4py says it too
+        _is_known_to_mpiexec = False
+        with suppress(OSError):
+            _ask_mpiexec("finalize")
 
 
 def _told_by_mpi(launch: Launch, address: str | None) -> str:

@@ -14,15 +14,15 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from guided_diffusion import dist_util
-from guided_diffusion.files import write_atomically
+from guided_diffusion.files import remove_orphans, write_atomically
 
-INFO, WARN, ERROR = 20, 30, 40
+DEBUG, INFO, WARN, ERROR = 10, 20, 30, 40
 
 Values = dict[str, Any]
 
@@ -79,7 +79,8 @@ class Logger:
 
     def close(self) -> None:
         """Close every file."""
-        self._open_files.close()
+        with suppress(OSError):  # on a full disk; said when it was written to
+            self._open_files.close()
 
 
 class Curves:
@@ -162,6 +163,7 @@ def configure(
     dated = f"{tempfile.gettempdir()}/openai-{datetime.datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
     folder = Path(dir or os.environ.get("OPENAI_LOGDIR") or dated).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
+    remove_orphans([folder])  # of trainings that were killed while they wrote
     reset()
     _current = Logger(folder, [name for name in format_strs if name], log_suffix)
     if rank == 0:
@@ -208,6 +210,7 @@ def log(*args: Any, level: int = INFO) -> None:
 
 
 info = log
+debug = partial(log, level=DEBUG)
 warn = partial(log, level=WARN)
 error = partial(log, level=ERROR)
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 import yaml
 
-from dime.core import files as core_files
 from dime.core.cli import EXIT_CONTINUE
 from tests.worlds import SMALL_FLAGS, World, refused, run_main, tree_of, watched
 
@@ -325,7 +324,7 @@ def test_a_disk_that_fails_is_said_in_one_line_and_nothing_is_lost(
 
     command = world.command(tmp_path / "out", SMALL_FLAGS | {"num_batches": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(core_files.os, "fsync", failing)
+        patch.setattr(os, "fsync", failing)
         result = run_main(*command)
     assert result.code == 2 and "Traceback" not in result.err
     last = result.err.splitlines()[-1]

@@ -14,7 +14,7 @@ import numpy as np
 
 from dime.core.errors import InputError
 from dime.core.metrics.features import Machine, batches
-from dime.core.metrics.measurement import Measurement
+from dime.core.metrics.measurement import Measurement, bootstrap_interval
 from dime.core.metrics.metric import select_pairs
 from dime.core.metrics.report import Report
 from dime.core.results import Pair, ResultTree

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -50,33 +54,31 @@ def test_errors_of_rank_0_come_through(no_launcher):
         dist_util.on_rank_0(fail)
 
 
+STEP = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
+PMI = {"PMI_RANK": "1", "PMI_SIZE": "2"}
+POD = {"RANK": "1", "WORLD_SIZE": "2"}
+HYDRA = {**PMI, "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
         ({}, Launch("python")),
-        (
-            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
-            Launch("torchrun", 3, 4, 1, 2),
-        ),
-        (
-            {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
-            Launch("MPICH", 1, 2, 1, 2),
-        ),
+        ({**POD, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Launch("RANK and WORLD_SIZE", 1, 2, 1, 2)),
+        (POD, Launch("RANK and WORLD_SIZE", 1, 2, None, None)),  # Kubernetes: on one machine or two
+        ({"RANK": "0", "WORLD_SIZE": "1"}, Launch("RANK and WORLD_SIZE", 0, 1, 0, 1)),
+        (HYDRA, Launch("MPICH", 1, 2, 1, 2)),
         (
             {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
-            Launch("Open MPI", 1, 2, 0, 2),
+            Launch("Open MPI", 1, 2, 0, None),
         ),
         # a batch script of four tasks: it runs once, and is no task of a step
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Launch("python")),
-        (
-            {
-                "SLURM_PROCID": "5",
-                "SLURM_STEP_NUM_TASKS": "8",
-                "SLURM_LOCALID": "1",
-                "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
-            },
-            Launch("srun", 5, 8, 1, 4),
-        ),
+        (STEP, Launch("srun", 5, 8, 1, 4)),
+        ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "4(x2),1", "SLURM_NODEID": "2"}, Launch("srun", 5, 8, 1, 1)),
+        ({**STEP, "PMI_RANK": "5", "PMI_SIZE": "8"}, Launch("srun", 5, 8, 1, 4)),  # MpiDefault=pmi2
+        ({**STEP, **POD}, Launch("srun", 5, 8, 1, 4)),
+        ({**STEP, **HYDRA}, Launch("MPICH", 1, 2, 1, 2)),  # its proxies are the tasks of the step
     ],
 )
 def test_the_place_is_read_from_the_launcher(no_launcher, variables, expected):
@@ -87,21 +89,38 @@ def test_the_place_is_read_from_the_launcher(no_launcher, variables, expected):
 
 @pytest.mark.parametrize(
     ("nodes", "host"),
-    [("gpu07", "gpu07"), ("gpu[03-05,9]", "gpu03"), ("a1,b2", "a1"), ("n[1-2]-ib,m3", "n1-ib")],
+    [
+        ("gpu07", "gpu07"),
+        ("gpu[03-05,9]", "gpu03"),
+        ("a1,b2", "a1"),
+        ("n[1-2]-ib,m3", "n1-ib"),
+        ("rack[1-2]node[03-05],x", "rack1node03"),
+    ],
 )
-def test_slurm_names_the_first_machine(no_launcher, nodes, host):
-    no_launcher.setenv("SLURM_STEP_NODELIST", nodes)
-    no_launcher.setenv("SLURM_JOB_ID", "123")
-    found, port = launch._slurm_address()
-    assert found == host
-    assert 20000 <= port < 40000
+def test_slurm_names_the_first_machine(nodes, host):
+    assert launch.first_host(nodes) == host
 
 
-def test_mpi_over_machines_without_an_address_or_mpi4py(no_launcher):
-    no_launcher.setitem(__import__("sys").modules, "mpi4py", None)
+def test_a_world_without_an_address_asks_for_it(no_launcher):
+    no_launcher.setitem(sys.modules, "mpi4py", None)
     no_launcher.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(ValueError, match="set MASTER_ADDR and MASTER_PORT"):
-        launch.open_store(Launch("MPICH", 0, 4, 0, 2))
+    with pytest.raises(ValueError, match=r"rank 1 of 4 \(Open MPI\): .* set MASTER_ADDR and MASTER_PORT"):
+        launch.open_store(Launch("Open MPI", 1, 4, 1, 2))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_wait_for_others_is_said_and_has_an_end(no_launcher, capfd, rank):
+    no_launcher.setattr(launch, "MEETING_TIMEOUT", timedelta(seconds=1))
+    no_launcher.setattr(launch, "_SILENCE", 0.1)
+    no_launcher.setenv("MASTER_ADDR", "localhost")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    no_launcher.setenv("MASTER_PORT", str(port))
+    with pytest.raises(TimeoutError, match=f"rank {rank} of 2 .*: the processes did not meet") as raised:
+        launch.open_store(Launch("RANK and WORLD_SIZE", rank, 2, None, None))
+    assert "\n" not in str(raised.value)
+    assert f"waiting for the other processes at localhost:{port}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -117,24 +136,43 @@ def test_gpus_that_do_not_go_round(devices, processes, message):
         dist_util._choose_device(Launch("MPICH", 0, processes, 0, processes), devices)
 
 
+@pytest.fixture
+def gpus(monkeypatch):
+    def set_number(number: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+
+    return set_number
+
+
 @pytest.mark.parametrize(
-    ("devices", "local_rank", "expected"), [("", 1, "cuda:1"), ("3,2", 1, "cuda:2"), ("1", 0, "cuda:1")]
+    ("devices", "local_rank", "present", "expected"),
+    [
+        ("", 1, 4, "cuda:1"),
+        ("3,2", 1, 4, "cuda:2"),
+        ("1", 0, 4, "cuda:1"),
+        ("", None, 1, "cuda:0"),
+        ("2", None, 4, "cuda:2"),
+        ("0", 0, 0, "cpu"),
+        ("", None, 0, "cpu"),
+    ],
 )
-def test_each_rank_takes_its_entry(monkeypatch, devices, local_rank, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    place = Launch("MPICH", local_rank, local_rank + 1, local_rank, local_rank + 1)
+def test_each_rank_takes_its_entry(gpus, devices, local_rank, present, expected):
+    gpus(present)
+    place = Launch("RANK and WORLD_SIZE", 1, 2, local_rank, None)
     assert dist_util._choose_device(place, devices) == torch.device(expected)
 
 
-@pytest.mark.parametrize(("devices", "processes"), [("", 5), ("7", 1)])
-def test_more_than_the_machine_has(monkeypatch, devices, processes):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    with pytest.raises(ValueError, match="this machine has 4 GPU"):
-        dist_util._choose_device(Launch("MPICH", processes - 1, processes, processes - 1, processes), devices)
-
-
-def test_no_gpu_means_the_cpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert dist_util._choose_device(Launch("python"), "0") == torch.device("cpu")
+@pytest.mark.parametrize(
+    ("devices", "local_rank", "message"),
+    [
+        ("", 4, "this machine has 4 GPU"),
+        ("7", 0, "this machine has 4 GPU"),
+        ("", None, "Set LOCAL_RANK and LOCAL_WORLD_SIZE, or name one by --gpus"),
+        ("0,1", None, "which of 2 GPUs"),
+    ],
+)
+def test_a_device_that_is_not_there_or_not_known(gpus, devices, local_rank, message):
+    gpus(4)
+    with pytest.raises(ValueError, match=message):
+        dist_util._choose_device(Launch("RANK and WORLD_SIZE", 4, 5, local_rank, None), devices)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from guided_diffusion import image_datasets
 from guided_diffusion.batches import EndlessBatches
-from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, random_crop_arr
+from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, open_image, random_crop_arr
 from tests.training.small import run
 
 
@@ -91,12 +91,60 @@ def test_random_crops_are_squares_inside_the_image():
 def test_flips_happen_half_of_the_time(tmp_path):
     ramp = np.tile(np.arange(0, 160, 20, dtype=np.uint8)[None, :, None], (8, 1, 3))
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    dataset = ImageDataset([str(tmp_path / "ramp.png")], 8)
+    dataset = ImageDataset(resolution=8, image_paths=[str(tmp_path / "ramp.png")])
     torch.manual_seed(0)
     rising = [bool(image[0, 0, 0] < image[0, 0, -1]) for image, _ in (dataset[0] for _ in range(100))]
     assert 30 < sum(rising) < 70
-    still = ImageDataset([str(tmp_path / "ramp.png")], 8, random_flip=False)
+    still = ImageDataset([str(tmp_path / "ramp.png")], 8, random_flip=False)  # the other order
     assert all(still[0][0][0, 0, 0] == -1 for _ in range(10))
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_plain_images_keep_their_pixels(tmp_path, mode, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(PIXELS).convert(mode).save(path)
+    assert (np.array(open_image(path)) == np.array(Image.open(path).convert("RGB"))).all()
+
+
+def test_images_are_turned_converted_and_laid_on_white(tmp_path):
+    original = Image.fromarray(PIXELS)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees clockwise
+    original.save(tmp_path / "turned.png", exif=turned)
+    assert (np.array(open_image(tmp_path / "turned.png")) == np.rot90(PIXELS, -1)).all()
+    half = original.copy()
+    half.putalpha(Image.fromarray(np.array([[0, 255, 255, 255]] * 6, dtype=np.uint8)))
+    for name, image in {"alpha.png": half, "palette.png": half.quantize(method=2)}.items():
+        image.save(tmp_path / name)
+        assert (np.array(open_image(tmp_path / name))[:, 0] == 255).all(), name
+    assert (np.array(open_image(tmp_path / "alpha.png"))[:, 1:] == PIXELS[:, 1:]).all()
+    red = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
+    red.save(tmp_path / "red.tif")
+    assert open_image(tmp_path / "red.tif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_images_that_are_refused_are_named(tmp_path, monkeypatch):
+    def path(name: str) -> str:
+        return str(tmp_path / name)
+
+    Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257).save(path("16 bit.png"))
+    Image.fromarray(PIXELS[..., 0].astype(np.float32)).save(path("float.tif"))
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "text.jpg").write_text("no image")
+    Image.fromarray(PIXELS).resize((64, 64)).save(path("whole.jpg"))
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-300])
+    for name in ("16 bit.png", "float.tif", "empty.jpg", "folder.jpg", "text.jpg", "cut.jpg", "missing.jpg"):
+        with pytest.raises(ValueError, match=name) as raised:
+            open_image(path(name))
+        assert "\n" not in str(raised.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"whole\.jpg: .*decompression bomb"):
+        open_image(path("whole.jpg"))
 
 
 class Numbers(torch.utils.data.Dataset):

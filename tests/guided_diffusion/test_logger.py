@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -88,15 +91,33 @@ def test_other_ranks_write_a_log_of_their_own(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["log-rank002.txt"]
 
 
-def test_means_over_an_mpi_communicator(tmp_path):
-    class TwoRanks:
-        def allgather(self, means):
-            return [means, {"loss": [9.0, 1], "other": [4.0, 2]}]
+def test_a_scope_has_outputs_of_its_own(tmp_path):
+    logger.configure(dir=str(tmp_path / "outside"), format_strs=[])
+    logger.logkv("step", val=1)
+    with logger.scoped_configure(dir=str(tmp_path / "inside"), format_strs=["log"]):
+        logger.log("within")
+        assert logger.getkvs() == {}
+    logger.logkv_mean("loss", val=2)
+    assert logger.getkvs() == {"step": 1, "loss": 2}
+    assert logger.get_dir() == str(tmp_path / "outside")
+    assert "within" in (tmp_path / "inside" / "log.txt").read_text()
 
-    logger.configure(dir=str(tmp_path), format_strs=[], comm=TwoRanks())
-    logger.logkv_mean("loss", 1.0)
-    logger.logkv_mean("loss", 2.0)
-    assert logger.dumpkvs() == {"loss": 4.0, "other": 2.0}
+
+@pytest.mark.parametrize("broken", ["progress.csv", "tensorboard"])
+def test_what_cannot_be_written_is_left_out_and_said_once(tmp_path, monkeypatch, capsys, broken):
+    logger.configure(dir=str(tmp_path), format_strs=["log", "csv", "tensorboard"])
+    if broken == "progress.csv":
+        (tmp_path / broken).mkdir()
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=MagicMock()))
+    else:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as an import that fails
+    for step in range(3):
+        logger.logkv("step", step)
+        logger.dumpkvs()
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"{broken} cannot be written (")
+    assert (tmp_path / "log.txt").read_text().count("| step |") == 3
 
 
 def test_tensorboard(tmp_path):

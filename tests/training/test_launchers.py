@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,13 @@ from tests.training.small import LAUNCHERS, ROOT, run, start
 
 SCRIPT = str(ROOT / "tests" / "training" / "two_ranks.py")
 MICROBATCHES = "2"
+
+
+def free_port() -> int:
+    """One on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -41,51 +50,77 @@ def test_the_comparison_above_can_fail(alone, tmp_path):
     assert max((one[key] - other[key]).abs().max() / one[key].abs().max() for key in one) > 0.1
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_the_others_end_when_a_process_dies(launcher, tmp_path):
-    """Rank 1 kills itself after two updates, and rank 0 neither hangs nor ends in success."""
-    script = tmp_path / "dies.py"
-    script.write_text(
-        "import os, signal\n"
+def training(folder: Path, number: int, updates: int) -> str:
+    """A script that trains without end, in which rank 1 sends itself a signal after some updates."""
+    (folder / "signalled.py").write_text(
+        "import os\n"
         "from guided_diffusion import dist_util, logger\n"
         "from guided_diffusion.train_util import TrainLoop, TrainObserver\n"
         "from tests.training.small import endless, network_and_diffusion, settings\n"
-        "class Die(TrainObserver):\n"
+        "class Signal(TrainObserver):\n"
         "    def on_update(self, loop):\n"
-        "        if dist_util.rank() == 1 and loop.updates == 2:\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"        if dist_util.rank() == 1 and loop.updates == {updates}:\n"
+        f"            os.kill(os.getpid(), {int(number)})\n"
         "dist_util.setup_dist()\n"
-        f"logger.configure(dir={str(tmp_path)!r}, format_strs=[])\n"
+        f"logger.configure(dir={str(folder)!r}, format_strs=[])\n"
         "model, diffusion = network_and_diffusion()\n"
-        "TrainLoop(model=model, diffusion=diffusion, data=endless(4), observer=Die(), **settings()).run_loop()\n"
+        "TrainLoop(model=model, diffusion=diffusion, data=endless(4), observer=Signal(), **settings()).run_loop()\n"
     )
+    return str(folder / "signalled.py")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_others_end_when_a_process_dies(launcher, tmp_path):
+    """Rank 1 kills itself after two updates, and rank 0 neither hangs nor ends in success."""
     began = time.monotonic()
-    process = start([*LAUNCHERS[launcher], str(script)])
+    process = start([*LAUNCHERS[launcher], training(tmp_path, signal.SIGKILL, updates=2)])
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert time.monotonic() - began < 90  # a minute, and the start of the interpreters
+    assert time.monotonic() - began < 90  # the start of the interpreters, and torchrun's patience
     assert checkpoint_util.load_state_dict(tmp_path / "model000000.pt"), output
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_after_a_save(tmp_path):
+    run([*LAUNCHERS["mpiexec"], training(tmp_path, signal.SIGTERM, updates=3)])
+    assert (tmp_path / "model000003.pt").exists()
+
+
+WATCHED = """
+import os, sys, time
+from guided_diffusion import dist_util
+dist_util.setup_dist()
+with dist_util.watched():
+    if dist_util.rank() == 1:
+        {end}
+    while True:  # as inside an operation of NCCL, which does not notice
+        time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("end", ["os._exit(3)", "raise ValueError('no such thing')"])
+def test_an_end_is_noticed_by_a_process_that_waits_for_ever(tmp_path, end):
+    """Started by hand, so that no launcher ends the other."""
+    (tmp_path / "watched.py").write_text(WATCHED.format(end=end))
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    ranks = [start([sys.executable, str(tmp_path / "watched.py")], RANK=rank, **place) for rank in "01"]
+    outputs = [process.communicate(timeout=60)[0] for process in ranks]
+    assert "rank 0: rank 1 has ended, so this one stops too" in outputs[0]
+    assert ranks[0].returncode == 1
+    assert "has ended" not in outputs[1]  # what it says itself is the reason
+    assert ("no such thing" in outputs[1]) == ("no such thing" in end)
+
+
+def test_each_rank_may_have_a_shell_around_it(tmp_path):
+    """Wrappers and containers: the ranks' parents differ, and may not be asked after."""
+    (tmp_path / "meet.py").write_text(
+        "import torch\n"
+        "from guided_diffusion import dist_util\n"
+        "dist_util.setup_dist()\n"
+        "assert float(dist_util.sum_over_ranks(torch.ones(()))) == 2\n"
+    )
+    mpiexec, *two, python = LAUNCHERS["mpiexec"]
+    run([mpiexec, *two, "bash", "-c", f"{python} {tmp_path}/meet.py; exit $?"])
 
 
 def test_plain_python_needs_no_launcher_variables(alone):
     assert torch.load(alone / "opt000003.pt", weights_only=True)["training"]["updates"] == 3
-
-
-def test_sigterm_to_one_of_two_processes_stops_both_after_a_save(tmp_path):
-    script = tmp_path / "stopped.py"
-    script.write_text(
-        "import os, signal\n"
-        "from guided_diffusion import dist_util, logger\n"
-        "from guided_diffusion.train_util import TrainLoop, TrainObserver\n"
-        "from tests.training.small import endless, network_and_diffusion, settings\n"
-        "class Stop(TrainObserver):\n"
-        "    def on_update(self, loop):\n"
-        "        if dist_util.rank() == 1 and loop.updates == 3:\n"
-        f"            os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
-        "dist_util.setup_dist()\n"
-        f"logger.configure(dir={str(tmp_path)!r}, format_strs=[])\n"
-        "model, diffusion = network_and_diffusion()\n"
-        "TrainLoop(model=model, diffusion=diffusion, data=endless(4), observer=Stop(), **settings()).run_loop()\n"
-    )
-    run([*LAUNCHERS["mpiexec"], str(script)])
-    assert (tmp_path / "model000003.pt").exists()
