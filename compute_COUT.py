@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from dime.core.checkpoints import load_classifier, output_column
 from dime.core.cli import run
 from dime.core.evaluation.cli import add_query_flag, machine, metric_parser, show, tree, write_file
 from dime.core.evaluation.measures import class_transition, select_pairs
 from dime.core.evaluation.plots import transition_plot
+from dime.core.networks.classifiers import load_classifier, output_column
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 them.
 """
 
-from dime.core.checkpoints import load_lpips
 from dime.core.cli import run
 from dime.core.evaluation.cli import add_seeds_flags, machine, metric_parser, seed_trees, show
 from dime.core.evaluation.measures import diversity
+from dime.core.networks.features import load_lpips
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dime.core.arithmetic import keep_freed_memory, prepare_unet
-from dime.core.checkpoints import load_classifier, load_perceptual, load_unet, output_column
+from dime.core.checkpoints import load_unet
 from dime.core.cli import run, say, select_device
 from dime.core.compiled import CompiledUNet, compile_unet
 from dime.core.datasets import CelebA, chunk_of, open_dataset, select_ids
@@ -34,10 +34,12 @@ from dime.core.job.preemption import EXIT_CONTINUE, Interrupted, Preemption
 from dime.core.job.progress_log import ProgressLog
 from dime.core.job.recovery import RecoveringExplainer
 from dime.core.methods import METHODS, Settings
+from dime.core.networks.classifiers import load_classifier, output_column
+from dime.core.networks.features import VGG19_URL, load_perceptual
+from dime.core.networks.files import pretrained_weights
 from dime.core.noise import NOISE_SOURCES, PerImageNoise
 from dime.core.results import FRAME_KINDS, ResultTree
 from dime.core.summary import Summary, write_summary
-from dime.core.weight_files import VGG19_URL, pretrained_weights
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.script_util import (
     args_to_dict,

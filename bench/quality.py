@@ -29,7 +29,6 @@ from PIL import Image
 from torch import nn
 
 import main as main_script
-from dime.core.checkpoints import load_classifier, load_oracle, output_column
 from dime.core.cli import Parser, integer, run, say, select_device
 from dime.core.datasets import ATTRIBUTES, CelebA, image_transform
 from dime.core.drawn_faces import counterfactual, draw, region
@@ -39,6 +38,8 @@ from dime.core.evaluation.plots import png
 from dime.core.explain import Batch, Explanations
 from dime.core.files import write_atomically
 from dime.core.job.flags import parse_flags
+from dime.core.networks.classifiers import load_classifier, output_column
+from dime.core.networks.features import load_oracle
 from dime.core.presets import PRESETS
 from dime.core.training.classifier_files import logits_of
 

@@ -18,7 +18,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import nn
 
-from dime.core.checkpoints import load_inception, load_oracle, load_small_cnn, load_vggface2
 from dime.core.datasets import ATTRIBUTES, read_annotations, read_image
 from dime.core.errors import InputError, UndefinedError
 from dime.core.evaluation.features import ImageFeatures, Machine, StoredFeatures, batches, computing
@@ -35,9 +34,10 @@ from dime.core.metrics import (
     same_face,
     transition,
 )
+from dime.core.networks.features import INCEPTION_URL, load_inception, load_oracle, load_small_cnn, load_vggface2
+from dime.core.networks.files import pretrained_weights
 from dime.core.results import Pair, ResultTree
-from dime.core.weight_files import INCEPTION_URL, pretrained_weights
-from dime.models.lpips_vgg import LPIPSDistance
+from dime.models.perceptual import LPIPSDistance
 from dime.models.resnet import vggface2_input
 
 PARTITIONS = ("cor", "inc", "all")

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from dime.core.checkpoints import load_classifier, load_lpips, output_column
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError, UndefinedError
 from dime.core.evaluation.features import ImageFeatures, Machine
@@ -38,9 +37,11 @@ from dime.core.evaluation.measures import (
     train_labels,
 )
 from dime.core.evaluation.published import caveats
+from dime.core.networks.classifiers import load_classifier, output_column
+from dime.core.networks.features import load_lpips
+from dime.core.networks.files import SAFETENSORS
 from dime.core.results import Pair, ResultTree
 from dime.core.run_config import recorded
-from dime.core.weight_files import SAFETENSORS
 
 SMILING = ATTRIBUTES.index("Smiling")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dime.core.checkpoints import load_classifier
 from dime.core.datasets import ATTRIBUTES
 from dime.core.drawn_faces import DRAWN
 from dime.core.errors import InputError
 from dime.core.evaluation.features import Machine, computing
 from dime.core.images import from_image
 from dime.core.metrics import decide
+from dime.core.networks.classifiers import load_classifier
 
 
 class AttributeOracle:
@@ -25,7 +25,7 @@ class AttributeOracle:
     def __init__(self, path: Path, machine: Machine) -> None:
         self.network = load_classifier(path, machine.device)
         self.machine = machine
-        names = self.network.attributes or list(ATTRIBUTES)
+        names = self.network.names or list(ATTRIBUTES)
         if self.network.num_outputs != len(names):
             raise InputError(f"{path}: has {self.network.num_outputs} outputs without names, expected {len(names)}")
         self.columns = [names.index(name) for name in DRAWN if name in names]

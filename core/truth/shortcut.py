@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dime.core.checkpoints import load_classifier, output_column
 from dime.core.drawn_faces import DRAWN
 from dime.core.errors import InputError
 from dime.core.evaluation.features import Machine, batches
 from dime.core.evaluation.measures import Measurement, mean
 from dime.core.metrics import bootstrap_interval, correlation_difference, correlations
+from dime.core.networks.classifiers import load_classifier, output_column
 from dime.core.results import ResultTree
 from dime.core.run_config import recorded
 from dime.core.truth.benchmark import Figures

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dime.core.checkpoints import load_classifier, load_oracle, load_perceptual, load_unet
+from dime.core.checkpoints import load_unet
 from dime.core.errors import InputError
+from dime.core.networks.classifiers import load_classifier
+from dime.core.networks.features import load_oracle, load_perceptual
+from dime.core.networks.files import read_checkpoint, write_safetensors
 from dime.core.training.classifier_files import to_file
-from dime.core.weight_files import read_checkpoint, write_safetensors
 from dime.models.small_cnn import SmallCNN
 from guided_diffusion.checkpoint_util import save, save_state_dict
 from guided_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults

@@ -12,7 +12,6 @@ from PIL import Image
 from pytorch_fid import fid_score
 from pytorch_fid import inception as reference_inception
 
-from dime.core.checkpoints import load_classifier, load_inception, load_lpips
 from dime.core.errors import InputError, UndefinedError
 from dime.core.evaluation.features import ImageFeatures, Machine
 from dime.core.evaluation.frechet import frechet_distance, gaussian
@@ -33,6 +32,8 @@ from dime.core.evaluation.measures import (
     summary_figures,
     train_labels,
 )
+from dime.core.networks.classifiers import load_classifier
+from dime.core.networks.features import load_inception, load_lpips
 from dime.core.results import ResultTree
 from tests.helpers import relative_error, rnd
 from tests.metric_world import EXPERIMENTS, SMALL_IDS, MetricWorld

@@ -1,0 +1,279 @@
+"""What a classifier may be kept in (the table in models/README.md): one function for each kind, listed in KINDS.
+
+A new kind is one function, Request -> Loaded, and one entry. It gives a network as its library has it; what all of
+them need in front and behind is `load_classifier`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+
+from dime.core.cli import say
+from dime.core.errors import InputError
+from dime.core.networks.checks import first_line, mode_matters
+from dime.core.networks.features import build_small_cnn, joined, trunk_and_head
+from dime.core.networks.files import (
+    SAFETENSORS,
+    describe,
+    install,
+    network_entry,
+    pretrained_weights,
+    read_checkpoint,
+    read_state_dict,
+)
+from dime.models.classifiers import DENSENET_FEATURES, DenseNetClassifier
+from dime.models.small_cnn import SmallCNN
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a network wants to see; None: images as they come, of their own size and in [-1, 1].
+
+    size: height and width in pixels, or one number for both. value_range: of black and white, before normalising.
+    mean, std: a number, or one per channel, in the units of value_range, which is then (0, 1) unless it is given.
+    """
+
+    size: int | Sequence[int] | None = None
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
+    value_range: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What load_classifier was asked for; `name` follows the kind. described: the caller says what the input is."""
+
+    spec: str
+    name: str
+    trust: bool = False
+    described: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network whose output is, or has as `.logits`, the logits (N, K); its input; its outputs' names."""
+
+    network: nn.Module
+    input: Input = Input()
+    names: Sequence[str] | None = None
+
+
+def load(spec: str, trust: bool, described: bool) -> Loaded:
+    """The network of a spec, by the function that KINDS has for its beginning or ending. Raises InputError."""
+    key = next((key for key in KINDS if key.endswith(":") and spec.startswith(key)), Path(spec).suffix)
+    name = spec.removeprefix(key) if key.endswith(":") else spec
+    return KINDS.get(key, _from_file)(Request(spec, name, trust, described))
+
+
+def _from_file(request: Request) -> Loaded:
+    """A published file, or what celeba-train-classifier.py writes, .pth or .safetensors."""
+    path = request.name
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "constants.pkl" in parts:
+            return _program(request, "a TorchScript archive", torch.jit.load)
+        if "archive_format" in parts or "serialized_exported_program.json" in parts:
+            return _program(request, "a torch.export archive", lambda path: torch.export.load(path).module())
+    content = network_entry(read_checkpoint(path), path)
+    trunk, head = trunk_and_head(content) or ({}, {})
+    names = content.get("attributes") if isinstance(content, dict) else None
+    names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    if SmallCNN.recognises(trunk):
+        return Loaded(build_small_cnn(trunk, head, path, CPU), names=names)
+    if "feat_extract.features.conv0.weight" in trunk and head["weight"].shape[1] == DENSENET_FEATURES:
+        with torch.device("meta"):
+            network = DenseNetClassifier(len(head["weight"]))
+        return Loaded(install(network, joined(trunk, head), path, CPU), names=names)
+    raise InputError(
+        f"{path}: holds {describe(content)}, which is no known classifier; known: a DenseNet-121 classifier and the "
+        "small CNN of celeba-train-classifier.py (tables feat_extract and classifier); weights of another network need "
+        "its name: timm:NAME@FILE, torchvision:NAME@FILE or python:FILE.py:FACTORY@FILE"
+    )
+
+
+def _program(request: Request, what: str, load: Callable[[str], nn.Module]) -> Loaded:
+    if not request.trust:
+        raise InputError(
+            f"{request.name}: is {what}, a program that would run here with your rights; if you trust who made it, say "
+            "--trust_classifier True; else give its weights: save its state_dict, then timm:, torchvision: or python:"
+        )
+    say(f"{request.name}: runs the program of {what}")
+    with _one_line(request):
+        return Loaded(load(request.name))
+
+
+def _timm(request: Request) -> Loaded:
+    timm = _library("timm", "timm", request)
+    name, _, weights = request.name.partition("@")
+    with _one_line(request), torch.random.fork_rng(devices=[]):
+        if weights:
+            network = _with_outputs_of(lambda **count: timm.create_model(name, **count), weights)
+        else:
+            say(f"{request.spec}: timm's own pretrained weights, from its cache or downloaded")
+            network = timm.create_model(name, pretrained=True)
+        config = timm.data.resolve_model_data_config(network)
+    names = None if weights else network.pretrained_cfg.get("label_names")
+    return Loaded(network, Input(config["input_size"][1:], config["mean"], config["std"]), names)
+
+
+def _torchvision(request: Request) -> Loaded:
+    name, _, weights = request.name.partition("@")
+    with _one_line(request), torch.random.fork_rng(devices=[]):
+        published = models.get_model_weights(name).DEFAULT
+        path = weights or pretrained_weights(published.url)
+        # what torchvision's builders do beside loading the weights
+        own = {} if weights or name not in ("googlenet", "inception_v3") else {"transform_input": True}
+        network = _with_outputs_of(lambda **count: models.get_model(name, weights=None, **own, **count), path)
+        transform = published.transforms()
+    if not weights:
+        say(f"{request.spec}: torchvision's own pretrained weights, {path}")
+    wanted = Input(transform.crop_size[0], tuple(transform.mean), tuple(transform.std))
+    return Loaded(network, wanted, None if weights else published.meta["categories"])
+
+
+def _hugging_face(request: Request) -> Loaded:
+    folder = Path(request.name)
+    if "auto_map" in _json(folder / "config.json"):
+        raise InputError(f"{folder}/config.json: asks for code of its own (auto_map), which is not run; use python:")
+    if not list(folder.glob(f"*{SAFETENSORS}")):
+        raise InputError(f"{folder}: holds no {SAFETENSORS}; where you trust it, load it and save_pretrained it again")
+    transformers = _library("transformers", "hf", request)
+    with _one_line(request), torch.random.fork_rng(devices=[]):
+        network, report = transformers.AutoModelForImageClassification.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if lacking:
+        raise InputError(f"{folder}: {len(lacking)} weights are missing or misshapen (the first is {lacking[0]})")
+    names = [network.config.id2label.get(i, "") for i in range(network.config.num_labels)]
+    generic = all(name in ("", f"LABEL_{i}") for i, name in enumerate(names))
+    return Loaded(network, _hugging_face_input(folder, request.described), None if generic else names)
+
+
+def _hugging_face_input(folder: Path, described: bool) -> Input:
+    """What preprocessor_config.json says; the centre crop that some have gives way to showing the whole image."""
+    path = folder / "preprocessor_config.json"
+    if described and not path.exists():
+        return Input()
+    config = _json(path)
+    size = config.get("crop_size" if config.get("do_center_crop") else "size")
+    if isinstance(size, dict):
+        size = size.get("shortest_edge") or (size["height"], size["width"])
+    white = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
+    low = -1.0 if config.get("rescale_offset") else 0.0
+    mean, std = (config["image_mean"], config["image_std"]) if config.get("do_normalize", True) else (None, None)
+    return Input(size, mean, std, (low, low + white))
+
+
+def _onnx(request: Request) -> Loaded:
+    if not Path(request.name).is_file():
+        raise InputError(f"{request.name}: no such file")
+    onnx, onnx2torch = (_library(name, "onnx", request) for name in ("onnx", "onnx2torch"))
+    try:
+        model = onnx.load(request.name)
+        network = onnx2torch.convert(model)
+    except NotImplementedError as error:
+        advice = "export it with torch.onnx.export(..., dynamo=False, opset_version=13)"
+        raise InputError(f"{request.name}: onnx2torch: {first_line(error)}; {advice}") from None
+    except Exception as error:  # a damaged file fails in any way
+        raise InputError(f"{request.name}: damaged or not an ONNX model ({first_line(error)})") from None
+    sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim[2:]]
+    return Loaded(network, Input(tuple(sides) if len(sides) == 2 and all(sides) else None))
+
+
+def _python(request: Request) -> Loaded:
+    parts = re.fullmatch(r"(.+):(\w+)(?:@(.+))?", request.name)
+    if not parts:
+        raise InputError(f"{request.spec}: expected python:FILE.py:FACTORY or python:MODULE:FACTORY, perhaps @WEIGHTS")
+    place, factory, weights = parts.groups()
+    say(f"{request.spec}: runs your own code")
+    with _one_line(request):
+        network = getattr(_module(place), factory)()
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{request.spec}: {factory}() gives a {type(network).__name__}, expected a torch.nn.Module")
+    if mode_matters(network):
+        say(f"{request.spec}: was in training mode; it is set to eval mode, with batch norms and dropouts at rest")
+    return Loaded(install(network, read_state_dict(weights), weights, CPU) if weights else network)
+
+
+KINDS: dict[str, Callable[[Request], Loaded]] = {
+    "timm:": _timm,
+    "torchvision:": _torchvision,
+    "hf:": _hugging_face,
+    "python:": _python,
+    ".onnx": _onnx,
+}
+"""How a spec begins (with a colon) or ends -> its kind; anything else is a file of weights (`_from_file`)."""
+
+
+def _with_outputs_of(build: Callable[..., nn.Module], path: str | Path) -> nn.Module:
+    """A library's network with these weights, built with as many outputs as they have."""
+    state = read_state_dict(path)
+    network = build()
+    for name, own in network.state_dict().items():
+        found = state.get(name)
+        if found is not None and found.ndim == own.ndim > 0 and len(found) != len(own):
+            network = build(num_classes=len(found))
+            break
+    return install(network, state, path, CPU)
+
+
+def _library(name: str, extra: str, request: Request) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        advice = f'pip install "dime-counterfactuals[{extra}]"'
+        raise InputError(f"{request.spec}: needs {name}: {advice} ({first_line(error)})") from None
+
+
+def _module(place: str) -> ModuleType:
+    """A module by name, or a file of Python, that can import what lies in the working directory or beside the file."""
+    is_file = place.endswith(".py")
+    beside = str(Path(place).resolve().parent if is_file else Path.cwd())
+    sys.path.insert(0, beside)
+    try:
+        if not is_file:
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(spec.name, module)  # where dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(beside)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
+
+
+@contextlib.contextmanager
+def _one_line(request: Request) -> Iterator[None]:
+    """Within it, whatever a library or the user's own code raises is an InputError of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{request.spec}: {type(error).__name__}: {first_line(error)}") from error
