@@ -89,7 +89,8 @@ def require_logits(output: Any, images: int, name: str) -> torch.Tensor:
 
 def first_line(error: BaseException) -> str:
     """An error of a library, which may be a page long, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return lines[-1 if "TorchScript" in lines[0] else 0]  # which puts its traceback first
 
 
 def _logits(classifier: LogitsOf, x: torch.Tensor, name: str) -> torch.Tensor:

@@ -137,7 +137,9 @@ def ready(network: Network, path: str | Path, device: torch.device) -> Network:
         raise InputError(f"{path}: {len(broken)} of its tensors hold NaN or infinity, the first is {broken[0]}")
     with suppress(NotImplementedError):  # an exported program has no modes
         network.eval()
-    return network.float().requires_grad_(False).to(device)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network.float().to(device)
 
 
 def mismatch(expected: State, found: State) -> str:

@@ -151,16 +151,25 @@ def _torchvision(request: Request) -> Loaded:
 
 def _hugging_face(request: Request) -> Loaded:
     folder = Path(request.name)
-    if "auto_map" in _json(folder / "config.json"):
+    if _json(folder / "config.json").get("auto_map"):
         raise InputError(f"{folder}/config.json: asks for code of its own (auto_map), which is not run; use python:")
     if not list(folder.glob(f"*{SAFETENSORS}")):
         raise InputError(f"{folder}: holds no {SAFETENSORS}; where you trust it, load it and save_pretrained it again")
     transformers = _library("transformers", "hf", request)
-    with _one_line(request), torch.random.fork_rng(devices=[]):
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of weights that do not fit becomes one line below
+    with _one_line(request), torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
+        stack.callback(logging.set_verbosity, verbosity)
         network, report = transformers.AutoModelForImageClassification.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-    lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    lacking = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
     if lacking:
         raise InputError(f"{folder}: {len(lacking)} weights are missing or misshapen (the first is {lacking[0]})")
     names = [network.config.id2label.get(i, "") for i in range(network.config.num_labels)]
@@ -171,8 +180,10 @@ def _hugging_face(request: Request) -> Loaded:
 def _hugging_face_input(folder: Path, described: bool) -> Input:
     """What preprocessor_config.json says; the centre crop that some have gives way to showing the whole image."""
     path = folder / "preprocessor_config.json"
-    if described and not path.exists():
-        return Input()
+    if not path.exists():
+        if described:
+            return Input()
+        raise InputError(f"{path}: no such file; say what the network sees: --classifier_size, _mean, _std")
     config = _json(path)
     size = config.get("crop_size" if config.get("do_center_crop") else "size")
     if isinstance(size, dict):
@@ -208,7 +219,7 @@ def _python(request: Request) -> Loaded:
     with _one_line(request):
         network = getattr(_module(place), factory)()
     if not isinstance(network, nn.Module):
-        raise InputError(f"{request.spec}: {factory}() gives a {type(network).__name__}, expected a torch.nn.Module")
+        raise InputError(f"{request.spec}: {factory}() gives {type(network).__name__}, expected a torch.nn.Module")
     if mode_matters(network):
         say(f"{request.spec}: was in training mode; it is set to eval mode, with batch norms and dropouts at rest")
     return Loaded(install(network, read_state_dict(weights), weights, CPU) if weights else network)

@@ -15,7 +15,6 @@ from dime.core.training.classifier import positive_weights
 from dime.core.training.classifier_files import to_file
 from dime.models.classifiers import DenseNetClassifier
 from dime.models.resnet import Oracle, caffe_resnet50
-from dime.models.small_cnn import SmallCNN
 from guided_diffusion import checkpoint_util
 from tests.helpers import fill_, rnd
 from tests.training.scripts import run_script, unpack_celeba
