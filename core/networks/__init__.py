@@ -1,1 +1,1 @@
-"""Networks from files: read without running code, checked, in eval mode and float32, or refused in one line."""
+"""Networks from files: classifiers, diffusion models, feature networks."""

@@ -82,8 +82,10 @@ def load_classifier(
     """
     spec, given = str(spec), {"size": size, "mean": mean, "std": std, "value_range": value_range}
     given = {name: value for name, value in given.items() if value is not None}
-    loaded = kinds.load(spec, trust, described=bool(given))
-    classifier, wanted = ready(loaded.network, spec, device), replace(loaded.input, **given)
+    loaded = kinds.load(spec, trust)
+    if loaded.input is None and not given:
+        raise InputError(f"{spec}: does not say what it wants to see; give --classifier_size, _mean, _std or _range")
+    classifier, wanted = ready(loaded.network, spec, device), replace(loaded.input or Input(), **given)
     if wanted != Input() or not isinstance(classifier, (DenseNetClassifier, SmallCNN)):
         classifier = Classifier(classifier, wanted).to(device)
         classifier.num_outputs = _count_outputs(classifier, spec, device)

@@ -298,29 +298,18 @@ class _ForbiddenError(Exception):
     """A pickle wants something that may not be loaded."""
 
 
-def _array_builders() -> dict[tuple[str, str], Any]:
-    """What a pickle of arrays may name: numpy moved these functions from numpy.core to numpy._core in version 2."""
-    sample = np.empty(1)
-    builders = {
-        ("multiarray", "_reconstruct"): sample.__reduce__()[0],
-        ("multiarray", "scalar"): np.float32(0).__reduce__()[0],
-        ("numeric", "_frombuffer"): sample.__reduce_ex__(5)[0],
-    }
-    moved = {(f"numpy.{core}.{part}", name): f for core in ("core", "_core") for (part, name), f in builders.items()}
-    return {
-        **moved,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        # Python 3 writes bytes so in its old protocols
-        ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
-        ("collections", "OrderedDict"): OrderedDict,
-    }
+_OF_ARRAYS = re.compile(
+    r"numpy\.(ndarray|dtype)|numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)"
+    r"|collections\.OrderedDict|_codecs\.encode"
+)
+"""What a pickle of arrays may name."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    _allowed = _array_builders()
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
+        if not _OF_ARRAYS.fullmatch(f"{module}.{name}"):
             raise _ForbiddenError(f"{module}.{name}")
-        return self._allowed[module, name]
+        if module == "_codecs":  # as Python 3 writes bytes in its old protocols; other codecs would import modules
+            return lambda text, encoding: text.encode("latin1")
+        own_core = np.empty(1).__reduce__()[0].__module__.rpartition(".")[0]  # numpy 2 renamed numpy.core
+        return super().find_class(re.sub(r"^numpy\._?core\b", own_core, module), name)

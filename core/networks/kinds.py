@@ -1,7 +1,7 @@
 """What a classifier may be kept in (the table in models/README.md): one function for each kind, listed in KINDS.
 
-A new kind is one function, Request -> Loaded, and one entry. It gives a network as its library has it; what all of
-them need in front and behind is `load_classifier`'s.
+A new kind is one function and one entry: from what follows the kind in a spec to the network as its library has it.
+What all of them need in front and behind is `load_classifier`'s.
 """
 
 from __future__ import annotations
@@ -57,41 +57,34 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What load_classifier was asked for; `name` follows the kind. described: the caller says what the input is."""
-
-    spec: str
-    name: str
-    trust: bool = False
-    described: bool = False
-
-
-@dataclass(frozen=True)
 class Loaded:
-    """A network whose output is, or has as `.logits`, the logits (N, K); its input; its outputs' names."""
+    """A network whose output is, or has as `.logits`, the logits (N, K); its input; its outputs' names.
+
+    input: None where the caller has to describe it.
+    """
 
     network: nn.Module
-    input: Input = Input()
+    input: Input | None = Input()
     names: Sequence[str] | None = None
 
 
-def load(spec: str, trust: bool, described: bool) -> Loaded:
+def load(spec: str, trust: bool) -> Loaded:
     """The network of a spec, by the function that KINDS has for its beginning or ending. Raises InputError."""
     key = next((key for key in KINDS if key.endswith(":") and spec.startswith(key)), Path(spec).suffix)
-    name = spec.removeprefix(key) if key.endswith(":") else spec
-    return KINDS.get(key, _from_file)(Request(spec, name, trust, described))
+    if key in KINDS:
+        return KINDS[key](spec.removeprefix(key) if key.endswith(":") else spec)
+    return _from_file(spec, trust)
 
 
-def _from_file(request: Request) -> Loaded:
-    """A published file, or what celeba-train-classifier.py writes, .pth or .safetensors."""
-    path = request.name
+def _from_file(path: str, trust: bool) -> Loaded:
+    """A published file, or what celeba-train-classifier.py writes, .pth or .safetensors; trust: a program, too."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             parts = {name.rpartition("/")[2] for name in archive.namelist()}
         if "constants.pkl" in parts:
-            return _program(request, "a TorchScript archive", torch.jit.load)
+            return _program(path, trust, "a TorchScript archive", torch.jit.load)
         if "archive_format" in parts or "serialized_exported_program.json" in parts:
-            return _program(request, "a torch.export archive", lambda path: torch.export.load(path).module())
+            return _program(path, trust, "a torch.export archive", lambda path: torch.export.load(path).module())
     content = network_entry(read_checkpoint(path), path)
     trunk, head = trunk_and_head(content) or ({}, {})
     names = content.get("attributes") if isinstance(content, dict) else None
@@ -109,34 +102,34 @@ def _from_file(request: Request) -> Loaded:
     )
 
 
-def _program(request: Request, what: str, load: Callable[[str], nn.Module]) -> Loaded:
-    if not request.trust:
+def _program(path: str, trust: bool, what: str, load: Callable[[str], nn.Module]) -> Loaded:
+    if not trust:
         raise InputError(
-            f"{request.name}: is {what}, a program that would run here with your rights; if you trust who made it, say "
+            f"{path}: is {what}, a program that would run here with your rights; if you trust who made it, say "
             "--trust_classifier True; else give its weights: save its state_dict, then timm:, torchvision: or python:"
         )
-    say(f"{request.name}: runs the program of {what}")
-    with _one_line(request):
-        return Loaded(load(request.name))
+    say(f"{path}: runs the program of {what}")
+    with _one_line(path):
+        return Loaded(load(path))
 
 
-def _timm(request: Request) -> Loaded:
-    timm = _library("timm", "timm", request)
-    name, _, weights = request.name.partition("@")
-    with _one_line(request), torch.random.fork_rng(devices=[]):
+def _timm(spec: str) -> Loaded:
+    timm = _library("timm", extra="timm")
+    name, _, weights = spec.partition("@")
+    with _one_line(spec), torch.random.fork_rng(devices=[]):
         if weights:
             network = _with_outputs_of(lambda **count: timm.create_model(name, **count), weights)
         else:
-            say(f"{request.spec}: timm's own pretrained weights, from its cache or downloaded")
+            say(f"{name}: timm's own pretrained weights, from its cache or downloaded")
             network = timm.create_model(name, pretrained=True)
         config = timm.data.resolve_model_data_config(network)
     names = None if weights else network.pretrained_cfg.get("label_names")
     return Loaded(network, Input(config["input_size"][1:], config["mean"], config["std"]), names)
 
 
-def _torchvision(request: Request) -> Loaded:
-    name, _, weights = request.name.partition("@")
-    with _one_line(request), torch.random.fork_rng(devices=[]):
+def _torchvision(spec: str) -> Loaded:
+    name, _, weights = spec.partition("@")
+    with _one_line(spec), torch.random.fork_rng(devices=[]):
         published = models.get_model_weights(name).DEFAULT
         path = weights or pretrained_weights(published.url)
         # what torchvision's builders do beside loading the weights
@@ -144,22 +137,22 @@ def _torchvision(request: Request) -> Loaded:
         network = _with_outputs_of(lambda **count: models.get_model(name, weights=None, **own, **count), path)
         transform = published.transforms()
     if not weights:
-        say(f"{request.spec}: torchvision's own pretrained weights, {path}")
+        say(f"{name}: torchvision's own pretrained weights, {path}")
     wanted = Input(transform.crop_size[0], tuple(transform.mean), tuple(transform.std))
     return Loaded(network, wanted, None if weights else published.meta["categories"])
 
 
-def _hugging_face(request: Request) -> Loaded:
-    folder = Path(request.name)
+def _hugging_face(name: str) -> Loaded:
+    folder = Path(name)
     if _json(folder / "config.json").get("auto_map"):
         raise InputError(f"{folder}/config.json: asks for code of its own (auto_map), which is not run; use python:")
     if not list(folder.glob(f"*{SAFETENSORS}")):
         raise InputError(f"{folder}: holds no {SAFETENSORS}; where you trust it, load it and save_pretrained it again")
-    transformers = _library("transformers", "hf", request)
+    transformers = _library("transformers", extra="hf")
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its table of weights that do not fit becomes one line below
-    with _one_line(request), torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
+    with _one_line(name), torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
         stack.callback(logging.set_verbosity, verbosity)
         network, report = transformers.AutoModelForImageClassification.from_pretrained(
             folder,
@@ -174,16 +167,14 @@ def _hugging_face(request: Request) -> Loaded:
         raise InputError(f"{folder}: {len(lacking)} weights are missing or misshapen (the first is {lacking[0]})")
     names = [network.config.id2label.get(i, "") for i in range(network.config.num_labels)]
     generic = all(name in ("", f"LABEL_{i}") for i, name in enumerate(names))
-    return Loaded(network, _hugging_face_input(folder, request.described), None if generic else names)
+    return Loaded(network, _hugging_face_input(folder), None if generic else names)
 
 
-def _hugging_face_input(folder: Path, described: bool) -> Input:
+def _hugging_face_input(folder: Path) -> Input | None:
     """What preprocessor_config.json says; the centre crop that some have gives way to showing the whole image."""
     path = folder / "preprocessor_config.json"
     if not path.exists():
-        if described:
-            return Input()
-        raise InputError(f"{path}: no such file; say what the network sees: --classifier_size, _mean, _std")
+        return None
     config = _json(path)
     size = config.get("crop_size" if config.get("do_center_crop") else "size")
     if isinstance(size, dict):
@@ -194,38 +185,38 @@ def _hugging_face_input(folder: Path, described: bool) -> Input:
     return Input(size, mean, std, (low, low + white))
 
 
-def _onnx(request: Request) -> Loaded:
-    if not Path(request.name).is_file():
-        raise InputError(f"{request.name}: no such file")
-    onnx, onnx2torch = (_library(name, "onnx", request) for name in ("onnx", "onnx2torch"))
+def _onnx(path: str) -> Loaded:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    onnx, onnx2torch = (_library(name, extra="onnx") for name in ("onnx", "onnx2torch"))
     try:
-        model = onnx.load(request.name)
+        model = onnx.load(path)
         network = onnx2torch.convert(model)
     except NotImplementedError as error:
         advice = "export it with torch.onnx.export(..., dynamo=False, opset_version=13)"
-        raise InputError(f"{request.name}: onnx2torch: {first_line(error)}; {advice}") from None
+        raise InputError(f"{path}: onnx2torch: {first_line(error)}; {advice}") from None
     except Exception as error:  # a damaged file fails in any way
-        raise InputError(f"{request.name}: damaged or not an ONNX model ({first_line(error)})") from None
+        raise InputError(f"{path}: damaged or not an ONNX model ({first_line(error)})") from None
     sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim[2:]]
     return Loaded(network, Input(tuple(sides) if len(sides) == 2 and all(sides) else None))
 
 
-def _python(request: Request) -> Loaded:
-    parts = re.fullmatch(r"(.+):(\w+)(?:@(.+))?", request.name)
+def _python(spec: str) -> Loaded:
+    parts = re.fullmatch(r"(.+):(\w+)(?:@(.+))?", spec)
     if not parts:
-        raise InputError(f"{request.spec}: expected python:FILE.py:FACTORY or python:MODULE:FACTORY, perhaps @WEIGHTS")
+        raise InputError(f"python:{spec}: expected python:FILE.py:FACTORY or python:MODULE:FACTORY, perhaps @WEIGHTS")
     place, factory, weights = parts.groups()
-    say(f"{request.spec}: runs your own code")
-    with _one_line(request):
+    say(f"python:{spec}: runs your own code")
+    with _one_line(spec):
         network = getattr(_module(place), factory)()
     if not isinstance(network, nn.Module):
-        raise InputError(f"{request.spec}: {factory}() gives {type(network).__name__}, expected a torch.nn.Module")
+        raise InputError(f"python:{spec}: {factory}() gives {type(network).__name__}, expected a torch.nn.Module")
     if mode_matters(network):
-        say(f"{request.spec}: was in training mode; it is set to eval mode, with batch norms and dropouts at rest")
+        say(f"python:{spec}: was in training mode; it is set to eval mode, with batch norms and dropouts at rest")
     return Loaded(install(network, read_state_dict(weights), weights, CPU) if weights else network)
 
 
-KINDS: dict[str, Callable[[Request], Loaded]] = {
+KINDS: dict[str, Callable[[str], Loaded]] = {
     "timm:": _timm,
     "torchvision:": _torchvision,
     "hf:": _hugging_face,
@@ -247,12 +238,12 @@ def _with_outputs_of(build: Callable[..., nn.Module], path: str | Path) -> nn.Mo
     return install(network, state, path, CPU)
 
 
-def _library(name: str, extra: str, request: Request) -> ModuleType:
+def _library(name: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        advice = f'pip install "dime-counterfactuals[{extra}]"'
-        raise InputError(f"{request.spec}: needs {name}: {advice} ({first_line(error)})") from None
+        install = f'pip install "dime-counterfactuals[{extra}]"'
+        raise InputError(f"this classifier needs {name}: {install} ({first_line(error)})") from None
 
 
 def _module(place: str) -> ModuleType:
@@ -280,11 +271,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _one_line(request: Request) -> Iterator[None]:
+def _one_line(spec: str) -> Iterator[None]:
     """Within it, whatever a library or the user's own code raises is an InputError of one line."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{request.spec}: {type(error).__name__}: {first_line(error)}") from error
+        raise InputError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error

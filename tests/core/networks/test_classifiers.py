@@ -221,6 +221,10 @@ def test_hugging_face_folders_that_are_refused(vit):
     assert "code of its own (auto_map)" in refusal(f"hf:{folder}")
     edit(folder / "config.json", auto_map={}, id2label={str(n): str(n) for n in range(5)})
     assert "2 weights are missing or misshapen (the first is classifier" in refusal(f"hf:{folder}")
+    (folder / "preprocessor_config.json").unlink()
+    edit(folder / "config.json", id2label={str(n): str(n) for n in range(3)})
+    assert "does not say what it wants to see" in refusal(f"hf:{folder}")
+    assert load_classifier(f"hf:{folder}", CPU, size=32, mean=0.5, std=0.5).num_outputs == 3
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "holds no .safetensors" in refusal(f"hf:{folder}")
     assert "config.json: cannot be read" in refusal("hf:google/vit")
@@ -230,9 +234,8 @@ def test_onnx(tmp_path):
     onnx = pytest.importorskip("onnx", reason="onnx is an extra")
     pytest.importorskip("onnx2torch", reason="onnx2torch is an extra")
     network = small_net()
-    weights = {
-        name: onnx.numpy_helper.from_array(v.numpy(), name) for name, v in network.state_dict().items() if v.ndim
-    }
+    state = {name: value.numpy() for name, value in network.state_dict().items() if value.ndim}
+    initial = [onnx.numpy_helper.from_array(value, name) for name, value in state.items()]
     node, norm = onnx.helper.make_node, [f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
     nodes = [
         node("Conv", ["x", "0.weight", "0.bias"], ["a"], kernel_shape=[3, 3], strides=[2, 2]),
@@ -246,7 +249,7 @@ def test_onnx(tmp_path):
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
         for name, shape in (("x", ["n", 3, 16, 16]), ("logits", ["n", 5]))
     )
-    graph = onnx.helper.make_graph(nodes, "net", [images], [logits], weights)
+    graph = onnx.helper.make_graph(nodes, "net", [images], [logits], initial)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)])
     onnx.save(model, tmp_path / "net.onnx")
     classifier = load_classifier(tmp_path / "net.onnx", CPU, mean=0.5, std=0.25)
