@@ -123,7 +123,8 @@ def _timm(spec: str) -> Loaded:
             say(f"{name}: timm's own pretrained weights, from its cache or downloaded")
             network = timm.create_model(name, pretrained=True)
         config = timm.data.resolve_model_data_config(network)
-    names = None if weights else network.pretrained_cfg.get("label_names")
+    subset = None if weights else timm.data.infer_imagenet_subset(network)
+    names = timm.data.ImageNetInfo(subset).label_descriptions() if subset else None
     return Loaded(network, Input(config["input_size"][1:], config["mean"], config["std"]), names)
 
 
