@@ -70,10 +70,22 @@ class Loaded:
 
 def load(spec: str, trust: bool) -> Loaded:
     """The network of a spec, by the function that KINDS has for its beginning or ending. Raises InputError."""
+    key, rest = _split(spec)
+    return KINDS[key](rest) if key in KINDS else _from_file(rest, trust)
+
+
+def files_of(spec: str) -> list[Path]:
+    """The files whose content decides what a spec loads; none where it is a library's own weights or code alone."""
+    key, rest = _split(spec)
+    places = re.split(r"@|:(?=\w+(?:@|$))", rest) if key.endswith(":") else [rest]
+    found = [[place] if place.is_file() else place.rglob("*") for place in map(Path, places) if place.exists()]
+    return sorted(path for paths in found for path in paths if path.is_file())
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """How a spec begins, with a colon, or ends; what follows the colon, or all of it."""
     key = next((key for key in KINDS if key.endswith(":") and spec.startswith(key)), Path(spec).suffix)
-    if key in KINDS:
-        return KINDS[key](spec.removeprefix(key) if key.endswith(":") else spec)
-    return _from_file(spec, trust)
+    return key, spec.removeprefix(key) if key.endswith(":") else spec
 
 
 def _from_file(path: str, trust: bool) -> Loaded:
