@@ -172,6 +172,7 @@ def _hugging_face(name: str) -> Loaded:
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            attn_implementation="eager",  # a configuration may name a kernel from the hub, which is code
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
