@@ -32,9 +32,9 @@ from dime.core.metrics.protocol import summary_figures
 from dime.core.networks.classifiers import load_classifier
 from dime.core.networks.diffusion import DiffusionModel, load_diffusion
 from dime.core.networks.features import load_perceptual
+from dime.core.networks.files import VGG19_URL, pretrained_weights
 from dime.core.results import FRAME_KINDS, ResultTree
 from dime.core.summary import Summary, write_summary
-from dime.core.weight_files import VGG19_URL, pretrained_weights
 
 EXIT_SOME_FAILED = 3
 

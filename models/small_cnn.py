@@ -15,46 +15,32 @@ class SmallCNN(nn.Module):
 
     SiLU instead of ReLU: its gradient with respect to the image, which guides the counterfactuals, is continuous.
 
-    num_outputs: how many logits there are, one binary decision each.
+    num_outputs: how many logits there are, one binary decision each. channels: C, of the images.
     """
 
-    def __init__(self, num_outputs: int = 40, widths: tuple[int, ...] = WIDTHS) -> None:
+    def __init__(self, num_outputs: int = 40, widths: tuple[int, ...] = WIDTHS, channels: int = 3) -> None:
         super().__init__()
         self.num_outputs = num_outputs
         self.levels = len(widths)
-        levels = [_level(width_in, width) for width_in, width in zip((3, *widths), widths, strict=False)]
+        levels = [_level(width_in, width) for width_in, width in zip((channels, *widths), widths, strict=False)]
         self.feat_extract = nn.Sequential(*levels, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(widths[-1], num_outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of images: x (N, 3, H, W) in [-1, 1], H and W at least 16 -> (N, num_outputs)."""
+        """Logits of images: x (N, C, H, W) in [-1, 1], H and W at least 16 -> (N, num_outputs)."""
         return self.classifier(self.feat_extract(x))
 
     @classmethod
-    def from_state_dict(cls, content: Mapping[str, Mapping[str, torch.Tensor]]) -> SmallCNN:
-        """The network of a checkpoint {'feat_extract': …, 'classifier': …}, its weights loaded.
-
-        Raises ValueError when these are not the tables of such a network.
-        """
-        network = cls.shaped_like(content)
-        network.feat_extract.load_state_dict(content["feat_extract"])
-        network.classifier.load_state_dict(content["classifier"])
-        return network
-
-    @classmethod
-    def shaped_like(cls, content: Mapping[str, Mapping[str, torch.Tensor]]) -> SmallCNN:
-        """The network of a checkpoint, its weights not loaded. Raises ValueError as `from_state_dict`."""
-        trunk, head = content["feat_extract"], content["classifier"]
-        if not cls.recognises(trunk):
-            raise ValueError(f"not a SmallCNN: its first parameters are {', '.join(list(trunk)[:3])}")
+    def shaped_like(cls, trunk: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> SmallCNN:
+        """The network whose tables `feat_extract` and `classifier` these are, without their weights."""
         levels = range(sum(name.endswith(".0.weight") and value.ndim == 4 for name, value in trunk.items()))
         widths = tuple(trunk[f"{level}.0.weight"].shape[0] for level in levels)
-        return cls(head["weight"].shape[0], widths)
+        return cls(head["weight"].shape[0], widths, channels=trunk["0.0.weight"].shape[1])
 
     @staticmethod
     def recognises(trunk: Mapping[str, torch.Tensor]) -> bool:
         """Whether a table `feat_extract` is this network's: its first convolution and its norm are `0.0` and `0.1`."""
-        return "0.0.weight" in trunk and trunk["0.0.weight"].shape[1:] == (3, 3, 3) and "0.1.running_var" in trunk
+        return "0.0.weight" in trunk and trunk["0.0.weight"].shape[2:] == (3, 3) and "0.1.running_var" in trunk
 
 
 class SmallOracle(nn.Module):

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dime.core.checkpoints import load_classifier, load_oracle
 from dime.core.datasets import ATTRIBUTES, CelebA
 from dime.core.drawn_faces import DRAWN
 from dime.core.drawn_faces.folder import Plan, write_folder
+from dime.core.networks.classifiers import load_classifier
+from dime.core.networks.features import load_oracle
 from dime.core.results import ResultTree
 from tests.worlds import run_main
 
@@ -46,7 +47,7 @@ def test_the_drawn_attributes_are_recognised(images, name):
             logits = load_oracle(path, CPU)(x)[1][:, [ATTRIBUTES.index(a) for a in DRAWN]]
         else:
             classifier = load_classifier(path, CPU)
-            assert tuple(classifier.attributes) == DRAWN
+            assert tuple(classifier.names) == DRAWN
             logits = classifier(x)
     accuracy = ((logits > 0) == labels.bool()).double().mean(dim=0)
     assert accuracy.mean() >= 0.97

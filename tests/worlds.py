@@ -24,8 +24,8 @@ import torchvision
 from torch import nn
 
 import main as main_script
-from dime.core import weight_files
 from dime.core.cli import run
+from dime.core.networks import files
 from tests.helpers import BASE, GOLDEN, filled, golden
 
 SCRIPT = Path(main_script.__file__)
@@ -145,13 +145,13 @@ def make_world(root: Path) -> World:
 @contextlib.contextmanager
 def torchvision_weights_of(world: World) -> Iterator[None]:
     """Within it, torchvision's weights are the world's, whatever lies in models/ or in the user's cache."""
-    before = os.environ.get("TORCH_HOME"), weight_files.WEIGHTS_FOLDER
+    before = os.environ.get("TORCH_HOME"), files.WEIGHTS_FOLDER
     os.environ["TORCH_HOME"] = str(world.root)
-    weight_files.WEIGHTS_FOLDER = world.root / "no-models"
+    files.WEIGHTS_FOLDER = world.root / "no-models"
     try:
         yield
     finally:
-        weight_files.WEIGHTS_FOLDER = before[1]
+        files.WEIGHTS_FOLDER = before[1]
         if before[0] is None:
             del os.environ["TORCH_HOME"]
         else:

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 from dime.core import cli
 from dime.core.errors import InputError
-from dime.core.weight_files import SAFETENSORS, read_checkpoint, write_safetensors
+from dime.core.networks.files import SAFETENSORS, read_checkpoint, write_safetensors
 
 
 def main() -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dime.core.checkpoints import load_small_cnn, load_vggface2
 from dime.core.errors import UndefinedError
 from dime.core.metrics.features import ImageFeatures, Machine
 from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
+from dime.core.networks.features import load_small_cnn, load_vggface2
+from dime.core.networks.files import SAFETENSORS
 from dime.core.results import Pair
-from dime.core.weight_files import SAFETENSORS
 from dime.models.resnet import vggface2_input
 
 SAME_FACE = 0.5

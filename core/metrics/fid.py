@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dime.core.checkpoints import load_inception, load_oracle
 from dime.core.errors import UndefinedError
 from dime.core.metrics.features import ImageFeatures, StoredFeatures
 from dime.core.metrics.measurement import Measurement
 from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, in_partition, require_one_size
+from dime.core.networks.features import load_inception, load_oracle
+from dime.core.networks.files import INCEPTION_URL, pretrained_weights
 from dime.core.results import Pair, ResultTree
-from dime.core.weight_files import INCEPTION_URL, pretrained_weights
 
 FID_IMAGES = 2048
 """Fewer images than Inception has features leave the covariance without full rank, and the FID far too large."""

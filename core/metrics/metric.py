@@ -12,12 +12,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import nn
 
-from dime.core.checkpoints import load_classifier, output_column
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError, UndefinedError
 from dime.core.guidance import BinaryAttribute, Decision, MultiClass
 from dime.core.metrics.features import ImageFeatures, Machine
 from dime.core.metrics.measurement import Measurement
+from dime.core.networks.classifiers import load_classifier, output_column
 from dime.core.results import Pair, ResultTree
 from dime.core.run_config import recorded
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dime.core.checkpoints import load_oracle
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError, UndefinedError
 from dime.core.metrics.features import ImageFeatures, Machine
 from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
+from dime.core.networks.features import load_oracle
 from dime.core.results import Pair, ResultTree
 from dime.core.run_config import recorded
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from dime.core.checkpoints import load_lpips
 from dime.core.errors import InputError, UndefinedError
 from dime.core.metrics.features import Machine, batches, computing, read_images
 from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Metric, require_one_size, select_pairs
+from dime.core.networks.features import load_lpips
 from dime.core.results import ResultTree
 from dime.models.lpips_vgg import LPIPSDistance
 

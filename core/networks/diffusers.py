@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dime.core.errors import InputError
-from dime.core.weight_files import read_state_dict
+from dime.core.networks.files import read_state_dict
 from guided_diffusion.gaussian_diffusion import get_named_beta_schedule
 from guided_diffusion.unet import Dialect, Level
 

@@ -12,7 +12,7 @@ import torch
 
 from dime.core.errors import InputError
 from dime.core.networks.diffusers import StoredModel, read_folder
-from dime.core.weight_files import describe, read_state_dict
+from dime.core.networks.files import describe, read_state_dict
 from guided_diffusion.checkpoint_util import require_finite, require_same_names, stored_config
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.script_util import (

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dime.core.checkpoints import load_vggface2
+from dime.core.networks.features import load_vggface2
 from dime.models.classifiers import DenseNetClassifier
 from dime.models.resnet import Oracle, oracle_parameter_name
 from dime.models.small_cnn import SmallCNN

@@ -10,8 +10,8 @@ import torch
 
 from dime.core.files import write_atomically
 from dime.core.images import grid_png
+from dime.core.networks.diffusion import differing_flags
 from dime.core.training.script import Progress
-from dime.core.unet_flags import differing_flags
 from guided_diffusion import dist_util
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.script_util import create_diffusion

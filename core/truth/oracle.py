@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dime.core.checkpoints import load_classifier
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
 from dime.core.images import from_image
 from dime.core.metrics.faces import SMALL_FS, face_features, face_similarity
 from dime.core.metrics.features import Machine, computing
 from dime.core.metrics.mnac import decide
+from dime.core.networks.classifiers import load_classifier
 from dime.core.truth.cases import Cases
 from dime.core.truth.rows import Row
 

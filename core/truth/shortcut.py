@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dime.core.checkpoints import load_classifier, output_column
 from dime.core.errors import InputError
 from dime.core.metrics.cd import correlation_difference, correlations
 from dime.core.metrics.features import Machine, batches
+from dime.core.networks.classifiers import load_classifier, output_column
 from dime.core.results import ResultTree
 from dime.core.run_config import recorded
 from dime.core.truth.cases import Cases, Truth

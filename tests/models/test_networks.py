@@ -1,52 +1,15 @@
-"""The networks against the published code's outputs, and their preprocessing in closed form."""
+"""Preprocessing in closed form, and the small network; published figures are in tests/core/networks."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-from dime.models.classifiers import DenseNetClassifier
 from dime.models.perceptual import IMAGENET_MEAN, IMAGENET_STD, PerceptualFeatures
-from dime.models.resnet import BGR_MEAN, Oracle, caffe_resnet50, oracle_parameter_name, vggface2_input
-from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
-
-KEYS = json.loads(Path(GOLDEN / "state_dict_keys.json").read_text())
-TOLERANCE = 2e-5  # float32 on another machine, other kernels
-
-
-def build(network: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
-    network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
-
-
-def test_classifier_as_published():
-    classifier = DenseNetClassifier()
-    build(classifier.feat_extract, filled(KEYS["classifier"]["feat_extract"]))
-    build(classifier.classifier, filled(KEYS["classifier"]["classifier"]))
-    x = rnd(3, 2, 3, 64, 64).clamp(-1, 1)
-    with torch.no_grad():
-        assert relative_error(classifier.eval().feat_extract(x), golden("networks")["classifier_features"]) < TOLERANCE
-        assert relative_error(classifier(x), golden("networks")["classifier_logits"]) < TOLERANCE
-
-
-def test_oracle_as_published():
-    state = {oracle_parameter_name(k): v for k, v in filled(KEYS["oracle"]["feat_extract"]).items()}
-    state |= {f"classifier.{k}": v for k, v in filled(KEYS["oracle"]["classifier"]).items()}
-    features, logits = build(Oracle(), state)(rnd(4, 2, 3, 128, 128).clamp(-1, 1))
-    assert relative_error(features, golden("networks")["oracle_features"]) < TOLERANCE
-    assert relative_error(logits, golden("networks")["oracle_logits"]) < TOLERANCE
-
-
-def test_vggface2_as_published():
-    state = {k: v for k, v in filled(KEYS["vggface2_resnet50"]).items() if not k.startswith("fc.")}
-    features = build(caffe_resnet50(), state)(60 * rnd(5, 2, 3, 224, 224))
-    assert features.shape == (2, 2048)
-    assert relative_error(features[:, ::16], golden("networks")["vggface2_features"]) < TOLERANCE
+from dime.models.resnet import BGR_MEAN, Oracle, oracle_parameter_name, vggface2_input
+from dime.models.small_cnn import SmallCNN
+from tests.helpers import fill_, rnd
 
 
 def test_unknown_oracle_names_stay_as_they_are():
@@ -110,3 +73,9 @@ def test_perceptual_gradient_reaches_the_image():
     x = rnd(2, 1, 3, 16, 16).clamp(-0.9, 0.9).requires_grad_()
     network(x).square().sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+def test_the_small_network_is_small():
+    network = SmallCNN().eval()
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(1.2e6, rel=0.05)
+    assert network(rnd(0, 2, 3, 64, 48)).shape == (2, 40)

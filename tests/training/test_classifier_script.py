@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from dime.core.checkpoints import load_classifier, load_oracle
+from dime.core.networks.classifiers import load_classifier
+from dime.core.networks.features import load_oracle
 from dime.core.training.classifier import positive_weights
 from dime.core.training.classifier_files import to_file
 from dime.models.classifiers import DenseNetClassifier
 from dime.models.resnet import Oracle, caffe_resnet50
-from dime.models.small_cnn import SmallCNN
 from guided_diffusion import checkpoint_util
 from tests.helpers import fill_, rnd
 from tests.training.scripts import run_script, unpack_celeba
@@ -43,7 +43,7 @@ def test_what_a_training_leaves(data, tmp_path):
     assert train(data, tmp_path, attributes="Young,Smiling", pos_weight=True) == 0
     content = checkpoint_util.load(tmp_path / "classifier.pth")
     assert content["attributes"] == ["Young", "Smiling"]
-    network = SmallCNN.from_state_dict(content).eval()
+    network = load_classifier(tmp_path / "classifier.pth", torch.device("cpu"))
     assert network(rnd(0, 1, 3, 16, 16)).shape == (1, 2)
     with (tmp_path / "validation.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -12,7 +12,6 @@ from PIL import Image
 from pytorch_fid import fid_score
 from pytorch_fid import inception as reference_inception
 
-from dime.core.checkpoints import load_classifier, load_inception, load_lpips
 from dime.core.errors import InputError, UndefinedError
 from dime.core.guidance import BinaryAttribute
 from dime.core.metrics.cd import spurious_correlations, train_labels
@@ -27,6 +26,8 @@ from dime.core.metrics.metric import Context, select_pairs
 from dime.core.metrics.mnac import changed_attributes, oracle_logits
 from dime.core.metrics.protocol import summary_figures
 from dime.core.metrics.sigma_l import diversity
+from dime.core.networks.classifiers import load_classifier
+from dime.core.networks.features import load_inception, load_lpips
 from dime.core.results import ResultTree
 from tests.helpers import relative_error
 from tests.metric_world import EXPERIMENTS, SMALL_IDS, MetricWorld

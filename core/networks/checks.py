@@ -1,0 +1,137 @@
+"""Can this classifier be explained? Asked once, before anything is computed, of networks from files and from Python."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from dime.core.cli import say
+from dime.core.errors import InputError
+
+LogitsOf = Callable[[torch.Tensor], torch.Tensor]
+
+CALL_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
+"""What networks raise for images that do not fit them."""
+SAME = 0.01
+"""Of the largest logit: other kernels, TF32 and half precision stay far below it, batch norms in training do not."""
+
+
+def check_classifier(classifier: LogitsOf, x: torch.Tensor, decision: Any, name: str = "the classifier") -> None:
+    """Raise InputError, in one line, unless gradients of this classifier's logits can explain images like these.
+
+    Args:
+        classifier: images (N, C, H, W) in [-1, 1] -> logits (N, K). A module comes out as it went in (`frozen`).
+        x: some of the images, one is enough.
+        decision: a binary one, whose `output` is a column of the logits; classes, without that; or K itself.
+        name: what the messages call it.
+    """
+    if mode_matters(classifier):
+        say(f"{name}: is in training mode; it is used in eval mode, with batch norms and dropouts at rest")
+    x = x.detach()
+    with frozen(classifier), torch.enable_grad():
+        count, output = _logits(classifier, x, name).shape[1], getattr(decision, "output", None)
+        if isinstance(decision, int) and count != decision:
+            raise InputError(f"{name}: gives {count} logits, expected {decision}, one per class")
+        if isinstance(output, int) and output >= count:
+            raise InputError(f"{name}: has {count} outputs, counted from 0, and the decision asks for output {output}")
+        if output is None and count < 2:
+            raise InputError(f"{name}: has one output, which is no choice between classes: use a binary decision")
+        _require_gradient(classifier, x, name)
+        company = torch.cat([x[:1], x[:1].flip(-1), -x[:1]])
+        alone, among = _logits(classifier, company[:1], name)[0], _logits(classifier, company, name)[0]
+        if (alone - among).abs().max() > SAME * (1e-3 + alone.abs().max()):
+            raise InputError(
+                f"{name}: an image's logits change with the rest of its batch, or by chance: its batch norms and "
+                "dropouts must be in eval mode"
+            )
+
+
+@contextlib.contextmanager
+def frozen(classifier: LogitsOf) -> Iterator[None]:
+    """Within it a module is in eval mode and its parameters ask for no gradient; afterwards it is as it was."""
+    modules = list(classifier.modules()) if isinstance(classifier, nn.Module) else []
+    parameters = list(classifier.parameters()) if modules else []
+    modes, wanted = [module.training for module in modules], [parameter.requires_grad for parameter in parameters]
+    try:
+        for module in modules:
+            module.training = False
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        for parameter, want in zip(parameters, wanted, strict=True):
+            parameter.requires_grad_(want)
+
+
+def mode_matters(classifier: LogitsOf) -> bool:
+    """Whether a module has batch norms or dropouts in training mode."""
+    modules = classifier.modules() if isinstance(classifier, nn.Module) else ()
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    return any(isinstance(module, kinds) and module.training for module in modules)
+
+
+def require_logits(output: Any, images: int, name: str) -> torch.Tensor:
+    """A network's output, which must be logits (N, K) of that many images. Raises InputError."""
+    if not isinstance(output, torch.Tensor):
+        raise InputError(f"{name}: gives a {type(output).__name__}, expected a tensor of logits (N, K)")
+    if output.ndim != 2 or output.shape[0] != images or not output.shape[1]:
+        raise InputError(f"{name}: gives {tuple(output.shape)} for {images} image(s), expected logits (N, K)")
+    if not output.is_floating_point():
+        raise InputError(f"{name}: gives {output.dtype}, decisions instead of the logits that they rest on")
+    return output
+
+
+def first_line(error: BaseException) -> str:
+    """An error of a library, which may be a page long, in one line."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return lines[-1 if "TorchScript" in lines[0] else 0]  # which puts its traceback first
+
+
+def _logits(classifier: LogitsOf, x: torch.Tensor, name: str) -> torch.Tensor:
+    try:
+        logits = classifier(x)
+    except CALL_ERRORS as error:
+        found = f"cannot take images {tuple(x.shape)} ({first_line(error)})"
+        raise InputError(f"{name}: {found}; describe its input: --classifier_size, _mean, _std") from error
+    logits = require_logits(logits, len(x), name)
+    if not logits.isfinite().all():
+        raise InputError(f"{name}: its logits are not finite on these images")
+    return logits
+
+
+def _require_gradient(classifier: LogitsOf, x: torch.Tensor, name: str) -> None:
+    ends: list[str] = []
+
+    def watch(layer: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple, output: Any) -> None:
+            came = any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
+            if came and isinstance(output, torch.Tensor) and not output.requires_grad:
+                ends.append(layer)
+
+        return hook
+
+    named = classifier.named_modules() if isinstance(classifier, nn.Module) else ()
+    hooks = []
+    try:
+        with contextlib.suppress(RuntimeError):  # a TorchScript module takes none
+            hooks += [module.register_forward_hook(watch(layer)) for layer, module in named if layer]
+        x = x.clone().requires_grad_()
+        logits = _logits(classifier, x, name)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    uneven = logits @ torch.linspace(1, 2, logits.shape[1], device=x.device)  # probabilities sum to 1 whatever x is
+    gradient = torch.autograd.grad(uneven.sum(), x, allow_unused=True)[0] if logits.requires_grad else None
+    if gradient is None:
+        at = f"; it ends at its layer {ends[0]}" if ends else ""
+        raise InputError(f"{name}: is not differentiable: no gradient of its logits reaches the image{at}")
+    if not gradient.isfinite().all():
+        raise InputError(f"{name}: its gradient is not finite on these images")
+    if not gradient.any():
+        raise InputError(f"{name}: its gradient is zero: it rounds, or gives saturated probabilities instead of logits")

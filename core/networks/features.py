@@ -1,0 +1,165 @@
+"""The networks beside the classifier and the diffusion model: those of the metrics and of the perceptual loss.
+
+Every loader gives a network in eval mode, in float32, with frozen parameters, on the device asked for, and raises
+InputError. Networks are built on the meta device first, so that no random weights are drawn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lpips
+import torch
+from torch import nn
+
+from dime.core.cli import say
+from dime.core.errors import InputError
+from dime.core.networks.files import (
+    State,
+    bare,
+    describe,
+    install,
+    is_state_dict,
+    network_entry,
+    pretrained_weights,
+    read_checkpoint,
+    read_numpy_pickle,
+    read_state_dict,
+)
+from dime.models.inception import InceptionFeatures
+from dime.models.perceptual import VGG19_LAYERS, LPIPSDistance, PerceptualFeatures
+from dime.models.resnet import Oracle, caffe_resnet50, oracle_parameter_name
+from dime.models.small_cnn import SmallCNN, SmallOracle, SmallPerceptual
+
+VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+INCEPTION_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+)
+LPIPS_HEADS = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
+"""The calibrated layer weights, which come with the lpips package."""
+VGGFACE2_FILES = ("resnet50_vggface2_model.pkl", "resnet50_ft_weight.pkl")
+"""The VGGFace2 weights, under the name the metric scripts use and the one they are downloaded as."""
+
+
+def load_oracle(path: str | Path, device: torch.device) -> nn.Module:
+    """The attribute oracle: x (N, 3, H, W) in [-1, 1] -> features (N, D), logits (N, K).
+
+    The published one has D = 128; a small CNN, which may stand in for it on small images, has that of its last level.
+    """
+    content = network_entry(read_checkpoint(path), path)
+    trunk, head = trunk_and_head(content) or ({}, {})
+    if SmallCNN.recognises(trunk):
+        return SmallOracle(build_small_cnn(trunk, head, path, device)).eval()
+    if "conv1_7x7_s2.weight" not in trunk:
+        expected = "an oracle (a dict with feat_extract, a Caffe-style ResNet-50 or a small CNN, and classifier)"
+        raise InputError(f"{path}: holds {describe(content)}, expected {expected}")
+    with torch.device("meta"):
+        network = Oracle(len(head["weight"]))
+    state = {oracle_parameter_name(name): value for name, value in trunk.items()}
+    return install(network, state | {f"classifier.{name}": value for name, value in head.items()}, path, device)
+
+
+def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
+    """The VGGFace2 face network: models.resnet.vggface2_input (N, 3, 224, 224) -> features (N, 2048).
+
+    Looks in the folder of `path` for the other usual name of the file too (VGGFACE2_FILES). Names in the file
+    that the network does not have are skipped; all but the last layer's are reported.
+    """
+    path = Path(path)
+    names = dict.fromkeys((path.name, *VGGFACE2_FILES))
+    found = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
+    if found is None:
+        listed = " or ".join(names)
+        raise InputError(f"{path}: no such file; put VGGFace2's ResNet-50 weights into {path.parent} as {listed}")
+    state = {name: torch.from_numpy(array) for name, array in read_numpy_pickle(found).items()}
+    with torch.device("meta"):
+        network = caffe_resnet50()
+    wanted = network.state_dict()
+    unknown = [name for name in state if name not in wanted and name not in ("fc.weight", "fc.bias")]
+    if unknown:
+        say(f"{found}: {len(unknown)} unknown entries are skipped ({', '.join(unknown[:3])})")
+    return install(network, {name: state[name] for name in wanted if name in state}, found, device)
+
+
+def load_small_cnn(path: str | Path, device: torch.device) -> SmallCNN:
+    """A network that celeba-train-classifier.py --arch small has trained."""
+    content = network_entry(read_checkpoint(path), path)
+    trunk, head = trunk_and_head(content) or ({}, {})
+    if not SmallCNN.recognises(trunk):
+        raise InputError(f"{path}: holds {describe(content)}, expected a small CNN (celeba-train-classifier.py)")
+    return build_small_cnn(trunk, head, path, device)
+
+
+def load_perceptual(layer: int, device: torch.device, path: str | Path = "") -> nn.Module:
+    """The first `layer` layers of a feature network: x (N, 3, H, W) in [-1, 1] -> features (N, C, h, w).
+
+    path: a small CNN, whose layers are its levels; '' is torchvision's VGG19, from models/, the torch hub cache, or
+    downloaded.
+    """
+    if path:
+        try:
+            return SmallPerceptual(load_small_cnn(path, device), layer).eval()
+        except ValueError as error:
+            raise InputError(f"--l_perc_layer {layer}: {path}: {error}") from None
+    if not 1 <= layer <= VGG19_LAYERS:
+        raise InputError(f"--l_perc_layer {layer}: VGG19 has layers 1 to {VGG19_LAYERS}")
+    path = pretrained_weights(VGG19_URL)
+    with torch.device("meta"):
+        network = PerceptualFeatures(layer)
+    return install(network, _those_of(network, read_state_dict(path)), path, device)
+
+
+def load_lpips(device: torch.device) -> LPIPSDistance:
+    """LPIPS on VGG16: torchvision's weights (as in load_perceptual) and the lpips package's linear heads."""
+    path = pretrained_weights(VGG16_URL)
+    with torch.device("meta"):
+        network = LPIPSDistance()
+    scaling = {f"scaling_layer.{name}": value for name, value in lpips.ScalingLayer().state_dict().items()}
+    published = {**read_state_dict(path), **read_state_dict(LPIPS_HEADS), **scaling}
+    state = {own: published.get(LPIPSDistance.published_name(own)) for own in network.state_dict()}
+    return install(network, {own: value for own, value in state.items() if value is not None}, path, device)
+
+
+def load_inception(path: str | Path, device: torch.device) -> InceptionFeatures:
+    """The FID's Inception-V3 (pytorch-fid's weights): x (N, 3, H, W) in [-1, 1] -> features (N, 2048)."""
+    with torch.device("meta"):
+        network = InceptionFeatures()
+    state = read_state_dict(path)
+    return install(network, {k: v for k, v in state.items() if k not in ("fc.weight", "fc.bias")}, path, device)
+
+
+def trunk_and_head(content: object) -> tuple[State, State] | None:
+    """The two state dicts of a published classifier or oracle; None for anything else.
+
+    A state dict, as in a .safetensors file, cannot nest tables: there the two names are prefixes.
+    """
+    if not isinstance(content, dict):
+        return None
+    if is_state_dict(content):
+        flat, parts = bare(content), ("feat_extract", "classifier")
+        content = {
+            part: {k.removeprefix(f"{part}."): v for k, v in flat.items() if k.startswith(f"{part}.")} for part in parts
+        }
+    trunk, head = content.get("feat_extract"), content.get("classifier")
+    if not (is_state_dict(trunk) and is_state_dict(head)):
+        return None
+    trunk, head = bare(trunk), bare(head)
+    return (trunk, head) if "weight" in head and head["weight"].ndim == 2 else None
+
+
+def build_small_cnn(trunk: State, head: State, path: str | Path, device: torch.device) -> SmallCNN:
+    """The small CNN that these two tables hold."""
+    with torch.device("meta"):
+        network = SmallCNN.shaped_like(trunk, head)
+    return install(network, joined(trunk, head), path, device)
+
+
+def joined(trunk: State, head: State) -> dict[str, torch.Tensor]:
+    """One state dict of a published classifier's two tables."""
+    tables = {"feat_extract": trunk, "classifier": head}
+    return {f"{part}.{name}": value for part, table in tables.items() for name, value in table.items()}
+
+
+def _those_of(network: nn.Module, state: State) -> State:
+    return {name: state[name] for name in network.state_dict() if name in state}

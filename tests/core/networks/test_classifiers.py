@@ -1,0 +1,363 @@
+"""Classifiers of every kind, each on a small real file made by the kind's own library, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from dime.core.errors import InputError
+from dime.core.networks import files
+from dime.core.networks.checks import check_classifier
+from dime.core.networks.classifiers import Classifier, load_classifier, output_column
+from dime.core.networks.files import read_checkpoint, write_safetensors
+from dime.core.networks.kinds import Input, files_of
+from dime.core.training.classifier_files import to_file
+from dime.models.small_cnn import SmallCNN
+from guided_diffusion.checkpoint_util import save
+from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
+
+CPU = torch.device("cpu")
+KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
+TOLERANCE = 2e-5  # float32 on another machine, other kernels
+SAME = 1e-5
+"""Of logits near 1: the library's own forward in float32, normalised by one multiplication instead of two."""
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def refusal(spec: object, **options) -> str:
+    """The message of the InputError that loading raises; it must be one line."""
+    with pytest.raises(InputError) as caught:
+        load_classifier(spec, CPU, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def explained(classifier: nn.Module, size: int) -> torch.Tensor:
+    """Images that a loaded classifier passes its check on."""
+    x = rnd(0, 2, 3, size, size).clamp(-1, 1)
+    check_classifier(classifier, x, classifier.num_outputs)
+    assert not classifier.training and not any(p.requires_grad for p in classifier.parameters())
+    return x
+
+
+def small_net(outputs: int = 5) -> nn.Module:
+    """A few layers that every format can keep."""
+    layers = [nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return fill_(nn.Sequential(*layers, nn.Linear(4, outputs)))
+
+
+# published files and our own
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("published") / "classifier.pth"
+    torch.save({part: filled(KEYS["classifier"][part]) for part in ("feat_extract", "classifier")}, path)
+    return path
+
+
+@pytest.mark.parametrize("wrapper", ["published", "parallel", "flat safetensors", "Lightning"])
+def test_the_published_classifier(published, tmp_path, wrapper):
+    tables, path = torch.load(published, weights_only=True), tmp_path / "c.pth"
+    flat = {f"{part}.{name}": value for part, table in tables.items() for name, value in table.items()}
+    if wrapper == "flat safetensors":
+        path = tmp_path / "c.safetensors"
+        write_safetensors(path, flat, torch.float32)
+    elif wrapper == "Lightning":
+        torch.save({"state_dict": {f"model.{name}": value for name, value in flat.items()}, "epoch": 3}, path)
+    else:
+        prefix = "module." if wrapper == "parallel" else ""
+        torch.save({part: {prefix + k: v for k, v in table.items()} for part, table in tables.items()}, path)
+    classifier = load_classifier(path, CPU)
+    assert classifier.num_outputs == 40 and classifier.names is None and not classifier.training
+    assert not any(p.requires_grad for p in classifier.parameters())
+    logits = classifier(rnd(3, 2, 3, 64, 64).clamp(-1, 1))
+    assert relative_error(logits, golden("networks")["classifier_logits"]) < TOLERANCE
+
+
+def test_a_classifier_may_have_other_outputs_and_old_files_no_counters(tmp_path):
+    trunk = filled({k: v for k, v in KEYS["classifier"]["feat_extract"].items() if "num_batches" not in k})
+    torch.save({"feat_extract": trunk, "classifier": filled({"weight": [3, 1024], "bias": [3]})}, tmp_path / "c.pth")
+    assert load_classifier(tmp_path / "c.pth", CPU)(rnd(3, 1, 3, 64, 64)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", ["c.pth", "c.safetensors"])
+def test_a_small_cnn_keeps_its_weights_and_names(tmp_path, name):
+    network = fill_(SmallCNN(2, (16, 32), channels=1))
+    save(tmp_path / "c.pth", to_file(network, ["Young", "Smiling"]))
+    if name != "c.pth":
+        write_safetensors(tmp_path / name, read_checkpoint(tmp_path / "c.pth"), torch.float32)
+    loaded, x = load_classifier(tmp_path / name, CPU), rnd(1, 2, 1, 32, 32)
+    assert torch.equal(loaded(x), network(x)) and loaded.names == ["Young", "Smiling"]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (filled({"a.weight": [2, 2], "b.weight": [2]}), "a table of 2 tensors (a.weight, b.weight)"),
+        (
+            {"feat_extract": filled({"x": [3]}), "classifier": filled({"weight": [40, 7]})},
+            "a dict with feat_extract (x), classifier (weight)",
+        ),
+        ({"epoch": 3, "lr": 0.1, "a": 1, "b": 2}, "a dict with epoch, lr, a, …"),
+        ({}, "an empty dict"),
+        (torch.zeros(3), "a Tensor"),
+    ],
+)
+def test_unknown_content_is_no_classifier(tmp_path, content, found):
+    torch.save(content, tmp_path / "c.pth")
+    message = refusal(tmp_path / "c.pth")
+    assert found in message and "DenseNet-121" in message and "timm:NAME@FILE" in message
+
+
+def test_columns_by_index_and_by_name():
+    classifier = nn.Module()
+    classifier.names, classifier.num_outputs = ["Young", "Smiling"], 2
+    assert output_column(classifier, 31, "c.pth") == output_column(classifier, "Smiling", "c.pth") == 1
+    assert output_column(classifier, 1, "c.pth", attributes=None) == 1
+    with pytest.raises(InputError, match=r"Male.*decides on Young, Smiling only"):
+        output_column(classifier, 20, "c.pth")
+    classifier.names, classifier.num_outputs = [f"class {n}" for n in range(100)], 100
+    with pytest.raises(InputError, match=r"class 7, "):
+        output_column(classifier, "klass 7", "c.pth", attributes=None)
+    classifier.names, classifier.num_outputs = None, 5
+    assert output_column(classifier, "Arched_Eyebrows", "c.pth") == 1
+    with pytest.raises(InputError, match="has 5 outputs"):
+        output_column(classifier, 31, "c.pth")
+
+
+# libraries
+
+
+def test_timm(tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    network = timm.create_model("resnet10t", num_classes=10).eval()
+    torch.save({"state_dict": {f"model.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "w.pth")
+    before = torch.random.get_rng_state()
+    classifier = load_classifier(f"timm:resnet10t@{tmp_path / 'w.pth'}", CPU)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    x = explained(classifier, 176)
+    torch.testing.assert_close(classifier(x), network(((x + 1) / 2 - MEAN) / STD), rtol=SAME, atol=SAME)
+    assert classifier.num_outputs == 10 and classifier.names is None
+    assert "unknown" in refusal(f"timm:resnet18@{tmp_path / 'w.pth'}")
+
+
+def test_torchvision(tmp_path, monkeypatch, capsys):
+    from safetensors.torch import save_file
+
+    network = torchvision.models.resnet18(num_classes=10).eval()
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    classifier = load_classifier(f"torchvision:resnet18@{tmp_path / 'w.safetensors'}", CPU, size=64)
+    x = explained(classifier, 48)
+    larger = F.interpolate(x, (64, 64), mode="bilinear", antialias=True)
+    torch.testing.assert_close(classifier(x), network(((larger + 1) / 2 - MEAN) / STD), rtol=SAME, atol=SAME)
+    assert "nonesuch" in refusal(f"torchvision:nonesuch@{tmp_path / 'w.safetensors'}")
+
+    # the library's own weights lie where everybody's do
+    monkeypatch.setattr(files, "WEIGHTS_FOLDER", tmp_path)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18-f37072fd.pth")
+    own = load_classifier("torchvision:resnet18", CPU)
+    assert own.size == (224, 224) and own.names[0] == "tench"
+    assert str(tmp_path / "resnet18-f37072fd.pth") in capsys.readouterr().out
+
+
+@pytest.fixture
+def vit(tmp_path) -> tuple[Path, nn.Module]:
+    """A Hugging Face folder and the network in it."""
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra")
+    names = {0: "cat", 1: "dog", 2: "newt"}
+    config = transformers.ViTConfig(
+        **{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+        **{"image_size": 32, "patch_size": 8, "id2label": names, "label2id": {name: i for i, name in names.items()}},
+    )
+    network = transformers.ViTForImageClassification(config).eval()
+    network.save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    return tmp_path / "vit", network
+
+
+def edit(path: Path, **entries: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def test_hugging_face(vit):
+    folder, network = vit
+    classifier = load_classifier(f"hf:{folder}", CPU)
+    x = explained(classifier, 32)
+    expected = network(pixel_values=((x + 1) / 2 - 0.5) / 0.5).logits
+    torch.testing.assert_close(classifier(x), expected, rtol=SAME, atol=SAME)
+    assert classifier.names == ["cat", "dog", "newt"] and classifier.size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("processor", "size", "white", "black"),
+    [
+        ({"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}, 32, 1, -1),
+        ({"size": {"shortest_edge": 32}, "do_normalize": False}, 32, 1, 0),
+        ({"size": 32, "do_rescale": False, "do_normalize": False}, 32, 255, 0),
+        ({"rescale_factor": 2 / 255, "rescale_offset": True, "do_normalize": False}, 32, 1, -1),
+    ],
+)
+def test_hugging_faces_ways_of_describing_an_input(vit, processor, size, white, black):
+    folder, network = vit
+    edit(folder / "preprocessor_config.json", **processor)
+    classifier = load_classifier(f"hf:{folder}", CPU)
+    for x, seen in ((1.0, white), (-1.0, black)):
+        expected = network(pixel_values=torch.full((1, 3, size, size), float(seen))).logits
+        torch.testing.assert_close(classifier(torch.full((1, 3, 8, 8), x)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_hugging_face_folders_that_are_refused(vit):
+    folder, _ = vit
+    edit(folder / "config.json", auto_map={"AutoModelForImageClassification": "evil.Model"})
+    assert "code of its own (auto_map)" in refusal(f"hf:{folder}")
+    edit(folder / "config.json", auto_map={}, id2label={str(n): str(n) for n in range(5)})
+    assert "2 weights are missing or misshapen (the first is classifier" in refusal(f"hf:{folder}")
+    (folder / "preprocessor_config.json").unlink()
+    edit(folder / "config.json", id2label={str(n): str(n) for n in range(3)})
+    assert "does not say what it wants to see" in refusal(f"hf:{folder}")
+    assert load_classifier(f"hf:{folder}", CPU, size=32, mean=0.5, std=0.5).num_outputs == 3
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "holds no .safetensors" in refusal(f"hf:{folder}")
+    assert "config.json: cannot be read" in refusal("hf:google/vit")
+
+
+def test_onnx(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="onnx is an extra")
+    pytest.importorskip("onnx2torch", reason="onnx2torch is an extra")
+    network = small_net()
+    state = {name: value.numpy() for name, value in network.state_dict().items() if value.ndim}
+    initial = [onnx.numpy_helper.from_array(value, name) for name, value in state.items()]
+    node, norm = onnx.helper.make_node, [f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
+    nodes = [
+        node("Conv", ["x", "0.weight", "0.bias"], ["a"], kernel_shape=[3, 3], strides=[2, 2]),
+        node("BatchNormalization", ["a", *norm], ["b"]),
+        node("Relu", ["b"], ["c"]),
+        node("GlobalAveragePool", ["c"], ["d"]),
+        node("Flatten", ["d"], ["e"]),
+        node("Gemm", ["e", "5.weight", "5.bias"], ["logits"], transB=1),
+    ]
+    images, logits = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", ["n", 3, 16, 16]), ("logits", ["n", 5]))
+    )
+    graph = onnx.helper.make_graph(nodes, "net", [images], [logits], initial)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)])
+    onnx.save(model, tmp_path / "net.onnx")
+    classifier = load_classifier(tmp_path / "net.onnx", CPU, mean=0.5, std=0.25)
+    x = explained(classifier, 16)
+    assert classifier.size == (16, 16)
+    torch.testing.assert_close(classifier(x), network(((x + 1) / 2 - 0.5) / 0.25), rtol=SAME, atol=SAME)
+
+    model.graph.node[2].op_type = "Multinomial"
+    onnx.save(model, tmp_path / "net.onnx")
+    assert "dynamo=False" in refusal(tmp_path / "net.onnx")
+    (tmp_path / "net.onnx").write_bytes(b"hello")
+    assert "damaged or not an ONNX model" in refusal(tmp_path / "net.onnx")
+    assert "no such file" in refusal(tmp_path / "none.onnx")
+
+
+def test_a_missing_library_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert 'needs timm: pip install "dime-counterfactuals[timm]"' in refusal("timm:resnet10t@w.pth")
+
+
+# one's own code
+
+
+@pytest.fixture
+def own_code(tmp_path) -> Path:
+    (tmp_path / "layers_beside.py").write_text("OUTPUTS = 5\n")
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "from layers_beside import OUTPUTS\n"
+        "def build():\n"
+        "    layers = [nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]\n"
+        "    return nn.Sequential(*layers, nn.Linear(4, OUTPUTS))\n"
+        "def flat():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 2))\n"
+        "def number():\n    return 3\n"
+        "def spatial():\n    return nn.Conv2d(3, 4, 3)\n"
+    )
+    return tmp_path / "mine.py"
+
+
+def test_ones_own_code(own_code, tmp_path, capsys):
+    torch.save(nn.DataParallel(small_net()).state_dict(), tmp_path / "w.pth")
+    spec = f"python:{own_code}:build@{tmp_path / 'w.pth'}"
+    classifier = load_classifier(spec, CPU, value_range=(0, 255), mean=[1, 2, 3], std=[4, 5, 6])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{spec}: runs your own code" and "is set to eval mode" in lines[1]
+    x, mean, std = (
+        explained(classifier, 20),
+        torch.tensor([1, 2, 3]).view(3, 1, 1),
+        torch.tensor([4, 5, 6]).view(3, 1, 1),
+    )
+    # logits up to some tens here
+    torch.testing.assert_close(classifier(x), small_net()(((x + 1) * 127.5 - mean) / std), rtol=SAME, atol=1e-4)
+    assert load_classifier(f"python:{own_code}:flat", CPU).num_outputs == 2
+
+
+@pytest.mark.parametrize(
+    ("ending", "options", "expected"),
+    [
+        (":number", {}, "gives int, expected a torch.nn.Module"),
+        (":none", {}, "AttributeError"),
+        ("", {}, "expected python:FILE.py:FACTORY"),
+        (":build@no.pth", {}, "no such file"),
+        (":spatial", {}, "expected logits (N, K)"),
+        (":flat", {"size": 32}, "takes no images of (32, 32)"),
+        (":build", {"std": 0}, "std be above 0"),
+        (":build", {"value_range": (1, 0)}, "range must rise"),
+    ],
+)
+def test_ones_own_code_that_is_wrong(own_code, ending, options, expected):
+    assert expected in refusal(f"python:{own_code}{ending}", **options)
+
+
+def test_the_files_that_decide_what_is_loaded(own_code, tmp_path):
+    weights, folder = tmp_path / "w@1.pth", tmp_path / "hf" / "deep"
+    folder.mkdir(parents=True)
+    for path in (weights, tmp_path / "w.pth", folder / "config.json"):
+        path.touch()
+    assert files_of(str(weights)) == [weights]
+    assert files_of(f"timm:resnet10t@{tmp_path / 'w.pth'}") == [tmp_path / "w.pth"]
+    assert files_of(f"python:{own_code}:build@{tmp_path / 'w.pth'}") == [own_code, tmp_path / "w.pth"]
+    assert files_of(f"hf:{tmp_path / 'hf'}") == [folder / "config.json"]
+    assert files_of("timm:resnet10t") == []
+
+
+# programs
+
+
+def test_programs_are_refused_unless_trusted(tmp_path):
+    network, x = small_net(), torch.zeros(2, 3, 16, 16)
+    torch.jit.trace(network, x).save(tmp_path / "script.pt")
+    batch = torch.export.Dim("batch", min=1, max=64)
+    torch.export.save(torch.export.export(network, (x,), dynamic_shapes=({0: batch},)), tmp_path / "export.pt2")
+    for name, what in (("script.pt", "TorchScript"), ("export.pt2", "torch.export")):
+        message = refusal(tmp_path / name)
+        assert f"is a {what} archive, a program" in message and "--trust_classifier True" in message
+        classifier = load_classifier(tmp_path / name, CPU, trust=True, size=16)
+        x = explained(classifier, 16)
+        torch.testing.assert_close(classifier(x), network(x), rtol=SAME, atol=SAME)
+
+
+# in front of the network
+
+
+def test_resizing_reaches_every_pixel():
+    """Without antialiasing most of a large image's pixels would have no gradient."""
+    classifier = Classifier(nn.Sequential(OrderedDict(flat=nn.Flatten(), sums=nn.Linear(3 * 16, 1))), Input(4))
+    x = rnd(0, 1, 3, 32, 32).requires_grad_()
+    classifier(x).sum().backward()
+    assert (x.grad != 0).all()
+    # a constant image stays what it is, whatever the size
+    assert torch.allclose(classifier(torch.full((1, 3, 9, 32), 0.25)), classifier(torch.full((1, 3, 4, 4), 0.25)))

@@ -1,0 +1,250 @@
+"""Files of weights: what is whole comes back, in whatever wrapper; what is not is one line; nothing is ever run."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dime.core.errors import InputError
+from dime.core.networks.files import (
+    install,
+    read_checkpoint,
+    read_numpy_pickle,
+    read_state_dict,
+    write_safetensors,
+)
+from guided_diffusion.checkpoint_util import save_state_dict, stored_config
+from tests.helpers import fill_, rnd
+
+CPU = torch.device("cpu")
+HALF_PRECISION = 2.0**-11
+"""Rounding to float16, relative, for weights above 6e-5; below, 2^-25 absolute."""
+
+
+def one_line(load, *args) -> str:
+    """The message of the InputError that a call raises; it must be one line."""
+    with pytest.raises(InputError) as caught:
+        load(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class Hostile:
+    """Creates the file `touched` when a pickle of it is loaded carelessly."""
+
+    def __init__(self, touched: Path) -> None:
+        self.touched = touched
+
+    def __reduce__(self):
+        return Path.touch, (self.touched,)
+
+
+def hostile_zip(path: Path) -> None:
+    torch.save({"x": Hostile(path.with_name("touched"))}, path)
+
+
+def hostile_legacy(path: Path) -> None:
+    torch.save({"x": Hostile(path.with_name("touched"))}, path, _use_new_zipfile_serialization=False)
+
+
+def plain_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"x": Hostile(path.with_name("touched"))}))
+
+
+def truncated_zip(path: Path) -> None:
+    torch.save(OrderedDict(a=torch.zeros(1000)), path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def empty_zip(path: Path) -> None:
+    zipfile.ZipFile(path, "w").close()
+
+
+BAD_FILES = {
+    "missing": (lambda path: None, "no such file"),
+    "folder": (lambda path: path.mkdir(), "folder"),
+    "empty": (lambda path: path.touch(), "empty"),
+    "text": (lambda path: path.write_text("hello, world\n" * 9), "damaged"),
+    "truncated": (truncated_zip, ""),
+    "empty zip": (empty_zip, ""),
+    "hostile": (hostile_zip, "not loaded"),
+    "hostile in the old format": (hostile_legacy, ""),
+    "plain pickle": (plain_pickle, ""),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".pkl"])
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files(tmp_path, suffix, kind):
+    write, expected = BAD_FILES[kind]
+    path = tmp_path / f"weights{suffix}"
+    write(path)
+    message = one_line(read_numpy_pickle if suffix == ".pkl" else read_checkpoint, path)
+    assert message.startswith(str(path)) and (expected in message or suffix != ".pt")
+    assert "weights_only=False" not in message
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_whole_network_is_refused_with_the_way_to_save_it(tmp_path):
+    torch.save(nn.Linear(2, 2), tmp_path / "m.pt")
+    assert "torch.save(network.state_dict(), FILE)" in one_line(read_state_dict, tmp_path / "m.pt")
+
+
+# wrappers
+
+
+def network() -> nn.Module:
+    return fill_(nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4))))
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in network().state_dict().items()}
+
+
+WRAPPED = {
+    "DataParallel": prefixed("module."),
+    "torch.compile": prefixed("_orig_mod."),
+    "both": prefixed("module._orig_mod."),
+    "a part compiled": {name.replace("conv.", "conv._orig_mod."): value for name, value in prefixed("").items()},
+    "Lightning": {"state_dict": prefixed("model."), "epoch": 3, "optimizer_states": [{"lr": 0.1}]},
+    "Lightning, another name": {"state_dict": prefixed("net."), "epoch": 3},
+    "a training": {"model": prefixed("module."), "optimizer": {"state": {}}, "step": 7},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_wrappers_of_weights_are_taken_off(tmp_path, wrapper, capsys):
+    torch.save(WRAPPED[wrapper], tmp_path / "w.pt")
+    fresh = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4)))
+    loaded, x = install(fresh, read_state_dict(tmp_path / "w.pt"), "w.pt", CPU), rnd(0, 1, 3, 8, 8)
+    assert torch.equal(loaded(x), network()(x))
+    is_said = "the network is its entry" in capsys.readouterr().out
+    assert is_said == ({"epoch", "step"} & WRAPPED[wrapper].keys() != set())
+
+
+def test_a_network_that_is_named_like_a_wrapper(tmp_path):
+    own = nn.Module()
+    own.model = network()
+    torch.save(own.state_dict(), tmp_path / "w.pt")
+    assert torch.equal(
+        install(own, read_state_dict(tmp_path / "w.pt"), "w.pt", CPU).model.conv.bias, own.model.conv.bias
+    )
+
+
+def test_an_entry_that_keeps_a_file_from_loading_is_named(tmp_path):
+    torch.save({**prefixed(""), "step": 7}, tmp_path / "w.pt")
+    assert "its entry 'step' is a int" in one_line(read_state_dict, tmp_path / "w.pt")
+    torch.save({"state_dict": {"criterion.weight": torch.ones(3), **prefixed("model.")}}, tmp_path / "w.pt")
+    assert "criterion.weight" in one_line(install, network(), read_state_dict(tmp_path / "w.pt"), "w.pt", CPU)
+
+
+def test_missing_unknown_misshapen_and_broken_weights_are_named():
+    state = prefixed("") | {"extra": torch.zeros(1), "norm.weight": torch.zeros(5)}
+    del state["conv.bias"], state["norm.num_batches_tracked"]  # the counter has no effect, and old files lack it
+    message = one_line(install, network(), state, "w.pt", CPU)
+    for part in ("1 entries are missing (the first is conv.bias)", "extra", "norm.weight: (5,) instead of (4,)"):
+        assert part in message
+    state = prefixed("") | {"conv.bias": torch.tensor([0, 1, float("nan"), 3])}
+    assert "NaN" in (message := one_line(install, network(), state, "w.pt", CPU)) and "conv.bias" in message
+
+
+# safetensors
+
+
+def test_half_the_size_keeps_weights_and_configuration(tmp_path):
+    big = fill_(nn.Linear(300, 300))
+    save_state_dict(tmp_path / "m.pt", big.state_dict(), {"num_heads": 4})
+    write_safetensors(tmp_path / "m.safetensors", read_checkpoint(tmp_path / "m.pt"))
+    assert (tmp_path / "m.safetensors").stat().st_size < 0.55 * (tmp_path / "m.pt").stat().st_size
+    whole, half = (read_state_dict(tmp_path / name) for name in ("m.pt", "m.safetensors"))
+    for name in whole:
+        torch.testing.assert_close(half[name].float(), whole[name], rtol=HALF_PRECISION, atol=2.0**-25)
+    assert stored_config(whole) == stored_config(half) == {"num_heads": 4}
+
+
+def test_the_state_of_a_training_is_no_network(tmp_path):
+    content = {"network": {"weight": torch.ones(2)}, "optimizer": {"state": {0: torch.ones(2)}, "param_groups": []}}
+    assert "'optimizer' holds more than tensors" in one_line(write_safetensors, tmp_path / "t.safetensors", content)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_tensors_beside_them_and_notes_come_back(tmp_path):
+    content = {"table": {"weight": torch.ones(2)}, "alone": torch.zeros(3), "epoch": 4, "attributes": ["Young"]}
+    write_safetensors(tmp_path / "t.safetensors", content, torch.float32)
+    again = read_checkpoint(tmp_path / "t.safetensors")
+    assert again.keys() == content.keys() and again["epoch"] == 4 and again["attributes"] == ["Young"]
+    assert torch.equal(again["alone"], content["alone"])
+    assert torch.equal(again["table"]["weight"], content["table"]["weight"])
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"format": "pt"}, {"tables": '"none"'}, {"config": "[" * 100_000}, {"config": "3"}]
+)
+def test_metadata_of_other_programs_does_no_harm(tmp_path, metadata):
+    from safetensors.torch import save_file
+
+    save_file(prefixed(""), tmp_path / "m.safetensors", metadata)
+    state = read_state_dict(tmp_path / "m.safetensors")
+    assert state.keys() == prefixed("").keys() and stored_config(state) is None
+
+
+# pickles of arrays (VGGFace2)
+
+
+def test_a_pickle_of_arrays_never_runs_code(tmp_path):
+    touched = tmp_path / "touched"
+    for content in (Hostile(touched), {"conv1.weight": Hostile(touched)}, np.array([Hostile(touched)])):
+        (tmp_path / "w.pkl").write_bytes(pickle.dumps(content))
+        assert "asks for" in one_line(read_numpy_pickle, tmp_path / "w.pkl")
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("name", ["numpy.load", "numpy._core.multiarray.fromfile", "os.system", "builtins.eval"])
+def test_a_pickle_of_arrays_names_nothing_but_arrays(tmp_path, name):
+    module, _, function = name.rpartition(".")
+    (tmp_path / "w.pkl").write_bytes(f"c{module}\n{function}\n(S'x'\ntR.".encode())
+    assert name in one_line(read_numpy_pickle, tmp_path / "w.pkl")
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_a_pickle_of_python_2(tmp_path, core):
+    """The way Python 2 wrote a float32 array of one element: byte strings, protocol 0 opcodes."""
+    text = (
+        f"(dS'a'\ncnumpy.{core}.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+        "(I1\n(I1\ntcnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\x00\\x00\\x80?'\ntbs."
+    )
+    (tmp_path / "w.pkl").write_bytes(text.encode("latin1"))
+    arrays = read_numpy_pickle(tmp_path / "w.pkl")
+    assert arrays["a"].dtype == np.float32 and arrays["a"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("table", [dict, OrderedDict])
+def test_pickles_of_every_protocol_are_read(tmp_path, protocol, table):
+    arrays = table(weight=np.arange(6, dtype=np.float32).reshape(2, 3), count=np.array(3))
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(arrays, protocol))
+    read = read_numpy_pickle(tmp_path / "w.pkl")
+    assert read.keys() == arrays.keys()
+    assert all(np.array_equal(read[name], arrays[name]) for name in arrays)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"a": 3}, [1, 2], {"a": np.array(["x"])}, {"a": np.array([None])}, {1: np.ones(1)}]
+)
+def test_a_pickle_of_other_things(tmp_path, content):
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(content))
+    expected = "expected a pickled dict of names and numpy arrays"
+    assert expected in one_line(read_numpy_pickle, tmp_path / "w.pkl")
+
+
+@pytest.mark.parametrize("content", [b"just text", b"\x80\x04\x95", pickle.dumps(np.ones(9))[:-20]])
+def test_a_damaged_pickle(tmp_path, content):
+    (tmp_path / "w.pkl").write_bytes(content)
+    assert "damaged" in one_line(read_numpy_pickle, tmp_path / "w.pkl")
