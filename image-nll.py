@@ -13,9 +13,9 @@ import numpy as np
 from dime.core.checkpoints import load_unet
 from dime.core.cli import Parser, boolean, integer, run, say
 from dime.core.datasets import ATTRIBUTES, PARTITIONS, CelebA
-from dime.core.training.data import own_share, seed_everything
+from dime.core.training.data import own_share
 from dime.core.training.likelihood import measure_likelihood
-from dime.core.training.script import library_errors
+from dime.core.training.script import processes
 from guided_diffusion import dist_util
 from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.image_datasets import load_data
@@ -31,9 +31,7 @@ def main() -> None:
     """Measure, print after each batch, and write the terms by timestep."""
     args = parse_args()
     flags = args_to_dict(args, model_and_diffusion_defaults())
-    with library_errors():
-        dist_util.setup_dist(args.gpus)
-        seed_everything(args.seed)
+    with processes(args.gpus, args.seed):
         network = load_unet(args.model_path, flags, dist_util.dev())
         data, diffusion = open_data(args), create_diffusion(flags)
         for result in measure_likelihood(network, diffusion, data, args.num_samples, args.clip_denoised):
@@ -44,7 +42,6 @@ def main() -> None:
             Path(args.output_path).mkdir(parents=True, exist_ok=True)
             for name, values in result.terms.items():
                 np.savez(Path(args.output_path) / f"{name}_terms.npz", values)
-        dist_util.close()
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,6 +6,7 @@ Started like the training: by python, mpiexec or torchrun.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,9 +14,8 @@ import torch
 from dime.core.checkpoints import load_unet
 from dime.core.cli import Parser, boolean, integer, number, run, say
 from dime.core.errors import InputError
-from dime.core.training.data import seed_everything
-from dime.core.training.sampling import Sampler, draw_samples, label_rows, write_samples
-from dime.core.training.script import attribute_list, library_errors
+from dime.core.training.sampling import draw_samples, label_rows, write_samples
+from dime.core.training.script import attribute_list, processes
 from guided_diffusion import dist_util
 from guided_diffusion.script_util import (
     add_dict_to_argparser,
@@ -23,21 +23,25 @@ from guided_diffusion.script_util import (
     create_diffusion,
     model_and_diffusion_defaults,
 )
+from guided_diffusion.trainer import usable_precision
 
 
 def main() -> None:
-    """Draw, gather and write."""
+    """Load, draw, gather and write."""
     args = parse_args()
-    with library_errors():
-        dist_util.setup_dist(args.gpus)
-        seed_everything(args.seed)
-        labels = None
+    flags = args_to_dict(args, model_and_diffusion_defaults())
+    with processes(args.gpus, args.seed):
+        device, labels = dist_util.dev(), None
         if args.class_cond:
             labels = label_rows(args.num_samples, args.attributes, args.data_dir, args.seed)
-        images = draw_samples(build_sampler(args), labels, args.num_samples, args.batch_size)
+        network, diffusion = load_unet(args.model_path, flags, device), create_diffusion(flags)
+        if args.use_fp16 and usable_precision("fp16", device) == "fp16":
+            network.convert_to(torch.float16)
+        method = partial(diffusion.ddim_sample_loop, eta=args.eta) if args.use_ddim else diffusion.p_sample_loop
+        draw = partial(method, network, clip_denoised=args.clip_denoised, device=device)
+        images = draw_samples(draw, (args.batch_size, 3, args.image_size, args.image_size), args.num_samples, labels)
         if dist_util.rank() == 0:
             say(f"{len(images)} images: {write_samples(Path(args.output_path), images, labels)}")
-        dist_util.close()
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,15 +64,6 @@ def parse_args() -> argparse.Namespace:
     if args.class_cond and args.attributes is None and not args.data_dir:
         raise InputError("--class_cond True: say what to draw, by --attributes Smiling,Young or by --data_dir")
     return args
-
-
-def build_sampler(args: argparse.Namespace) -> Sampler:
-    """The network of the file and the process of the flags."""
-    flags = args_to_dict(args, model_and_diffusion_defaults())
-    network = load_unet(args.model_path, flags, dist_util.dev())
-    if args.use_fp16 and dist_util.dev().type == "cuda":
-        network.convert_to(torch.float16)
-    return Sampler(network, create_diffusion(flags), args.image_size, args.use_ddim, args.eta, args.clip_denoised)
 
 
 if __name__ == "__main__":

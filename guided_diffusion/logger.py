@@ -157,8 +157,13 @@ class Logger:
         """Write the numbers collected, forget them and return them; with an MPI communicator, means over its ranks."""
         means = {key: total / count for key, (total, count) in self._combined_means().items()}
         values = {**self._values, **means}
-        for output in self.outputs if values else ():
-            output.write(values)
+        for output in list(self.outputs) if values else ():
+            try:
+                output.write(values)
+            except Exception as error:  # a full disk, a broken tensorboard: no reason to lose a training
+                self.outputs.remove(output)
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                print(f"{type(output).__name__} cannot be written ({reason}): going on without it.", flush=True)
         self._values, self._means = {}, defaultdict(lambda: [0.0, 0])
         return values
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from guided_diffusion.nn import NORM_GROUPS, SiLUInPlace, normalization, timestep_embedding, zero_module
+from guided_diffusion.nn import NORM_GROUPS, SiLUInPlace, normalization, own_precision, timestep_embedding, zero_module
 from guided_diffusion.unet_blocks import BlockFactory, EmbedSequential
 
 
@@ -143,9 +143,10 @@ class UNetModel(nn.Module):
         ValueError for labels and sides that do not fit.
         """
         self._check_input(x, y)
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(self.head_dtype))  # (N, E)
-        if y is not None:
-            emb = emb + self.label_emb(y.to(emb.dtype) if self.multiclass else y)
+        with own_precision(x):
+            emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(self.head_dtype))  # (N, E)
+            if y is not None:
+                emb = emb + self.label_emb(y.to(emb.dtype) if self.multiclass else y)
 
         h = x.to(self.dtype)
         skips = []
@@ -156,7 +157,8 @@ class UNetModel(nn.Module):
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         last = x.is_contiguous(memory_format=torch.channels_last)
-        output = self.out(h.to(self.head_dtype)).to(x.dtype)
+        with own_precision(x):
+            output = self.out(h.to(self.head_dtype)).to(x.dtype)
         return output.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def _check_input(self, x: torch.Tensor, y: torch.Tensor | None) -> None:

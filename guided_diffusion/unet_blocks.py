@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from guided_diffusion.nn import SiLUInPlace, normalization, zero_module
+from guided_diffusion.nn import SiLUInPlace, normalization, own_precision, zero_module
 
 
 class Downsample(nn.Module):
@@ -85,7 +85,8 @@ class ResBlock(nn.Module):
     def _forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         norm, activation, conv = self.in_layers
         h = conv(self.resample(activation(norm(x))))
-        emb = self.emb_layers(emb)
+        with own_precision(x):
+            emb = self.emb_layers(emb)
         norm, activation, dropout, conv = self.out_layers
         if self.use_scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)

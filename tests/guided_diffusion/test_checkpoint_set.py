@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from guided_diffusion import checkpoint_set, checkpoint_util
-from guided_diffusion.checkpoint_set import CheckpointFolder, SetPaths, number_in
+from guided_diffusion.checkpoint_set import CheckpointFolder, SetPaths, parse_resume_step_from_filename
 
 NAMES = ["model", "ema_0.9_", "opt"]
 
@@ -35,7 +35,7 @@ def tags(paths: SetPaths) -> set[float]:
     ],
 )
 def test_the_number_after_the_last_model(path, number):
-    assert number_in(path) == number
+    assert parse_resume_step_from_filename(path) == number
 
 
 def killed_at(moment: int, write) -> bool:
