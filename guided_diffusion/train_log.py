@@ -21,7 +21,7 @@ class Meter:
         self._clear()
 
     def add(self, step: int, values: dict[str, torch.Tensor], quartile: torch.Tensor | None = None) -> None:
-        """Note numbers (n,) of each name; with `quartile` (n,), 0 to 3, they go into means `name_q0` … `_q3` as well."""
+        """Note numbers (n,) of each name; `quartile` (n,), 0 to 3: they go into means `name_q0` … `_q3` as well."""
         self._kept.append((step, {name: value.detach() for name, value in values.items()}, quartile))
         if len(self._kept) >= _MOST_KEPT:
             self.check()

@@ -94,8 +94,8 @@ class Monitor(Progress):
                 )
                 now = deadline  # the first evaluation of a shape may be slow, and foretells nothing
                 for done, out in enumerate(steps, start=1):
-                    before, now = now, time.monotonic()
+                    x, before, now = out["sample"], now, time.monotonic()
                     if loop.stopping or now + max(now - before, 0) * (evaluations - done) > deadline:
                         return images
-                images = torch.cat([images, out["sample"].cpu()])
+                images = torch.cat([images, x.cpu()])
         return images

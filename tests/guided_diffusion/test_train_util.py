@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from guided_diffusion.resample import LossAwareSampler, LossSecondMomentResample
 from guided_diffusion.script_util import create_model_and_diffusion
 from guided_diffusion.train_util import TrainLoop, TrainObserver
 from tests.helpers import BASE, fill_, golden, relative_error, rnd
-from tests.training.small import endless, network_and_diffusion, settings
+from tests.training.small import FLAGS, endless, network_and_diffusion, settings
 
 
 @pytest.fixture(autouse=True)
@@ -269,6 +270,33 @@ def test_overflow_without_end_stops():
         loop.run_step(rnd(1, 4, 3, 8, 8), {})
 
 
+def test_in_lower_precision_embeddings_and_head_compute_in_float32_and_the_blocks_do_not():
+    loop = make(precision="bf16")
+    types = {}
+    for name, module in loop.model.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            module.register_forward_hook(lambda _, args, output, name=name: types.update({name: output.dtype}))
+    loop.run_step(rnd(1, 4, 3, 8, 8), {})
+    in_float32 = {name for name, dtype in types.items() if dtype == torch.float32}
+    assert in_float32 == {name for name in types if name.startswith(("time_embed.", "out.")) or "emb_layers" in name}
+    assert {types[name] for name in types if name not in in_float32} == {torch.bfloat16}
+
+
+def test_the_first_updates_in_half_precision_are_made():
+    """A head in half precision overflows: its gradient sums 2^20 times the loss's over all pixels."""
+    torch.manual_seed(0)
+    model, diffusion = create_model_and_diffusion(**FLAGS)  # as it is at first, with a head of zeros
+    loop = TrainLoop(model=model, diffusion=diffusion, data=endless(1), precision="fp16", **settings(batch_size=1))
+    assert [loop.run_step(rnd(seed, 1, 3, 8, 8), {}) for seed in (1, 2)] == [True, True]
+
+
+def test_fp16_on_a_cpu_falls_back_and_says_so(capsys):
+    assert make(use_fp16=True).dtype == torch.float32
+    assert capsys.readouterr().out.count("fp16") == 1
+    assert make(use_fp16=False).dtype == torch.float32
+    assert capsys.readouterr().out == ""
+
+
 # --- what it writes
 
 
@@ -299,7 +327,7 @@ def test_old_sets_go_and_foreign_files_stay(tmp_path):
 def test_the_test_variable_stops_after_a_later_save(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_TRAINING_TEST", "1")
     loop = train(save_interval=2)
-    assert loop.step == 2
+    assert loop.step == 3
     assert "model000002.pt" in names(tmp_path)
 
 
@@ -322,6 +350,30 @@ def test_what_is_logged(tmp_path):
     assert any(f"loss_q{quartile}" in row for quartile in range(4))
 
 
+def test_the_logged_norm_of_the_weights_and_loss_scale_are_those_that_the_update_started_from():
+    logged = []
+
+    class Watch(TrainObserver):
+        def on_log(self, loop, values):
+            logged.append(values)
+
+    loop = make(precision="fp16", max_steps=1, lr=1.0, observer=Watch())
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**9, growth_interval=1)
+    before = torch.cat([p.detach().flatten() for p in loop.params]).norm()
+    loop.run_loop()
+    assert logged[0]["param_norm"] == pytest.approx(float(before), rel=1e-4)  # float32 sums in another order
+    assert logged[0]["lg_loss_scale"] == 9
+
+
+def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # its import fails
+    logger.configure(dir=str(tmp_path), format_strs=["tensorboard", "csv"])
+    assert train(max_steps=3).updates == 3
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and "going on without it" in said[0]
+    assert len((tmp_path / "progress.csv").read_text().splitlines()) == 4
+
+
 def test_each_term_is_logged_by_quartile_of_the_timestep():
     """Ten timesteps of a process of a hundred: the quartiles are 0-2, 3-4, 5-7 and 8-9."""
     logged = []
@@ -339,7 +391,7 @@ def test_each_term_is_logged_by_quartile_of_the_timestep():
 
     loop.diffusion.training_losses = losses
     loop.run_step(rnd(1, 10, 3, 8, 8), {})
-    loop.log()
+    loop.log(0)
     expected = {
         **{"loss": 28.5, "loss_q0": 5 / 3, "loss_q1": 12.5, "loss_q2": 110 / 3, "loss_q3": 72.5},
         **{"mse": 104.5, "mse_q0": 101, "mse_q1": 103.5, "mse_q2": 106, "mse_q3": 108.5},
@@ -481,7 +533,7 @@ def test_a_finished_training_is_left_as_it_is(tmp_path):
 # --- what stops it
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_stops(number, tmp_path):
     class Interrupt(TrainObserver):
         def on_update(self, loop):
