@@ -209,7 +209,7 @@ def test_gradient_clipping_bounds_the_norm():
 # --- precision
 
 
-def test_half_precision_grows_its_scale_and_halves_it_at_an_overflow():
+def test_an_overflow_halves_the_scale_and_changes_no_weight():
     loop = make(precision="fp16", fp16_scale_growth=0.5)
     assert loop.scaler.get_scale() == 2.0**20
     before = [p.detach().clone() for p in loop.params]
@@ -218,12 +218,6 @@ def test_half_precision_grows_its_scale_and_halves_it_at_an_overflow():
     assert loop.scaler.get_scale() == 2.0**19
     assert all(torch.equal(p, old) for p, old in zip(loop.params, before, strict=True))
     assert all(torch.equal(e, old) for e, old in zip(loop.ema[0.9], before, strict=True))
-
-    loop = make(precision="fp16", fp16_scale_growth=0.5)
-    loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_factor=2**0.5, growth_interval=1)
-    loop.run_step(rnd(1, 4, 3, 8, 8), {})
-    assert loop.scaler.get_scale() == pytest.approx(2.0**10.5)
-    assert not torch.equal(loop.params[0], before[0])
 
 
 @pytest.mark.parametrize(
