@@ -8,30 +8,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dime.core.cli import Parser, boolean, integer, number, run, say
+from dime.core.cli import Parser, boolean, integer, number, run
 from dime.core.datasets import ATTRIBUTES, CelebA
 from dime.core.errors import InputError
-from dime.core.training.classifier import ClassifierTraining, Settings, positive_weights
+from dime.core.training.classifier import ClassifierTraining, positive_weights
 from dime.core.training.classifier_files import ARCHITECTURES, initialise_oracle
-from dime.core.training.data import own_share, seed_everything, training_batches
-from dime.core.training.script import PRECISIONS, add_training_flags, attribute_list, library_errors, open_log
+from dime.core.training.data import own_share, training_batches
+from dime.core.training.script import Progress, add_training_flags, attribute_list, train
 from guided_diffusion import dist_util
+from guided_diffusion.trainer import PRECISIONS, usable_precision
 
 
 def main() -> None:
     """Train until the flags or a signal end it."""
-    args = parse_args()
-    with library_errors():
-        dist_util.setup_dist(args.gpus)
-        args.output_path = open_log(args.output_path)
-        seed_everything(args.seed)
-        training = build_training(args)
-        if dist_util.rank() == 0:
-            say(f"{training.updates} updates done, checkpoints in {args.output_path}, training on {training.device}")
-        finished = training.run()
-        dist_util.close()
-    if dist_util.rank() == 0:
-        say(f"{training.updates} updates done; " + ("finished" if finished else "run the same command again to go on"))
+    train(parse_args(), build_training)
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,9 +36,7 @@ def parse_args() -> argparse.Namespace:
     add("--epochs", type=integer(1), default=10, help="passes over the training images")
     add("--lr", type=number(0), default=1e-4, help="learning rate of AdamW")
     add("--weight_decay", type=number(0), default=0.01, help="weight decay of AdamW")
-    add(
-        "--pos_weight", type=boolean, default=False, help="let positive and negative labels of an attribute weigh alike"
-    )
+    add("--pos_weight", type=boolean, default=False, help="positive and negative labels of an attribute weigh alike")
     add("--precision", choices=PRECISIONS, default="fp32", help="of the network; the weights stay fp32")
     add("--random_crop", type=boolean, default=False, help="crop 95 to 100 %% of the area at random")
     add("--log_interval", type=integer(1), default=10, help="updates between two lines of the log")
@@ -66,29 +54,29 @@ def build_training(args: argparse.Namespace) -> ClassifierTraining:
         initialise_oracle(network, args.weights_path)
     data = (args.data_dir, args.image_size, args.batch_size, args.attributes)
     batches = training_batches(*data, seed=args.seed, num_workers=args.num_workers, random_crop=args.random_crop)
-    train_labels = CelebA(args.data_dir, "train", args.image_size).table[[ATTRIBUTES[a] for a in args.attributes]]
     validation = own_share(CelebA(args.data_dir, "val", args.image_size), args.attributes)
     if not len(validation):
         raise InputError(f"{args.data_dir}: fewer validation images than processes; start fewer")
+    names = [ATTRIBUTES[attribute] for attribute in args.attributes]
+    labels = batches.dataset.dataset.table[names].to_numpy()  # of all processes' images
     last_update = args.epochs * batches.batches_per_pass
     return ClassifierTraining(
         network,
         architecture,
-        [ATTRIBUTES[attribute] for attribute in args.attributes],
+        names,
         batches,
         validation,
-        positive_weights(train_labels.to_numpy()) if args.pos_weight else None,
-        Settings(
-            lr=args.lr,
-            weight_decay=args.weight_decay,
-            last_update=min(last_update, args.max_steps) if args.max_steps else last_update,
-            eval_interval=args.eval_interval or batches.batches_per_pass,
-            save_interval=args.save_interval,
-            log_interval=args.log_interval,
-            precision=args.precision,
-            grad_clip=args.grad_clip,
-        ),
+        positive_weights(labels) if args.pos_weight else None,
         Path(args.output_path),
+        last_update=min(last_update, args.max_steps or last_update),
+        eval_interval=args.eval_interval or batches.batches_per_pass,
+        save_interval=args.save_interval,
+        log_interval=args.log_interval,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        precision=usable_precision(args.precision, dist_util.dev()),
+        grad_clip=args.grad_clip,
+        observer=Progress(),
     )
 
 

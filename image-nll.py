@@ -10,33 +10,25 @@ from pathlib import Path
 
 import numpy as np
 
-from dime.core.checkpoints import load_unet
 from dime.core.cli import Parser, boolean, integer, run, say
 from dime.core.datasets import ATTRIBUTES, PARTITIONS, CelebA
-from dime.core.training.data import own_share, seed_everything
+from dime.core.networks.diffusion import load_diffusion
+from dime.core.training.data import own_share
 from dime.core.training.likelihood import measure_likelihood
-from dime.core.training.script import library_errors
+from dime.core.training.script import processes
 from guided_diffusion import dist_util
 from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.image_datasets import load_data
-from guided_diffusion.script_util import (
-    add_dict_to_argparser,
-    args_to_dict,
-    create_diffusion,
-    model_and_diffusion_defaults,
-)
+from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
 
 
 def main() -> None:
     """Measure, print after each batch, and write the terms by timestep."""
     args = parse_args()
-    flags = args_to_dict(args, model_and_diffusion_defaults())
-    with library_errors():
-        dist_util.setup_dist(args.gpus)
-        seed_everything(args.seed)
-        network = load_unet(args.model_path, flags, dist_util.dev())
-        data, diffusion = open_data(args), create_diffusion(flags)
-        for result in measure_likelihood(network, diffusion, data, args.num_samples, args.clip_denoised):
+    with processes(args.gpus, args.seed):
+        model = load_diffusion(args.model_path, args.diffusion, dist_util.dev())
+        data = open_data(args, model.image_size)
+        for result in measure_likelihood(model.network, model.process, data, args.num_samples, args.clip_denoised):
             if dist_util.rank() == 0:
                 say(f"done {result.count} samples: bpd={result.total}")
         if dist_util.rank() == 0:
@@ -44,7 +36,6 @@ def main() -> None:
             Path(args.output_path).mkdir(parents=True, exist_ok=True)
             for name, values in result.terms.items():
                 np.savez(Path(args.output_path) / f"{name}_terms.npz", values)
-        dist_util.close()
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,20 +52,22 @@ def parse_args() -> argparse.Namespace:
     add("--gpus", default="", help="GPU indices separated by commas, one for each process; '' means all in order")
     add("--seed", type=integer(0), default=0, help="of the noise")
     add_dict_to_argparser(parser.add_argument_group("diffusion model"), model_and_diffusion_defaults())
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.diffusion = parser.model_flags()
+    return args
 
 
-def open_data(args: argparse.Namespace):
+def open_data(args: argparse.Namespace, image_size: int):
     """Batches of this process's images in their order, with labels for a conditional network."""
     folder = args.data_dir or "."
     if any(Path(folder, f"list_eval_partition.{suffix}").exists() for suffix in ("csv", "txt")):
         attributes = range(len(ATTRIBUTES)) if args.class_cond else None
-        share = own_share(CelebA(folder, args.partition, args.image_size), attributes)
+        share = own_share(CelebA(folder, args.partition, image_size), attributes)
         return EndlessBatches(share, args.batch_size, shuffle=False)
     if args.class_cond:
         raise ValueError(f"{folder}: no list_eval_partition.csv or .txt; --class_cond needs CelebA's labels")
     return load_data(
-        data_dir=folder, batch_size=args.batch_size, image_size=args.image_size, deterministic=True, random_flip=False
+        data_dir=folder, batch_size=args.batch_size, image_size=image_size, deterministic=True, random_flip=False
     )
 
 

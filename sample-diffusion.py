@@ -6,38 +6,38 @@ Started like the training: by python, mpiexec or torchrun.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from dime.core.checkpoints import load_unet
 from dime.core.cli import Parser, boolean, integer, number, run, say
 from dime.core.errors import InputError
-from dime.core.training.data import seed_everything
-from dime.core.training.sampling import Sampler, draw_samples, label_rows, write_samples
-from dime.core.training.script import attribute_list, library_errors
+from dime.core.networks.diffusion import load_diffusion
+from dime.core.training.sampling import draw_samples, label_rows, write_samples
+from dime.core.training.script import attribute_list, processes
 from guided_diffusion import dist_util
-from guided_diffusion.script_util import (
-    add_dict_to_argparser,
-    args_to_dict,
-    create_diffusion,
-    model_and_diffusion_defaults,
-)
+from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
+from guided_diffusion.trainer import usable_precision
 
 
 def main() -> None:
-    """Draw, gather and write."""
+    """Load, draw, gather and write."""
     args = parse_args()
-    with library_errors():
-        dist_util.setup_dist(args.gpus)
-        seed_everything(args.seed)
-        labels = None
-        if args.class_cond:
+    with processes(args.gpus, args.seed):
+        device, labels = dist_util.dev(), None
+        model = load_diffusion(args.model_path, args.diffusion, device)
+        if model.class_cond:
             labels = label_rows(args.num_samples, args.attributes, args.data_dir, args.seed)
-        images = draw_samples(build_sampler(args), labels, args.num_samples, args.batch_size)
+        if args.use_fp16 and usable_precision("fp16", device) == "fp16":
+            model.network.convert_to(torch.float16)
+        process = model.process
+        method = partial(process.ddim_sample_loop, eta=args.eta) if args.use_ddim else process.p_sample_loop
+        draw = partial(method, model.network, clip_denoised=args.clip_denoised, device=device)
+        shape = (args.batch_size, model.channels, model.image_size, model.image_size)
+        images = draw_samples(draw, shape, args.num_samples, labels)
         if dist_util.rank() == 0:
             say(f"{len(images)} images: {write_samples(Path(args.output_path), images, labels)}")
-        dist_util.close()
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,18 +57,10 @@ def parse_args() -> argparse.Namespace:
     add("--seed", type=integer(0), default=0, help="other numbers give other images")
     add_dict_to_argparser(parser.add_argument_group("diffusion model"), model_and_diffusion_defaults())
     args = parser.parse_args()
+    args.diffusion = parser.model_flags()
     if args.class_cond and args.attributes is None and not args.data_dir:
         raise InputError("--class_cond True: say what to draw, by --attributes Smiling,Young or by --data_dir")
     return args
-
-
-def build_sampler(args: argparse.Namespace) -> Sampler:
-    """The network of the file and the process of the flags."""
-    flags = args_to_dict(args, model_and_diffusion_defaults())
-    network = load_unet(args.model_path, flags, dist_util.dev())
-    if args.use_fp16 and dist_util.dev().type == "cuda":
-        network.convert_to(torch.float16)
-    return Sampler(network, create_diffusion(flags), args.image_size, args.use_ddim, args.eta, args.clip_denoised)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
-from guided_diffusion.script_util import str2bool
+from guided_diffusion.script_util import model_and_diffusion_defaults, str2bool
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -43,6 +43,18 @@ class Parser(argparse.ArgumentParser):
         """Parse, after spelling every flag the way it was declared."""
         args = sys.argv[1:] if args is None else args
         return super().parse_known_args([self._declared_spelling(arg) for arg in args], namespace)
+
+    def given(self, args: Sequence[str] | None = None) -> dict[str, Any]:
+        """The flags that are given, without the defaults of the others."""
+        unset = object()
+        blank = argparse.Namespace(**{action.dest: unset for action in self._actions})
+        parsed = vars(self.parse_args(args, blank))
+        return {name: value for name, value in parsed.items() if value is not unset and name != "help"}
+
+    def model_flags(self) -> dict[str, Any]:
+        """Those flags of the diffusion model that are given: what is not is read from its own file."""
+        known = model_and_diffusion_defaults()
+        return {name: value for name, value in self.given().items() if name in known}
 
     def _declared_spelling(self, arg: str) -> str:
         if not arg.startswith("--"):

@@ -155,9 +155,6 @@ class Config(*GROUPS):
         return flags
 
 
-_UNSET = object()
-
-
 def parse_config(description: str, arguments: Sequence[str] | None = None) -> Config:
     """The flags of the command line, or of `arguments`, checked as far as they can be before any file is opened.
 
@@ -182,9 +179,7 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
     model_flags = model_and_diffusion_defaults()
     add_dict_to_argparser(parser.add_argument_group("diffusion model (as it was trained)"), model_flags)
 
-    unset = argparse.Namespace(**{action.dest: _UNSET for action in parser._actions})
-    parsed = parser.parse_args([*(text for name in names for text in as_arguments(PRESETS[name])), *arguments], unset)
-    given = {name: value for name, value in vars(parsed).items() if value is not _UNSET and name != "help"}
+    given = parser.given([*(text for name in names for text in as_arguments(PRESETS[name])), *arguments])
     config = Config(
         **{name: value for name, value in given.items() if name not in model_flags},
         diffusion={name: value for name, value in given.items() if name in model_flags},

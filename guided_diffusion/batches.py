@@ -5,30 +5,43 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import pickle
+import shutil
 import signal
 import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from guided_diffusion import dist_util
+
 
 class EndlessBatches:
-    """Batches of a data set, pass after pass; the last incomplete batch of a pass is dropped.
+    """Batches of a data set, pass after pass; the last incomplete batch of a pass is dropped, unless `drop_last` is no.
 
     Batch number n is always the same, whatever the number of workers: the order of a pass follows from (seed, pass),
     an item's augmentation from (seed, pass, item). The data set may draw from torch's global CPU generator, which is
-    seeded for each item and then put back. Raises ValueError for a data set smaller than one batch.
+    seeded for each item and then put back. Where workers fail, this process reads in their stead, and says so.
+    Raises ValueError for a data set smaller than one batch.
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, *, shuffle: bool = True, seed: int = 0, num_workers: int = 0
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_workers: int = 0,
+        drop_last: bool = True,
     ) -> None:
-        if len(dataset) < batch_size:
+        if drop_last and len(dataset) < batch_size:
             raise ValueError(
                 f"batch_size {batch_size}: the data set has only {len(dataset)} image(s) for this process; "
                 "use a smaller batch or fewer processes"
@@ -38,7 +51,7 @@ class EndlessBatches:
         self.shuffle = shuffle
         self.seed = seed
         self.num_workers = num_workers
-        self.batches_per_pass = len(dataset) // batch_size
+        self.batches_per_pass = (len(dataset) if drop_last else len(dataset) + batch_size - 1) // batch_size
         self._taken = 0
         self._iterator: Iterator[Any] | None = None
         atexit.register(_close, weakref.ref(self))
@@ -47,9 +60,16 @@ class EndlessBatches:
         return self
 
     def __next__(self) -> Any:
-        if self._iterator is None:
-            self._iterator = iter(self._loader())
-        batch = next(self._iterator)
+        try:
+            batch = self._read()
+        except Exception as error:
+            if not self.num_workers:
+                raise
+            self.num_workers = 0
+            self.close()
+            batch = self._read()  # the same batch; where it was a bad image that failed, its own error arrives here
+            reason = str(error).strip().partition("\n")[0]
+            print(f"Worker processes failed ({reason}): images are read without them from here on.", flush=True)
         self._taken += 1
         return batch
 
@@ -66,15 +86,23 @@ class EndlessBatches:
         self._taken, self.seed = state["batches_taken"], state["seed"]
         self.close()
 
-    def _loader(self) -> DataLoader:
-        return DataLoader(
-            _Seeded(self.dataset),
-            batch_sampler=_Order(len(self.dataset), self.batch_size, self.shuffle, self.seed, self._taken),
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=ignore_foreign_signals,
-            generator=torch.Generator(),  # else it draws from the global one whenever it starts
-        )
+    def _read(self) -> Any:
+        if self._iterator is None:
+            dataset = _Seeded(self.dataset)
+            self.num_workers = _fitting_workers(dataset, self.batch_size, self.num_workers)
+            order = _Order(
+                len(dataset), self.batch_size, self.batches_per_pass, self.shuffle, self.seed, first=self._taken
+            )
+            loader = DataLoader(
+                dataset,
+                batch_sampler=order,
+                num_workers=self.num_workers,
+                pin_memory=torch.cuda.is_available(),
+                worker_init_fn=_ignore_foreign_signals,
+                generator=torch.Generator(),  # else it draws from the global one whenever it starts
+            )
+            self._iterator = iter(loader)
+        return next(self._iterator)
 
 
 @dataclass(frozen=True)
@@ -87,19 +115,19 @@ class _Order:
 
     items: int
     batch_size: int
+    batches_per_pass: int
     shuffle: bool
     seed: int
     first: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        whole_batches = self.items // self.batch_size
-        first_pass, skip = divmod(self.first, whole_batches)
+        first_pass, skip = divmod(self.first, self.batches_per_pass)
         for number in itertools.count(first_pass):
             seeds = np.random.SeedSequence([self.seed, number]).generate_state(self.items + 1, np.uint64)
             order = np.arange(self.items)
             if self.shuffle:
                 order = np.random.Generator(np.random.PCG64(int(seeds[-1]))).permutation(self.items)
-            for batch in range(skip, whole_batches):
+            for batch in range(skip, self.batches_per_pass):
                 chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
                 yield [(int(item), int(seeds[item])) for item in chosen]
             skip = 0
@@ -110,6 +138,9 @@ class _Seeded(Dataset):
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         item, seed = key
@@ -124,7 +155,20 @@ def _close(batches: weakref.ref[EndlessBatches]) -> None:
         alive.close()
 
 
-def ignore_foreign_signals(worker: int) -> None:
+def _fitting_workers(dataset: Dataset, batch_size: int, wanted: int) -> int:
+    """As many of the workers as the shared memory has room for (Docker gives 64 MB); says so where some go."""
+    if not wanted or not Path("/dev/shm").is_dir():
+        return wanted
+    room = shutil.disk_usage("/dev/shm").free * 3 // 4 // dist_util.world_size()
+    in_flight = room // (batch_size * len(pickle.dumps(dataset[0, 0])))  # two of each worker, and the one in use
+    fitting = max(0, min(wanted, (in_flight - 1) // 2))
+    if fitting < wanted:
+        advice = "docker run --shm-size 2g gives more, --num_workers 0 needs none"
+        print(f"/dev/shm has room for {fitting} of {wanted} worker processes that read images; {advice}.", flush=True)
+    return fitting
+
+
+def _ignore_foreign_signals(worker: int) -> None:
     """A worker_init_fn: SIGTERM, SIGINT and SIGUSR1 end a worker only if its own training process sends them.
 
     A cluster and torchrun signal every process; if that killed a worker, the training would crash before its last

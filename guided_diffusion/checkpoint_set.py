@@ -19,6 +19,8 @@ from guided_diffusion import checkpoint_util
 from guided_diffusion.files import is_remote, open_file
 
 MODEL, OPTIMIZER = "model", "opt"
+NOTES = "training"
+"""The entry of opt*.pt that holds what is not the optimizer's; the optimizer ignores it."""
 
 
 def ema_name(rate: float) -> str:
@@ -26,9 +28,9 @@ def ema_name(rate: float) -> str:
     return f"ema_{rate}_"
 
 
-def number_in(path: str) -> int:
+def parse_resume_step_from_filename(filename: str) -> int:
     """The number after the last `model` in a path, as in …/model000123.pt; 0 where there is none."""
-    found = re.match(r"\d+(?=\.|$)", path.rpartition(MODEL)[2])
+    found = re.match(r"\d+(?=\.|$)", filename.rpartition(MODEL)[2])
     return int(found.group()) if found else 0
 
 
@@ -42,7 +44,7 @@ class SetPaths:
     @classmethod
     def of_model(cls, path: str) -> SetPaths:
         """The set that a model's file belongs to."""
-        return cls(path.rpartition("/")[0] or ".", number_in(path))
+        return cls(path.rpartition("/")[0] or ".", parse_resume_step_from_filename(path))
 
     def __getitem__(self, name: str) -> str:
         return f"{self.folder}/{name}{self.number:06d}.pt"
@@ -56,6 +58,18 @@ class SetPaths:
         except FileNotFoundError:
             return False
         return True
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins: a network's file and its siblings.
+
+    `is_own`: a set in the output folder, after whose updates it goes on; else the next update has the file's number.
+    """
+
+    model_path: str
+    siblings: SetPaths
+    is_own: bool
 
 
 class CheckpointFolder:
@@ -100,6 +114,25 @@ class CheckpointFolder:
         sets = (SetPaths(self.folder, number) for number in sorted(numbers, reverse=True))
         return [paths for paths in sets if all(paths.has(name) for name in self.names)]
 
+    def find_start(self, resume_checkpoint: str, continue_folder: bool) -> Start | None:
+        """What to resume from: the newest set here, or `resume_checkpoint`; None for a fresh start.
+
+        With both, the folder's sets count if they came of this very `resume_checkpoint`: then the same command is
+        being run again. Readies the folder: makes it, tidies it up, and learns which sets are this training's own.
+        Raises OSError for a folder that cannot be written and FileNotFoundError for a missing checkpoint.
+        """
+        self.create()
+        self.recover()
+        sets = self.complete_sets() if continue_folder else []
+        own = [paths for paths in sets if _read_notes(paths).get("resume_checkpoint") == resume_checkpoint]
+        self.own = sorted(paths.number for paths in own)
+        candidates = own if resume_checkpoint else sets
+        if candidates:
+            return Start(candidates[0][MODEL], candidates[0], is_own=True)
+        if resume_checkpoint:
+            return Start(resume_checkpoint, SetPaths.of_model(resume_checkpoint), is_own=False)
+        return None
+
     def write(self, number: int, contents: Iterable[tuple[str, Any]]) -> None:
         """Write a set, given as (name, content) in the order of `names`; then remove own sets beyond `keep`.
 
@@ -128,6 +161,13 @@ class CheckpointFolder:
             for name in self.names:
                 Path(SetPaths(self.folder, number)[name]).unlink(missing_ok=True)
         self.own = [number for number in self.own if number not in old]
+
+
+def _read_notes(paths: SetPaths) -> dict[str, Any]:
+    """The notes of a set on this machine, without reading its tensors; empty in files of other programs."""
+    saved = checkpoint_util.load(paths[OPTIMIZER], mmap=True)
+    notes = saved.get(NOTES) if isinstance(saved, dict) else None
+    return notes if isinstance(notes, dict) else {}
 
 
 def _is_whole(path: Path) -> bool:

@@ -58,6 +58,15 @@ class SiLUInPlace(nn.SiLU):
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
+def own_precision(x: torch.Tensor) -> torch.autocast:
+    """A context in which layers compute in the type of their weights, whatever torch.autocast says around it.
+
+    For the embeddings' linear layers and the head, which are float32 in half precision too: the gradient of the head,
+    scaled by 2^20, is no number of float16.
+    """
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def normalization(channels: int, groups: int = NORM_GROUPS, eps: float = 1e-5) -> GroupNorm32:
     """The group normalisation of the U-Net."""
     return GroupNorm32(groups, channels, eps=eps)

@@ -52,7 +52,7 @@ class LossAwareSampler(ScheduleSampler):
     """A sampler that follows the losses; the training loop reports them."""
 
     @abstractmethod
-    def update_with_local_losses(self, local_t: torch.Tensor, local_losses: torch.Tensor) -> None:
+    def update_with_local_losses(self, local_ts: torch.Tensor, local_losses: torch.Tensor) -> None:
         """Learn from this process's unweighted losses (N,) at timesteps (N,). Every process calls it at once."""
 
     @abstractmethod
@@ -78,20 +78,19 @@ class LossHistorySampler(LossAwareSampler):
         """Whether every timestep has a full history."""
         return bool((self._counts == self.history_per_term).all())
 
-    def update_with_local_losses(self, local_t: torch.Tensor, local_losses: torch.Tensor) -> None:
+    def update_with_local_losses(self, local_ts: torch.Tensor, local_losses: torch.Tensor) -> None:
         """See LossAwareSampler; every process learns the losses of all."""
-        for t, losses in dist_util.gather((local_t.tolist(), local_losses.tolist())):
-            self.update_with_all_losses(t, losses)
+        for ts, losses in dist_util.gather((local_ts.tolist(), local_losses.tolist())):
+            self.update_with_all_losses(ts, losses)
 
     def update_with_all_losses(self, ts: list[int], losses: list[float]) -> None:
         """Append one loss for each timestep named; the oldest goes once the history is full."""
         for t, loss in zip(ts, losses, strict=True):
             if self._counts[t] == self.history_per_term:
-                self._history[t, :-1] = self._history[t, 1:]
-                self._history[t, -1] = loss
-            else:
-                self._history[t, self._counts[t]] = loss
-                self._counts[t] += 1
+                self._history[t] = np.roll(self._history[t], -1)
+                self._counts[t] -= 1
+            self._history[t, self._counts[t]] = loss
+            self._counts[t] += 1
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The history, and how many losses it holds at each timestep."""
@@ -121,7 +120,7 @@ class LossSecondMomentResampler(LossHistorySampler):
         return weights * (1 - self.uniform_prob) + self.uniform_prob / self.num_timesteps
 
 
-class LossBalancingSampler(LossHistorySampler):
+class LossBalancingSampler(LossHistorySampler, UniformSampler):
     """Every timestep alike, and every timestep's share of the loss too: its weight is the inverse of its mean loss.
 
     Not unbiased, and not meant to be. At large t the loss of ε is small whatever the network does, and what is wrong
@@ -129,10 +128,6 @@ class LossBalancingSampler(LossHistorySampler):
     the learnt uncertainties of Karras et al. 2024 (Analyzing and Improving the Training Dynamics of Diffusion
     Models), with the last losses in place of a network. docs/training.md says what it costs.
     """
-
-    def weights(self) -> np.ndarray:
-        """All alike, (T,): it is the losses that are weighed."""
-        return np.ones(self.num_timesteps)
 
     def sample(self, batch_size: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw t (batch_size,) int64 uniformly, and weights (batch_size,) float32 with mean 1 over all t."""

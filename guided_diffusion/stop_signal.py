@@ -1,4 +1,4 @@
-"""Lets a loop ask whether SIGTERM or SIGUSR1, which clusters send before they end a job, has arrived."""
+"""Lets a loop ask whether a signal has asked for its end: Ctrl-C, or what clusters send before they end a job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from types import FrameType
 
-_SIGNALS = ("SIGTERM", "SIGUSR1")
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class StopSignal:

@@ -4,87 +4,66 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 
 import torch
 
 from guided_diffusion import dist_util
 
-_QUARTILES = 4
-_NEVER = 2**62
+_MOST_KEPT = 1000
 
 
-class LossMeter:
-    """Means of each loss term since the last reading: over all timesteps, and by quartile of t (`loss_q0` … `_q3`).
-
-    Adding waits for no GPU. Every process takes part in a reading.
-    """
-
-    def __init__(self, num_timesteps: int) -> None:
-        self._num_timesteps = num_timesteps
-        self._names: list[str] = []
-        self._sums = torch.zeros(0)  # (terms, quartiles)
-        self._counts = torch.zeros(0)  # (quartiles,)
-        self._first_bad = torch.tensor(_NEVER)
-        self._grad_norms: list[torch.Tensor] = []
-
-    def add(self, step: int, t: torch.Tensor, losses: dict[str, torch.Tensor]) -> None:
-        """Note the losses (N,) of each term at timesteps t (N,)."""
-        if not self._names:
-            self._names = sorted(losses)
-            self._clear(t.device)
-        values = torch.stack([losses[name].detach().double() for name in self._names])
-        quartile = _QUARTILES * t // self._num_timesteps
-        self._sums.index_add_(1, quartile, values)
-        self._counts.index_add_(0, quartile, torch.ones_like(t, dtype=torch.float64))
-        bad_step = torch.where(values.isfinite().all(), _NEVER, step)
-        self._first_bad = torch.minimum(self._first_bad, bad_step)
-
-    def add_grad_norm(self, value: torch.Tensor) -> None:
-        """Note the length of an update's gradient."""
-        self._grad_norms.append(value.detach())
-
-    def check(self) -> None:
-        """Raise FloatingPointError, which names the step, if a loss of this process was not a finite number."""
-        if (step := int(self._first_bad)) != _NEVER:
-            raise FloatingPointError(f"step {step}: the loss is not a finite number")
-
-    def read(self) -> dict[str, float]:
-        """The means over all processes, then start anew. Raises FloatingPointError as `check`."""
-        if not self._names:
-            return {}
-        self.check()
-        sums = dist_util.sum_over_ranks(self._sums).cpu()
-        counts = dist_util.sum_over_ranks(self._counts).cpu()
-        means = {"grad_norm": float(torch.stack(self._grad_norms).mean())} if self._grad_norms else {}
-        self._clear(self._sums.device)
-        for name, by_quartile in zip(self._names, sums, strict=True):
-            means[name] = float(by_quartile.sum() / counts.sum())
-            means |= {f"{name}_q{q}": float(by_quartile[q] / counts[q]) for q in range(_QUARTILES) if counts[q]}
-        return means
-
-    def _clear(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(self._names), _QUARTILES, dtype=torch.float64, device=device)
-        self._counts = torch.zeros(_QUARTILES, dtype=torch.float64, device=device)
-        self._first_bad = torch.tensor(_NEVER, device=device)
-        self._grad_norms = []
-
-
-class Speed:
-    """Images per second since the last reading."""
+class Meter:
+    """Means of named numbers since the last reading, and images per second. Adding waits for no GPU."""
 
     def __init__(self) -> None:
+        self._kept: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]] = []
+        self._clear()
+
+    def add(self, step: int, values: dict[str, torch.Tensor], quartile: torch.Tensor | None = None) -> None:
+        """Note numbers (n,) of each name; `quartile` (n,), 0 to 3: they go into means `name_q0` … `_q3` as well."""
+        self._kept.append((step, {name: value.detach() for name, value in values.items()}, quartile))
+        if len(self._kept) >= _MOST_KEPT:
+            self.check()
+
+    def add_images(self, count: int) -> None:
+        """Count images, of all processes."""
+        self._images += count
+
+    def check(self) -> None:
+        """Raise FloatingPointError, which names the step, if a number of this process was not finite."""
+        for step, values, quartile in self._kept:
+            quartiles = [] if quartile is None else quartile.tolist()
+            for name, value in values.items():
+                numbers = value.tolist()
+                if not all(map(math.isfinite, numbers)):
+                    what = "the loss" if quartile is not None or name == "loss" else name
+                    raise FloatingPointError(f"step {step}: {what} is not a finite number")
+                self._add(name, sum(numbers), len(numbers))
+                for q, number in zip(quartiles, numbers, strict=False):
+                    self._add(f"{name}_q{q}", number, 1)
+        self._kept.clear()
+
+    def read(self) -> dict[str, float]:
+        """The means over all processes, then start anew. Every process calls it. Raises as `check`."""
+        self.check()
+        parts = dist_util.gather(dict(self._totals))
+        speed = self._images / max(time.monotonic() - self._since, 1e-9)
+        self._clear()
+        for totals in parts:
+            for name, (total, count) in totals.items():
+                self._add(name, total, count)
+        means = {name: total / count for name, (total, count) in self._totals.items()}
+        self._totals.clear()
+        return {**means, "images_per_second": speed}
+
+    def _add(self, name: str, total: float, count: int) -> None:
+        old_total, old_count = self._totals[name]
+        self._totals[name] = (old_total + total, old_count + count)
+
+    def _clear(self) -> None:
+        self._totals: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         self._images, self._since = 0, time.monotonic()
-
-    def add(self, images: int) -> None:
-        """Count images."""
-        self._images += images
-
-    def read(self) -> float:
-        """The rate, then start anew."""
-        now = time.monotonic()
-        rate = self._images / max(now - self._since, 1e-9)
-        self._images, self._since = 0, now
-        return rate
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from guided_diffusion.nn import NORM_GROUPS, SiLUInPlace, normalization, timestep_embedding, zero_module
+from guided_diffusion.nn import NORM_GROUPS, SiLUInPlace, normalization, own_precision, timestep_embedding, zero_module
 from guided_diffusion.unet_blocks import (  # noqa: F401 (all of them are published as names of this module)
     AttentionBlock,
     Downsample,
@@ -229,9 +229,10 @@ class UNetModel(nn.Module):
         sinusoids = timestep_embedding(
             timesteps, self.model_channels, sin_first=self.dialect.sin_first, freq_shift=self.dialect.freq_shift
         )
-        emb = self.time_embed(sinusoids.to(self.head_dtype))  # (N, E)
-        if y is not None:
-            emb = emb + self.label_emb(y.to(emb.dtype) if self.multiclass else y)
+        with own_precision(x):
+            emb = self.time_embed(sinusoids.to(self.head_dtype))  # (N, E)
+            if y is not None:
+                emb = emb + self.label_emb(y.to(emb.dtype) if self.multiclass else y)
 
         h = x.to(self.dtype)
         skips = []
@@ -242,7 +243,8 @@ class UNetModel(nn.Module):
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         last = x.is_contiguous(memory_format=torch.channels_last)
-        output = self.out(h.to(self.head_dtype)).to(x.dtype)
+        with own_precision(x):
+            output = self.out(h.to(self.head_dtype)).to(x.dtype)
         return output.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def _check_input(self, x: torch.Tensor, y: torch.Tensor | None) -> None:

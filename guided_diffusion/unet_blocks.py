@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from guided_diffusion.nn import SiLUInPlace, checkpoint, normalization, zero_module
+from guided_diffusion.nn import SiLUInPlace, checkpoint, normalization, own_precision, zero_module
 
 Norm = Callable[[int], nn.Module]
 """Makes the normalisation of so many channels."""
@@ -124,7 +124,8 @@ class ResBlock(TimestepBlock):
     def _forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         norm, activation, conv = self.in_layers
         h = conv(self.resample(activation(norm(x))))
-        emb = self.emb_layers(emb)
+        with own_precision(x):
+            emb = self.emb_layers(emb)
         norm, activation, dropout, conv = self.out_layers
         if self.use_scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)

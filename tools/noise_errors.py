@@ -19,16 +19,11 @@ import torch
 from torch import nn
 
 from dime.core import cli
-from dime.core.checkpoints import load_unet
 from dime.core.datasets import CelebA
 from dime.core.errors import InputError
+from dime.core.networks.diffusion import load_diffusion
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.script_util import (
-    add_dict_to_argparser,
-    args_to_dict,
-    create_diffusion,
-    model_and_diffusion_defaults,
-)
+from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
 
 
 class NoiseError(NamedTuple):
@@ -69,12 +64,12 @@ def main() -> None:
     add("--steps", type=cli.number_list(0), default="450,300,150,50", help="timesteps, separated by commas")
     add_dict_to_argparser(parser.add_argument_group("diffusion model"), model_and_diffusion_defaults())
     args = parser.parse_args()
-    diffusion = create_diffusion(vars(args))
+    model = load_diffusion(args.model_path, parser.model_flags(), torch.device("cpu"))
+    network, diffusion = model.network, model.process
     steps = [int(step) for step in args.steps]
     if max(steps) >= diffusion.num_timesteps:
         raise InputError(f"--steps {max(steps)}: the process has {diffusion.num_timesteps} timesteps, counted from 0")
-    network = load_unet(args.model_path, args_to_dict(args, model_and_diffusion_defaults()), torch.device("cpu"))
-    images = CelebA(args.data_dir, "val", args.image_size)
+    images = CelebA(args.data_dir, "val", model.image_size)
     x = torch.stack([images[i].image for i in range(min(args.num_images, len(images)))])
     print("| timestep | mean squared error | error of a channel's mean | noise's mean followed |")
     print("|---|---|---|---|")

@@ -12,8 +12,8 @@ import torch
 
 from dime.core.errors import InputError
 from dime.core.networks.diffusers import StoredModel, read_folder
-from dime.core.networks.files import describe, read_state_dict
-from guided_diffusion.checkpoint_util import require_finite, require_same_names, stored_config
+from dime.core.networks.files import describe, install, read_state_dict
+from guided_diffusion.checkpoint_util import stored_config
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.script_util import (
     CHANNEL_MULT,
@@ -85,6 +85,11 @@ class DiffusionModel:
     flags: dict[str, Any]
 
     @property
+    def device(self) -> torch.device:
+        """Where its network lies."""
+        return next(self.network.parameters(), torch.empty(0)).device
+
+    @property
     def image_size(self) -> int:
         """Side of its images."""
         return self.network.image_size
@@ -148,7 +153,7 @@ def load_diffusion(path: str | Path, flags: Mapping[str, Any], device: torch.dev
     if needed:
         _require_fitting(path, network, needed, given)
     network.config = config | {key: value for key, value in stored.process.items() if key != "betas"}
-    return DiffusionModel(_filled(network, stored.state, path).to(device), process, network.config)
+    return DiffusionModel(install(network, stored.state, path, torch.device(device)), process, network.config)
 
 
 def _typed(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,17 +213,6 @@ def _require_fitting(path: str | Path, network: UNetModel, needed: Mapping[str, 
         none = "''"
         listed = ", ".join(f"--{key} {needed[key]!s} instead of {str(found[key]) or none}" for key in wrong)
         raise InputError(f"{path}: does not fit the flags; it needs {listed}")
-
-
-def _filled(network: UNetModel, state: Mapping[str, torch.Tensor], path: str | Path) -> UNetModel:
-    """Put weights into a network on the meta device: all of them, no others, all finite, in float32."""
-    try:
-        require_same_names(network, state, path)
-        require_finite(state, path)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-    return network.eval().requires_grad_(False)
 
 
 # --- flags that the weights tell, and flags that mean the same

@@ -119,7 +119,7 @@ def install(network: Network, state: State, path: str | Path, device: torch.devi
     # old files lack the batch norms' counters, which have no effect on an evaluation
     counters = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
     found = counters | found
-    problem = mismatch(expected, found)
+    problem = checkpoint_util.mismatch(expected, found)
     if problem:
         raise InputError(f"{path}: is not a {type(network).__name__} checkpoint of the expected shape: {problem}")
     try:
@@ -140,23 +140,6 @@ def ready(network: Network, path: str | Path, device: torch.device) -> Network:
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network.float().to(device)
-
-
-def mismatch(expected: State, found: State) -> str:
-    """What keeps one table of weights from standing in for another, in a few words; '' when nothing does."""
-    missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected]
-    shapes = [name for name in expected if name in found and expected[name].shape != found[name].shape]
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} entries are missing (the first is {missing[0]})")
-    if unknown:
-        parts.append(f"{len(unknown)} are unknown (the first is {unknown[0]})")
-    if shapes:
-        name = shapes[0]
-        shape_found, shape_expected = tuple(found[name].shape), tuple(expected[name].shape)
-        parts.append(f"{len(shapes)} have another shape ({name}: {shape_found} instead of {shape_expected})")
-    return ", ".join(parts)
 
 
 def write_safetensors(path: str | Path, content: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:

@@ -6,50 +6,28 @@ One file, training.pt, holds all that a restart needs; the same command run agai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from dime.core.cli import say
 from dime.core.files import write_atomically
 from dime.core.metrics.attribute_scores import AttributeScores
 from dime.core.training.classifier_files import Architecture, logits_of, to_file
 from dime.core.training.data import LabelledImages
-from dime.core.training.script import Progress
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.batches import EndlessBatches, ignore_foreign_signals
-from guided_diffusion.process_state import ProcessState
-from guided_diffusion.stop_signal import StopSignal
-from guided_diffusion.train_log import Speed
-from guided_diffusion.train_util import PRECISIONS, parallel
+from guided_diffusion.batches import EndlessBatches
+from guided_diffusion.trainer import Trainer, TrainObserver
 
 STATE_FILE = "training.pt"
+LOG_LOSS_SCALE = 16.0
+"""Of fp16 at first: with 2^20, the published start of the diffusion model, the first gradients overflow."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The numbers of a training.
-
-    last_update: updates, over resumes, after which it ends. eval_interval, save_interval, log_interval: in updates.
-    precision: a key of PRECISIONS. grad_clip: largest norm of the gradient, 0: any.
-    """
-
-    lr: float
-    weight_decay: float
-    last_update: int
-    eval_interval: int
-    save_interval: int
-    log_interval: int
-    precision: str
-    grad_clip: float
-
-
-class ClassifierTraining:
+class ClassifierTraining(Trainer):
     """Trains a network on batches of (images, {'y': labels (N, C)}) and keeps the best in its published format.
 
     Args:
@@ -59,6 +37,9 @@ class ClassifierTraining:
         validation: this process's share of the validation images.
         pos_weight: (C,) weight of positive labels in the loss, or None.
         folder: where the best network, training.pt and validation.csv go.
+        last_update: updates, over resumes, after which it ends.
+        eval_interval, save_interval, log_interval: in updates.
+        lr, weight_decay, precision, grad_clip, observer: see Trainer.
 
     Raises ValueError for a training.pt of another network, OSError for a folder that cannot be written.
     """
@@ -71,165 +52,112 @@ class ClassifierTraining:
         batches: EndlessBatches,
         validation: LabelledImages,
         pos_weight: torch.Tensor | None,
-        settings: Settings,
         folder: Path,
+        *,
+        last_update: int,
+        eval_interval: int,
+        save_interval: int,
+        log_interval: int,
+        lr: float,
+        weight_decay: float,
+        precision: str = "fp32",
+        grad_clip: float = 0.0,
+        observer: TrainObserver | None = None,
     ) -> None:
-        self.device = dist_util.dev()
-        self.network = network.to(self.device)
+        super().__init__(
+            network,
+            batches,
+            lr=lr,
+            weight_decay=weight_decay,
+            precision=precision,
+            log_loss_scale=LOG_LOSS_SCALE,
+            scale_growth=1e-3,
+            grad_clip=grad_clip,
+            last_update=last_update,
+            images_per_update=batches.batch_size * dist_util.world_size(),
+            observer=observer,
+        )
         self.architecture = architecture
         self.attributes = list(attributes)
-        self.batches = batches
-        self.validation = validation
-        self.settings = settings
+        self.validation = EndlessBatches(
+            validation, batches.batch_size, shuffle=False, num_workers=batches.num_workers, drop_last=False
+        )
         self.folder = folder
+        self.eval_interval, self.save_interval, self.log_interval = eval_interval, save_interval, log_interval
         self.loss = nn.BCEWithLogitsLoss(pos_weight=None if pos_weight is None else pos_weight.to(self.device))
-        self.dtype = PRECISIONS[settings.precision]
-        self.opt = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-        self.processes = ProcessState(batches)
-        self.updates = 0
         self.best = float("-inf")
-        self._losses: list[torch.Tensor] = []
-        self._saved_at = 0
-        self._resume()
-        dist_util.sync_params([*network.parameters(), *network.buffers()])
-        self.parallel = parallel(network, self.device)
+        if dist_util.on_rank_0((folder / STATE_FILE).exists):
+            self._resume(folder / STATE_FILE)
+        self.parallelise()
 
-    def run(self) -> bool:
-        """Train to the last update, or until SIGTERM or SIGUSR1; whether the end was reached.
-
-        Raises FloatingPointError at a loss that is no number; training.pt and the best network are whole then.
-        """
-        settings, speed = self.settings, Speed()
-        progress = Progress(settings.last_update, self.updates)
-        images_per_update = self.batches.batch_size * dist_util.world_size()
-        self.processes.restore_random_generators()
-        with dist_util.watched(), StopSignal() as stop:
-            while self.updates < settings.last_update and not dist_util.any_rank(stop.received is not None):
-                images, cond = next(self.batches)
-                self.update(images, cond["y"])
-                progress.advance()
-                speed.add(images_per_update)
-                if self.updates % settings.log_interval == 0:
-                    values = {"step": self.updates, "loss": self._mean_loss(), "images_per_second": speed.read()}
-                    _log(values)
-                    progress.report(self.updates, values, images_per_update)
-                if self.updates % settings.eval_interval == 0 or self.updates == settings.last_update:
-                    self.evaluate()
-                    self.save()
-                elif self.updates % settings.save_interval == 0:
-                    self.save()
-            if self._saved_at != self.updates:
-                self.save()
-        progress.close()
-        return self.updates >= settings.last_update
-
-    def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """One step of AdamW on images (N, 3, H, W) and labels (N, C), 0 or 1."""
-        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
-        self.parallel.train()
-        self.opt.zero_grad(set_to_none=True)
-        with self._autocast():
-            logits = logits_of(self.parallel(images))
+    def forward_backward(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> None:
+        """The gradients of images (N, C, H, W) and their labels y (N, outputs), 0 or 1."""
+        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (batch, cond["y"]))
+        with self.autocast():
+            logits = logits_of(self.ddp_model(images))
         loss = self.loss(logits.float(), labels)
         self.scaler.scale(loss).backward()
-        if self.settings.grad_clip:
-            self.scaler.unscale_(self.opt)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.grad_clip)
-        self.scaler.step(self.opt)
-        self.scaler.update()
-        self._losses.append(loss.detach())
-        self.updates += 1
+        self.meter.add(self.updates, {"loss": loss[None]})
 
-    def evaluate(self) -> AttributeScores:
+    def after_update(self) -> None:
+        """Log, validate and save as the intervals say."""
+        if self.updates % self.log_interval == 0:
+            self.log(self.updates)
+        validates = self.updates % self.eval_interval == 0 or self.finished
+        if validates:
+            self.evaluate()
+        if validates or self.updates % self.save_interval == 0:
+            self.save()
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
         """Scores on the validation images of all processes; the best network so far is written."""
-        loader = DataLoader(
-            self.validation,
-            batch_size=self.batches.batch_size,
-            num_workers=self.batches.num_workers,
-            worker_init_fn=ignore_foreign_signals,
-            generator=torch.Generator(),  # else it would draw from the global one
-        )
-        dist_util.sync_params(self.network.buffers())  # the running means of the norms are each process's own
-        self.network.eval()
-        with torch.no_grad(), self._autocast():
-            parts = [(logits_of(self.network(images.to(self.device))).float().cpu(), c["y"]) for images, c in loader]
+        dist_util.sync_params(self.model.buffers())  # the running means of the norms are each process's own
+        self.model.eval()
+        parts = []
+        for images, cond in islice(self.validation, self.validation.batches_per_pass):
+            with self.autocast():
+                parts.append((logits_of(self.model(images.to(self.device))).float().cpu(), cond["y"]))
+        self.model.train()
+        self.validation.close()
         gathered = [part for parts in dist_util.gather(parts) for part in parts]
         logits, labels = (torch.cat(tensors).numpy() for tensors in zip(*gathered, strict=True))
         scores = AttributeScores.of(self.attributes, logits, labels)
-        _log({"step": self.updates, "accuracy": scores.mean_accuracy, "auc": scores.mean_auc})
+        logger.logkvs({"step": self.updates, "accuracy": scores.mean_accuracy, "auc": scores.mean_auc})
+        logger.dumpkvs()
+        is_best, self.best = scores.criterion > self.best, max(scores.criterion, self.best)
         if dist_util.rank() == 0:
             say(f"update {self.updates}: accuracy {scores.mean_accuracy:.4f}, AUC {scores.mean_auc:.4f}")
-        if scores.criterion > self.best:
-            self.best = scores.criterion
-            if dist_util.rank() == 0:
-                self._require_finite_weights()
-                content = to_file(self.network, self.attributes)
-                checkpoint_util.save(self.folder / self.architecture.file_name, content)
+            if is_best:
+                self.require_finite()
+                checkpoint_util.save(self.folder / self.architecture.file_name, to_file(self.model, self.attributes))
                 write_atomically(self.folder / "validation.csv", scores.csv())
-        return scores
 
     def save(self) -> None:
         """Write training.pt. Every process calls it."""
-        self._check_losses()
-        self._require_finite_weights()
-        ranks = self.processes.gather()
+        self.require_finite()
+        content = {**self.state_dict(), "best": self.best, "attributes": self.attributes}
         if dist_util.rank() == 0:
-            content = {
-                "network": self.network.state_dict(),
-                "attributes": self.attributes,
-                "optimizer": self.opt.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "updates": self.updates,
-                "best": self.best,
-                "ranks": ranks,
-            }
+            content |= {"network": self.model.state_dict(), "optimizer": self.opt.state_dict()}
             checkpoint_util.save(self.folder / STATE_FILE, checkpoint_util.plain(content))
-        self._saved_at = self.updates
+        self.saved_updates = self.updates
 
-    def _resume(self) -> None:
-        path = self.folder / STATE_FILE
-        if not dist_util.on_rank_0(path.exists):
-            return
+    save_last = save
+
+    def _resume(self, path: Path) -> None:
         state = checkpoint_util.load(path)
         if not isinstance(state, dict) or not isinstance(state.get("network"), dict):
             raise ValueError(f"{path}: holds no training of a classifier; remove it, or use another --output_path")
         if state.get("attributes") != self.attributes:
             raise ValueError(f"{path}: trained on other attributes; use the same --attributes or another --output_path")
-        checkpoint_util.require_same_names(self.network, state["network"], path)
+        checkpoint_util.require_same_names(self.model, state["network"], path)
         checkpoint_util.require_finite(state["network"], path)
-        self.network.load_state_dict(state["network"])
+        self.model.load_state_dict(state["network"])
         with checkpoint_util.damage_named(path):
-            self._resume_progress(state)
-
-    def _resume_progress(self, state: dict[str, Any]) -> None:
-        checkpoint_util.load_optimizer(self.opt, state["optimizer"])
-        self.opt.param_groups[0].update(lr=self.settings.lr, weight_decay=self.settings.weight_decay)
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.updates = self._saved_at = int(state["updates"])
-        self.best = float(state["best"])
-        self.processes.load(state["ranks"])
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
-
-    def _check_losses(self) -> None:
-        """Raise FloatingPointError, naming the update, if a loss since the last line of the log was no number."""
-        finite = [bool(ok) for ok in torch.stack(self._losses).isfinite()] if self._losses else []
-        if not all(finite):
-            step = self.updates - len(finite) + finite.index(False)
-            raise FloatingPointError(f"step {step}: the loss is not a finite number")
-
-    def _mean_loss(self) -> float:
-        self._check_losses()
-        mean = dist_util.sum_over_ranks(torch.stack(self._losses).mean()) / dist_util.world_size()
-        self._losses = []
-        return float(mean)
-
-    def _require_finite_weights(self) -> None:
-        if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
-            raise FloatingPointError(f"step {self.updates}: the weights are not finite numbers")
+            self.load_state_dict(state, optimizer=state["optimizer"])
+            self.set_lr(self.lr)
+            self.updates = self.saved_updates = int(state["updates"])
+            self.best = float(state["best"])
 
 
 def positive_weights(labels: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -237,8 +165,3 @@ def positive_weights(labels: np.ndarray | torch.Tensor) -> torch.Tensor:
     labels = torch.as_tensor(labels)
     positives = labels.sum(0)
     return ((len(labels) - positives) / positives.clamp(min=1)).float()
-
-
-def _log(values: dict[str, float]) -> None:
-    logger.logkvs(values)
-    logger.dumpkvs()

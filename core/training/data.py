@@ -54,6 +54,7 @@ def training_batches(
     image_size: int,
     batch_size: int,
     attributes: Sequence[int] | None,
+    *,
     seed: int,
     num_workers: int,
     random_crop: bool = False,

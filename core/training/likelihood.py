@@ -38,12 +38,10 @@ class Likelihood:
 
     def add(self, images: int, prior: float, terms: dict[str, np.ndarray]) -> None:
         """Take in the means over `images` more."""
-        share = images / (self.count + images)
-        self.prior += share * (prior - self.prior)
-        for name, values in terms.items():
-            old = self.terms.get(name, np.zeros_like(values))
-            self.terms[name] = old + share * (values - old)
         self.count += images
+        share = images / self.count
+        self.prior += share * (prior - self.prior)
+        self.terms = {name: (1 - share) * self.terms.get(name, 0) + share * values for name, values in terms.items()}
 
 
 def measure_likelihood(
@@ -55,7 +53,7 @@ def measure_likelihood(
 ) -> Iterator[Likelihood]:
     """The likelihood after each batch, until `count` images of all processes have been seen (whole batches).
 
-    data: batches (images (N, 3, H, W) in [-1, 1], keyword arguments of the network) of this process.
+    data: batches (images (N, C, H, W) in [-1, 1], keyword arguments of the network) of this process.
     """
     device = dist_util.dev()
     result = Likelihood()

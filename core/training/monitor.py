@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dime.core.cli import say
 from dime.core.files import write_atomically
 from dime.core.images import grid_png
 from dime.core.networks.diffusion import differing_flags
 from dime.core.training.script import Progress
-from guided_diffusion import dist_util
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.script_util import create_diffusion
-from guided_diffusion.train_util import TrainLoop, TrainObserver
+from guided_diffusion.train_util import TrainLoop
 
 GRID_COLUMNS = 4
+TIME_LIMIT = 10.0
+"""Seconds for a grid; where the images are not done by then, it has fewer."""
+SHARE = 0.03
+"""Of the time that training takes; where grids would take more, some checkpoints have none."""
 
 
-class Monitor(TrainObserver):
-    """Shows progress, refuses checkpoints of another configuration, and draws a grid at each checkpoint set.
+class Monitor(Progress):
+    """Shows progress, refuses checkpoints of another configuration, and draws a grid at the checkpoint sets.
 
     Args:
         flags: those that built the network.
@@ -36,51 +40,62 @@ class Monitor(TrainObserver):
     ) -> None:
         self.flags = flags
         self.labels = labels
-        self.diffusion = _shortened(flags, sample_steps)
+        steps = min(sample_steps, flags["diffusion_steps"])
+        self.diffusion = create_diffusion({**flags, "timestep_respacing": str(steps)})
         size = flags["image_size"]
         self.noise = torch.randn(samples, 3, size, size, generator=torch.Generator().manual_seed(seed))
-        self.progress: Progress | None = None
+        self.next_grid = 0.0
 
     def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
         """Refuse a network that has the same shapes but another meaning, such as another number of heads."""
         for key in differing_flags(self.flags, config or {}):
             raise ValueError(f"{path}: trained with --{key} {config[key]}, not {self.flags[key]}")
 
-    def on_update(self, loop: TrainLoop) -> None:
-        """Move the bar."""
-        if self.progress is None:
-            self.progress = Progress(loop.last_update, loop.updates - 1)
-        self.progress.advance()
-
-    def on_log(self, loop: TrainLoop, values: dict[str, float]) -> None:
-        """Say loss, speed and time left."""
-        if self.progress is None:
-            self.progress = Progress(loop.last_update, loop.updates)
-        self.progress.report(loop.updates + 1, values, loop.batch_size * dist_util.world_size())
-
     def on_save(self, loop: TrainLoop, number: int) -> None:
-        """Write samples/NUMBER.png beside the set, drawn with the first rate's averaged weights."""
-        if not len(self.noise):
+        """Write samples/NUMBER.png beside the set, drawn with the first rate's averaged weights.
+
+        Not while a stop is asked for, and not so often that it takes a part of the time to speak of. What fails here
+        is said; training goes on.
+        """
+        began = time.monotonic()
+        if loop.stopping or not len(self.noise) or (began < self.next_grid and not loop.finished):
             return
-        rate = next(iter(loop.state.ema))
+        path = Path(loop.folder.folder) / "samples" / f"{number:06d}.png"
+        say(f"drawing {path.parent.name}/{path.name}, in {TIME_LIMIT:g} seconds at most")
+        try:
+            images = self._draw(loop, began + TIME_LIMIT)
+            if len(images) < len(self.noise):
+                reason = "before the stop" if loop.stopping else "in time (fewer --sample_steps are quicker)"
+                say(f"{len(images)} of {len(self.noise)} images were drawn {reason}")
+            if len(images):
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, grid_png(images, GRID_COLUMNS))
+        except Exception as error:
+            say(f"{path}: not drawn ({' '.join(str(error).split())}); training goes on")
+        now = time.monotonic()
+        self.next_grid = now + (now - began) / SHARE
+
+    def _draw(self, loop: TrainLoop, deadline: float) -> torch.Tensor:
+        """The images (n, 3, H, W) in [-1, 1] that are done when the time is up or a stop is asked for.
+
+        A few at first and more in each batch that follows: so the slowest network finishes some, the fastest all.
+        """
+        rate, evaluations = next(iter(loop.ema)), self.diffusion.num_timesteps
         devices = [loop.device] if loop.device.type == "cuda" else []
+        images = self.noise[:0]
         # sampling draws noise that it does not use: the training must not notice
-        with torch.random.fork_rng(devices), loop.state.averaged(rate) as network, loop.autocast(), torch.no_grad():
-            images = self._draw(network, loop.device, loop.microbatch)
-        folder = Path(loop.folder.folder) / "samples"
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{number:06d}.png", grid_png(images, GRID_COLUMNS))
-
-    def _draw(self, network: torch.nn.Module, device: torch.device, batch_size: int) -> torch.Tensor:
-        images = []
-        for start in range(0, len(self.noise), batch_size):
-            part = slice(start, start + batch_size)
-            noise = self.noise[part].to(device)
-            kwargs = {} if self.labels is None else {"y": self.labels[part].to(device)}
-            images.append(self.diffusion.ddim_sample_loop(network, noise.shape, noise=noise, model_kwargs=kwargs).cpu())
-        return torch.cat(images)
-
-
-def _shortened(flags: Mapping[str, Any], steps: int) -> GaussianDiffusion:
-    """The flags' process with `steps` of its timesteps, or all where it has fewer."""
-    return create_diffusion({**flags, "timestep_respacing": str(min(steps, flags["diffusion_steps"]))})
+        with torch.random.fork_rng(devices), loop.averaged(rate) as network, loop.autocast():
+            while len(images) < len(self.noise):
+                part = slice(len(images), len(images) + min(loop.microbatch, max(1, 3 * len(images))))
+                noise = self.noise[part].to(loop.device)
+                labels = {} if self.labels is None else {"y": self.labels[part].to(loop.device)}
+                steps = self.diffusion.ddim_sample_loop_progressive(
+                    network, noise.shape, noise=noise, model_kwargs=labels
+                )
+                now = deadline  # the first evaluation of a shape may be slow, and foretells nothing
+                for done, out in enumerate(steps, start=1):
+                    x, before, now = out["sample"], now, time.monotonic()
+                    if loop.stopping or now + max(now - before, 0) * (evaluations - done) > deadline:
+                        return images
+                images = torch.cat([images, x.cpu()])
+        return images

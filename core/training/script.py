@@ -1,4 +1,4 @@
-"""What the training scripts share: their common flags, errors in one line, and how progress is shown."""
+"""What the training scripts share: their common flags, errors in one line, the frame of a training, its progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -14,13 +14,14 @@ from tqdm import tqdm
 from dime.core.cli import integer, number, say
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
+from dime.core.training.data import seed_everything
 from guided_diffusion import dist_util, logger
-
-PRECISIONS = ("fp32", "fp16", "bf16")
+from guided_diffusion.trainer import Trainer, TrainObserver
 
 
 def add_training_flags(group: argparse._ArgumentGroup) -> None:
     """The flags of every training script."""
+    workers = min(4, (os.cpu_count() or 1) // 2)
     add = group.add_argument
     add("--data_dir", default="", help="folder in CelebA's layout; '' is the current directory")
     add("--output_path", default="", help="folder of checkpoints and log; training goes on from what it holds")
@@ -28,7 +29,7 @@ def add_training_flags(group: argparse._ArgumentGroup) -> None:
     add("--grad_clip", type=number(0), default=0.0, help="largest norm of the gradient; 0: any")
     add("--gpus", default="", help="GPU indices separated by commas, one for each process; '' means all in order")
     add("--seed", type=integer(0), default=0, help="start of every random generator")
-    add("--num_workers", type=integer(0), default=_default_workers(), help="processes that read images, per process")
+    add("--num_workers", type=integer(0), default=workers, help="processes that read images, per process")
 
 
 def attribute_list(text: str) -> tuple[int, ...]:
@@ -41,57 +42,63 @@ def attribute_list(text: str) -> tuple[int, ...]:
     return tuple(ATTRIBUTES.index(name) for name in names)
 
 
-def _default_workers() -> int:
-    return min(4, (os.cpu_count() or 1) // 2)
-
-
 @contextmanager
-def library_errors() -> Iterator[None]:
-    """Turn what the libraries raise about a user's files, flags and data into InputError."""
+def processes(gpus: str, seed: int) -> Iterator[None]:
+    """The frame of a script in one process or many: their group, their generators; library errors as InputError."""
     try:
+        dist_util.setup_dist(gpus)
+        seed_everything(seed)
         yield
+        dist_util.close()
     except (ValueError, OSError, FloatingPointError) as error:
         named = isinstance(error, OSError) and error.filename
         raise InputError(f"{error.filename}: {error.strerror}" if named else str(error)) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(f"{error}; --num_workers 0 does without, docker's --shm-size gives them memory") from error
 
 
-def open_log(output_path: str) -> str:
-    """Let the log go to files in the output folder and return its name (the logger's own where none is given)."""
-    formats = ["log", "csv"]
-    if importlib.util.find_spec("tensorboard"):
-        formats.append("tensorboard")
-    logger.configure(dir=output_path or None, format_strs=formats if dist_util.rank() == 0 else None)
-    return logger.get_dir()
+def train(args: argparse.Namespace, build: Callable[[argparse.Namespace], Trainer]) -> None:
+    """Build a training in its processes and run it, the log in files in the output folder."""
+    with processes(args.gpus, args.seed):
+        formats = ["log", "csv", *(["tensorboard"] if importlib.util.find_spec("tensorboard") else [])]
+        logger.configure(dir=args.output_path or None, format_strs=formats if dist_util.rank() == 0 else None)
+        args.output_path = logger.get_dir()
+        training = build(args)
+        if dist_util.rank() == 0:
+            say(f"{training.updates} updates done, checkpoints in {args.output_path}, training on {training.device}")
+        training.run_loop()
+    if dist_util.rank() == 0:
+        outcome = "finished" if training.finished else "run the same command again to go on"
+        say(f"{training.updates} updates done; {outcome}")
 
 
-class Progress:
-    """A bar at a terminal, else one line at each call of `report`; silent except on rank 0."""
+class Progress(TrainObserver):
+    """A bar at a terminal, else one line with each line of the log; silent except on rank 0."""
 
-    def __init__(self, total: int | None, done: int) -> None:
+    def on_start(self, trainer: Trainer) -> None:
+        """Begin the bar."""
         self.visible = dist_util.rank() == 0
-        on_terminal = self.visible and sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, unit="update", disable=not on_terminal)
-        self._total = total
-        self._has_bar = on_terminal
+        self.has_bar = self.visible and sys.stderr.isatty()
+        span = {"total": trainer.last_update, "initial": trainer.updates}
+        self.bar = tqdm(**span, unit="update", disable=not self.has_bar)
 
-    def advance(self) -> None:
-        """One more update."""
-        self._bar.update()
+    def on_update(self, trainer: Trainer) -> None:
+        """Move the bar."""
+        self.bar.update()
+        if trainer.finished:
+            self.bar.close()
 
-    def report(self, done: int, values: dict[str, float], images_per_update: int) -> None:
-        """Show the figures of the log: loss, speed, time left."""
+    def on_log(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Show loss, speed and time left."""
         speed = values["images_per_second"]
         figures = f"loss {values['loss']:.4g}, {speed:.4g} images/s"
-        if self._has_bar:
-            self._bar.set_postfix_str(figures)
+        if self.has_bar:
+            self.bar.set_postfix_str(figures)
         elif self.visible:
-            left = "" if self._total is None else f", {_clock((self._total - done) * images_per_update / speed)} left"
-            say(f"update {done}: {figures}{left}")
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        self._bar.close()
-
-
-def _clock(seconds: float) -> str:
-    return tqdm.format_interval(max(seconds, 0))
+            left = ""
+            if trainer.last_update is not None:
+                seconds = (trainer.last_update - trainer.updates) * trainer.images_per_update / speed
+                left = f", {tqdm.format_interval(max(seconds, 0))} left"
+            say(f"update {trainer.updates}: {figures}{left}")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from guided_diffusion import checkpoint_set, checkpoint_util
-from guided_diffusion.checkpoint_set import CheckpointFolder, SetPaths, number_in
+from guided_diffusion.checkpoint_set import CheckpointFolder, SetPaths, parse_resume_step_from_filename
 
 NAMES = ["model", "ema_0.9_", "opt"]
 
@@ -35,7 +35,7 @@ def tags(paths: SetPaths) -> set[float]:
     ],
 )
 def test_the_number_after_the_last_model(path, number):
-    assert number_in(path) == number
+    assert parse_resume_step_from_filename(path) == number
 
 
 def killed_at(moment: int, write) -> bool:
@@ -127,9 +127,3 @@ def test_a_full_disk_leaves_the_old_set(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no room"):
         folder.write(2, contents(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ema_0.9_000001.pt", "model000001.pt", "opt000001.pt"]
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="checkpoints cannot be written there"):
-        CheckpointFolder(tmp_path / "file" / "out", NAMES).create()

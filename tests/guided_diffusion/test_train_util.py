@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from guided_diffusion.resample import LossAwareSampler, LossSecondMomentResample
 from guided_diffusion.script_util import create_model_and_diffusion
 from guided_diffusion.train_util import TrainLoop, TrainObserver
 from tests.helpers import BASE, fill_, golden, relative_error, rnd
-from tests.training.small import endless, network_and_diffusion, settings
+from tests.training.small import FLAGS, endless, network_and_diffusion, settings
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +86,7 @@ def test_microbatch_gradients_are_summed():
             "loss": network(x, torch.zeros(len(x))).mean((1, 2, 3))
         }
         loop.run_step(rnd(1, 4, 3, 8, 8), {})
-        gradients.append(torch.cat([p.grad.flatten() for p in loop.state.params]))
+        gradients.append(torch.cat([p.grad.flatten() for p in loop.params]))
     # the mean over 4 is half the sum of two means over 2; float32 sums in another order
     torch.testing.assert_close(gradients[1], 2 * gradients[0], rtol=1e-4, atol=1e-6)
 
@@ -123,8 +124,8 @@ def test_the_losses_are_weighted_in_the_gradient_and_not_in_what_the_sampler_lea
     loop.diffusion.training_losses = lambda network, x, t, model_kwargs: {
         "loss": network(x, t).square().mean((1, 2, 3))
     }
-    batch, params = rnd(1, 4, 3, 8, 8), loop.state.params
-    losses = loop.diffusion.training_losses(loop.state.model, batch, torch.tensor(t), {})["loss"]
+    batch, params = rnd(1, 4, 3, 8, 8), loop.params
+    losses = loop.diffusion.training_losses(loop.model, batch, torch.tensor(t), {})["loss"]
     alone = [torch.autograd.grad(loss, params, retain_graph=True) for loss in losses]
     loop.forward_backward(batch, {})
     for k, p in enumerate(params):
@@ -155,13 +156,13 @@ def test_offset_noise_shifts_each_channel_of_each_image():
 
 def test_ema_closed_form():
     loop = make(ema_rate="0.9,0.5")
-    assert list(loop.state.ema) == [0.9, 0.5]
-    start = [p.detach().clone() for p in loop.state.params]
+    assert list(loop.ema) == [0.9, 0.5]
+    start = [p.detach().clone() for p in loop.params]
     loop.run_step(rnd(1, 4, 3, 8, 8), {})
-    for rate, averaged in loop.state.ema.items():
-        for e, first, p in zip(averaged, start, loop.state.params, strict=True):
+    for rate, averaged in loop.ema.items():
+        for e, first, p in zip(averaged, start, loop.params, strict=True):
             torch.testing.assert_close(e, rate * first + (1 - rate) * p, rtol=1e-6, atol=1e-7)
-    assert list(make(ema_rate=0.9999).state.ema) == [0.9999]
+    assert list(make(ema_rate=0.9999).ema) == [0.9999]
 
 
 def test_the_first_two_updates_use_the_whole_rate():
@@ -201,35 +202,29 @@ def test_the_rate_warms_up_and_a_resumed_training_goes_on_with_it(tmp_path, anne
 def test_gradient_clipping_bounds_the_norm():
     loop = make(grad_clip=0.01)
     loop.run_step(rnd(1, 4, 3, 8, 8), {})
-    norm = torch.cat([p.grad.flatten() for p in loop.state.params]).norm()
+    norm = torch.cat([p.grad.flatten() for p in loop.params]).norm()
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
 
 
 # --- precision
 
 
-def test_half_precision_grows_its_scale_and_halves_it_at_an_overflow():
-    loop = make(use_fp16=True, fp16_scale_growth=0.5)
+def test_an_overflow_halves_the_scale_and_changes_no_weight():
+    loop = make(precision="fp16", fp16_scale_growth=0.5)
     assert loop.scaler.get_scale() == 2.0**20
-    before = [p.detach().clone() for p in loop.state.params]
-    loop.state.params[0].register_hook(lambda gradient: gradient * float("inf"))
+    before = [p.detach().clone() for p in loop.params]
+    loop.params[0].register_hook(lambda gradient: gradient * float("inf"))
     loop.run_step(rnd(1, 4, 3, 8, 8), {})
     assert loop.scaler.get_scale() == 2.0**19
-    assert all(torch.equal(p, old) for p, old in zip(loop.state.params, before, strict=True))
-    assert all(torch.equal(e, old) for e, old in zip(loop.state.ema[0.9], before, strict=True))
-
-    loop = make(use_fp16=True, fp16_scale_growth=0.5)
-    loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_factor=2**0.5, growth_interval=1)
-    loop.run_step(rnd(1, 4, 3, 8, 8), {})
-    assert loop.scaler.get_scale() == pytest.approx(2.0**10.5)
-    assert not torch.equal(loop.state.params[0], before[0])
+    assert all(torch.equal(p, old) for p, old in zip(loop.params, before, strict=True))
+    assert all(torch.equal(e, old) for e, old in zip(loop.ema[0.9], before, strict=True))
 
 
 @pytest.mark.parametrize(
     ("settings", "growth"), [({"fp16_scale_growth": 0.5}, 0.5), ({"fp16_scale_growth": 0.0}, 0), ({}, 1e-3)]
 )
 def test_the_loss_scale_grows_with_each_update_and_an_overflow_takes_one_from_its_exponent(settings, growth):
-    loop = make(use_fp16=True, **settings)
+    loop = make(precision="fp16", **settings)
     loop.diffusion.training_losses = lambda network, x, t, model_kwargs: {  # small: its gradients stay finite
         "loss": 1e-6 * network(x, t).mean((1, 2, 3))
     }
@@ -255,18 +250,45 @@ def test_lower_precision_has_nearly_the_gradient_of_float32(precision, tolerance
         if chosen == "fp16":  # the first scale would overflow, be halved and tried again with the next batch
             loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1)
         loop.run_step(rnd(1, 4, 3, 8, 8), {})
-        gradients.append(torch.cat([p.grad.flatten() for p in loop.state.params]))
+        gradients.append(torch.cat([p.grad.flatten() for p in loop.params]))
     exact, lower = gradients
     # a convolution rounds to 11 (fp16) or 8 (bf16) bits; a dozen of them stand in a row
     assert 0 < (exact - lower).norm() / exact.norm() < tolerance
 
 
 def test_overflow_without_end_stops():
-    loop = make(use_fp16=True)
+    loop = make(precision="fp16")
     loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-12, growth_interval=1)
-    loop.state.params[0].register_hook(lambda gradient: gradient * float("inf"))
+    loop.params[0].register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(FloatingPointError, match="step 0: the gradients are not finite"):
         loop.run_step(rnd(1, 4, 3, 8, 8), {})
+
+
+def test_in_lower_precision_embeddings_and_head_compute_in_float32_and_the_blocks_do_not():
+    loop = make(precision="bf16")
+    types = {}
+    for name, module in loop.model.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            module.register_forward_hook(lambda _, args, output, name=name: types.update({name: output.dtype}))
+    loop.run_step(rnd(1, 4, 3, 8, 8), {})
+    in_float32 = {name for name, dtype in types.items() if dtype == torch.float32}
+    assert in_float32 == {name for name in types if name.startswith(("time_embed.", "out.")) or "emb_layers" in name}
+    assert {types[name] for name in types if name not in in_float32} == {torch.bfloat16}
+
+
+def test_the_first_updates_in_half_precision_are_made():
+    """A head in half precision overflows: its gradient sums 2^20 times the loss's over all pixels."""
+    torch.manual_seed(0)
+    model, diffusion = create_model_and_diffusion(**FLAGS)  # as it is at first, with a head of zeros
+    loop = TrainLoop(model=model, diffusion=diffusion, data=endless(1), precision="fp16", **settings(batch_size=1))
+    assert [loop.run_step(rnd(seed, 1, 3, 8, 8), {}) for seed in (1, 2)] == [True, True]
+
+
+def test_fp16_on_a_cpu_falls_back_and_says_so(capsys):
+    assert make(use_fp16=True).dtype == torch.float32
+    assert capsys.readouterr().out.count("fp16") == 1
+    assert make(use_fp16=False).dtype == torch.float32
+    assert capsys.readouterr().out == ""
 
 
 # --- what it writes
@@ -299,7 +321,7 @@ def test_old_sets_go_and_foreign_files_stay(tmp_path):
 def test_the_test_variable_stops_after_a_later_save(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_TRAINING_TEST", "1")
     loop = train(save_interval=2)
-    assert loop.step == 2
+    assert loop.step == 3
     assert "model000002.pt" in names(tmp_path)
 
 
@@ -307,7 +329,7 @@ def test_the_configuration_travels(tmp_path):
     loop = train(max_steps=1)
     for name in ("model000000.pt", "ema_0.9_000000.pt"):
         stored = checkpoint_util.stored_config(checkpoint_util.load_state_dict(tmp_path / name))
-        assert stored == loop.state.model.config
+        assert stored == loop.model.config
 
 
 def test_what_is_logged(tmp_path):
@@ -320,6 +342,30 @@ def test_what_is_logged(tmp_path):
     row = {key: float(value) for key, value in rows[1].items() if value}
     assert row["loss"] == pytest.approx(row["mse"] + row["vb"])
     assert any(f"loss_q{quartile}" in row for quartile in range(4))
+
+
+def test_the_logged_norm_of_the_weights_and_loss_scale_are_those_that_the_update_started_from():
+    logged = []
+
+    class Watch(TrainObserver):
+        def on_log(self, loop, values):
+            logged.append(values)
+
+    loop = make(precision="fp16", max_steps=1, lr=1.0, observer=Watch())
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**9, growth_interval=1)
+    before = torch.cat([p.detach().flatten() for p in loop.params]).norm()
+    loop.run_loop()
+    assert logged[0]["param_norm"] == pytest.approx(float(before), rel=1e-4)  # float32 sums in another order
+    assert logged[0]["lg_loss_scale"] == 9
+
+
+def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # its import fails
+    logger.configure(dir=str(tmp_path), format_strs=["tensorboard", "csv"])
+    assert train(max_steps=3).updates == 3
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and "going on without it" in said[0]
+    assert len((tmp_path / "progress.csv").read_text().splitlines()) == 4
 
 
 def test_each_term_is_logged_by_quartile_of_the_timestep():
@@ -339,7 +385,7 @@ def test_each_term_is_logged_by_quartile_of_the_timestep():
 
     loop.diffusion.training_losses = losses
     loop.run_step(rnd(1, 10, 3, 8, 8), {})
-    loop.log()
+    loop.log(0)
     expected = {
         **{"loss": 28.5, "loss_q0": 5 / 3, "loss_q1": 12.5, "loss_q2": 110 / 3, "loss_q3": 72.5},
         **{"mse": 104.5, "mse_q0": 101, "mse_q1": 103.5, "mse_q2": 106, "mse_q3": 108.5},
@@ -437,7 +483,7 @@ def test_the_same_resuming_command_again_goes_on_from_its_own_sets(tmp_path):
 def test_a_missing_ema_starts_from_the_model(tmp_path):
     train(max_steps=2, output_path=str(tmp_path / "first"))
     loop = make(resume_checkpoint=str(tmp_path / "first" / "model000002.pt"), ema_rate="0.7")
-    for averaged, p in zip(loop.state.ema[0.7], loop.state.params, strict=True):
+    for averaged, p in zip(loop.ema[0.7], loop.params, strict=True):
         assert torch.equal(averaged, p)
 
 
@@ -445,7 +491,7 @@ def test_a_published_set_without_notes_is_taken_up(tmp_path):
     loop = train(max_steps=2, output_path=str(tmp_path / "first"))
     plain = tmp_path / "plain"
     plain.mkdir()
-    torch.save(loop.state.model.state_dict(), plain / "model000123.pt")
+    torch.save(loop.model.state_dict(), plain / "model000123.pt")
     torch.save(loop.opt.state_dict(), plain / "opt000123.pt")
     resumed = make(resume_checkpoint=str(plain / "model000123.pt"))
     assert resumed.resume_step == 123
@@ -481,7 +527,7 @@ def test_a_finished_training_is_left_as_it_is(tmp_path):
 # --- what stops it
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_stops(number, tmp_path):
     class Interrupt(TrainObserver):
         def on_update(self, loop):
@@ -501,7 +547,7 @@ def test_numbers_that_are_none_stop_it_and_the_last_good_set_stays(poison, tmp_p
         def on_update(self, loop):
             if loop.updates == 3:
                 with torch.no_grad():
-                    loop.state.params[0].fill_(float("nan"))
+                    loop.params[0].fill_(float("nan"))
 
     def data():
         for step, (batch, cond) in enumerate(endless(4)):
@@ -517,7 +563,7 @@ def test_numbers_that_are_none_stop_it_and_the_last_good_set_stays(poison, tmp_p
 def test_broken_weights_are_never_saved(tmp_path):
     loop = train(max_steps=1)
     with torch.no_grad():
-        loop.state.params[0][0] = float("nan")
+        loop.params[0][0] = float("nan")
     with pytest.raises(FloatingPointError, match="the weights are not finite"):
         loop.save(2)
     assert weights(tmp_path / "model000000.pt").isfinite().all()
