@@ -42,9 +42,12 @@ def read_yaml(path: Path) -> Any:
 
 def _require_shallow(text: str) -> None:
     depth = 0
-    for event in yaml.parse(text):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+    for token in yaml.scan(text):
+        opens = isinstance(token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken))
+        opens = opens or isinstance(token, (yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken))
+        closes = isinstance(token, (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken))
+        depth += opens - closes
         if depth > _YAML_DEPTH:
             raise ValueError(f"it is nested more than {_YAML_DEPTH} deep")
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(token, yaml.AliasToken):
             raise ValueError("it holds references (*)")

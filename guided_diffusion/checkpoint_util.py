@@ -59,8 +59,8 @@ def mismatch(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Ten
     """What keeps one table of weights from standing in for another, in a few words; '' when nothing does."""
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
-    shapes = [(name, expected[name].shape, found[name].shape) for name in expected if name in found]
-    shapes = [(name, tuple(wanted), tuple(got)) for name, wanted, got in shapes if wanted != got]
+    pairs = [(name, expected[name].shape, getattr(found[name], "shape", None)) for name in expected if name in found]
+    shapes = [(name, tuple(wanted), got and tuple(got)) for name, wanted, got in pairs if wanted != got]
     parts = []
     if missing:
         parts.append(f"{len(missing)} entries are missing (the first is {missing[0]})")
