@@ -13,27 +13,23 @@ from pathlib import Path
 
 import torch
 
-from dime.core.arithmetic import keep_freed_memory, prepare_unet
+from dime.core.arithmetic import keep_freed_memory
 from dime.core.cli import run, say, select_device, stoppable
-from dime.core.compiled import CompiledUNet, compile_unet
 from dime.core.config import Config, parse_config
-from dime.core.datasets import PUBLISHED, Source, open_dataset
-from dime.core.explain import Explainer
+from dime.core.datasets import PUBLISHED
 from dime.core.job.chunk_files import ChunkFiles
 from dime.core.job.identity import digest_of, identity_of
 from dime.core.job.merging import merge_chunks
-from dime.core.job.question import Question, ask
 from dime.core.job.recovery import RecoveringExplainer
 from dime.core.job.run import Job
+from dime.core.job.setup import Setup, kept_frames, set_up
 from dime.core.metrics.faces import face_features
 from dime.core.metrics.features import Machine
 from dime.core.metrics.mnac import oracle_logits
 from dime.core.metrics.protocol import summary_figures
-from dime.core.networks.classifiers import load_classifier
-from dime.core.networks.diffusion import DiffusionModel, load_diffusion
-from dime.core.networks.features import load_perceptual
-from dime.core.networks.files import VGG19_URL, pretrained_weights
-from dime.core.results import FRAME_KINDS, ResultTree
+from dime.core.networks.features import VGG19_URL
+from dime.core.networks.files import pretrained_weights
+from dime.core.results import ResultTree
 from dime.core.summary import Summary, write_summary
 
 EXIT_SOME_FAILED = 3
@@ -70,31 +66,14 @@ def explain(config: Config, tree: ResultTree) -> Summary:
     Everything that can be checked is checked before anything is written.
     """
     device = select_device(config.gpu)
-    config = replace(config, precision=usable_precision(config, device))
     if (config.save_x_t or config.save_z_t) and not config.save_images:
         say("--save_images False: no image is written, and no frame of --save_x_t and --save_z_t.")
     keep_freed_memory()
-    diffusion = load_model(config, device, config.precision)
-    source = open_dataset(
-        *(config.dataset, config.data_dir, diffusion.image_size),
-        **{"use_train": config.use_train, "images": config.images, "resize": config.resize},
-        channels=diffusion.channels,
-    )
-    classifier = load_classifier(
-        *(config.classifier_path, device),
-        size=config.classifier_size,
-        mean=config.classifier_mean,
-        std=config.classifier_std,
-        value_range=config.classifier_range,
-        trust=config.trust_classifier,
-    )
-    question = ask(config, source, classifier)
-    config = replace(config, query_label=question.query)
-    explainer = build_explainer(config, classifier, diffusion, question, device)
-    config = replace(config, compile=isinstance(explainer.explainer.diffusion.network, CompiledUNet))
-    job = build_job(config, tree, source, question, explainer.explainer, device)
+    setup = set_up(config, device)
+    job = build_job(setup, tree)
     figures = build_figures(config, device) if config.oracle_figures and config.num_chunks == 1 else None
-    return with_figures(job.run(explainer, device), figures, tree)
+    in_float32 = setup.in_float32 if setup.config.precision != "fp32" else None
+    return with_figures(job.run(RecoveringExplainer(setup.explainer, in_float32), device), figures, tree)
 
 
 def merge(config: Config, tree: ResultTree) -> Summary:
@@ -103,51 +82,12 @@ def merge(config: Config, tree: ResultTree) -> Summary:
     return with_figures(merge_chunks(tree, config.num_chunks, config.allow_partial), figures, tree)
 
 
-def load_model(config: Config, device: torch.device, precision: str) -> DiffusionModel:
-    """The diffusion model, ready to compute."""
-    diffusion = load_diffusion(config.model_path, config.diffusion, device)
-    published = config.noise == "stream" or config.method == "gmd"
-    prepare_unet(diffusion.network, precision, device, published=published)
-    return diffusion
-
-
-def build_explainer(
-    config: Config, classifier: torch.nn.Module, diffusion: DiffusionModel, question: Question, device: torch.device
-) -> RecoveringExplainer:
-    """What explains a batch, whatever happens to memory and half precision."""
-    if config.compile:
-        shape = torch.Size((config.batch_size, diffusion.channels, diffusion.image_size, diffusion.image_size))
-        diffusion = replace(diffusion, network=compile_unet(diffusion.network, shape))
-    explainer = Explainer(
-        classifier,
-        diffusion,
-        question.decision,
-        config.settings,
-        load_perceptual(config.l_perc_layer, device, config.perceptual_path) if config.l_perc else None,
-        keep_frames=kept_frames(config),
-        pad_to=config.batch_size if config.pad_batches or isinstance(diffusion.network, CompiledUNet) else None,
-    )
-
-    def in_float32() -> Explainer:
-        """Its noise is each image's own: a second attempt must not move the stream that the others draw from."""
-        settings = replace(explainer.settings, noise="per_image")
-        return replace(explainer, diffusion=load_model(config, device, "fp32"), settings=settings)
-
-    return RecoveringExplainer(explainer, in_float32 if config.precision != "fp32" else None)
-
-
-def build_job(
-    config: Config,
-    tree: ResultTree,
-    source: Source,
-    question: Question,
-    explainer: Explainer,
-    device: torch.device,
-) -> Job:
+def build_job(setup: Setup, tree: ResultTree) -> Job:
     """The images of this chunk, and what makes this run the one that it is."""
-    selection = question.select(len(source), config.target_label, config.batch_size * config.num_batches)
-    ids = selection[config.chunk :: config.num_chunks]
-    source.require_images(ids, all_of_them=config.on_bad_image != "record")
+    config, source, question, explainer = setup.config, setup.source, setup.question, setup.explainer
+    ids = setup.selection[config.chunk :: config.num_chunks]
+    if ids:  # else there are more chunks than images: this one's summary says so
+        source.require_images(ids, all_of_them=config.on_bad_image != "record")
     flags = {**config.flags(), **explainer.diffusion.flags, "classes": list(question.classes)}
     digests = {
         "model_path": digest_of(config.model_path, explainer.diffusion.network),
@@ -157,21 +97,18 @@ def build_job(
         digests["perceptual_path"] = digest_of(config.perceptual_path or pretrained_weights(VGG19_URL))
     if question.target and question.fixed_target is None:
         digests["target"] = digest_of(config.target)
+    identity = identity_of(flags, source.rows(setup.selection), len(setup.selection), digests, setup.device)
     return Job(
         source=source,
         files=ChunkFiles(
-            tree,
-            ids=ids,
-            num_chunks=config.num_chunks,
-            chunk=config.chunk,
-            save_images=config.save_images,
+            *(tree, ids, config.num_chunks, config.chunk, config.save_images),
             frames=kept_frames(config),
             steps=config.start_step,
         ),
-        selection=selection,
+        selection=setup.selection,
         batch_size=config.batch_size,
         config=flags,
-        identity=identity_of(flags, source.rows(selection), len(selection), digests, device),
+        identity=identity,
         labels=question.labels,
         targets=question.target,
         classes=question.classes,
@@ -180,12 +117,6 @@ def build_job(
         abort_on_bad_image=config.on_bad_image == "abort",
         overwrite=config.overwrite,
     )
-
-
-def kept_frames(config: Config) -> frozenset[str]:
-    """Which kinds of frames are written."""
-    keep = {"x_t": config.save_x_t, "z_t": config.save_z_t}
-    return frozenset(kind for kind in FRAME_KINDS if keep[kind] and config.save_images)
 
 
 Figures = Callable[[ResultTree], dict[str, float]]
@@ -206,18 +137,6 @@ def with_figures(summary: Summary, figures: Figures | None, tree: ResultTree) ->
     summary = {**summary, **figures(tree)}
     write_summary(tree.report("summary.yaml"), summary)
     return summary
-
-
-def usable_precision(config: Config, device: torch.device) -> str:
-    """The wanted precision, or fp32 where the device cannot compute in it (which is said)."""
-    wanted = config.precision or ("fp16" if config.diffusion.get("use_fp16") else "fp32")
-    lacking = (wanted == "fp16" and device.type == "cpu") or (
-        wanted == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported()
-    )
-    if lacking:
-        say(f"{wanted} does not run on {device}: the U-Net computes in fp32.")
-        return "fp32"
-    return wanted
 
 
 def report(summary: Summary, tree: ResultTree) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +11,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from dime.core.datasets import image_transform, read_image
 from dime.core.errors import InputError
 from dime.core.guidance import Classifier, Decision, FeatureNetwork, Guidance, MultiClass
 from dime.core.images import input_to_uint8, mean_difference, to_hwc, to_image, to_uint8
 from dime.core.methods import METHODS, Method
+from dime.core.networks.checks import check_classifier, frozen
 from dime.core.networks.diffusion import DiffusionModel
 from dime.core.noise import NOISE_SOURCES, NoiseSource
 from dime.core.sampler import Denoiser, Observer
@@ -185,7 +183,8 @@ class Explainer:
         batch = Batch(list(ids) if ids is not None else list(range(len(x))), x)
         if targets is not None:
             batch = replace(batch, target=torch.as_tensor(targets, device=x.device).long().expand(len(x)))
-        with evaluating(self.classifier):
+        check_classifier(self.classifier, x, self.decision)
+        with frozen(self.classifier):
             result = self.explain(batch)
         reached = (result.pred == result.target).nonzero().flatten().tolist()
         if reached:
@@ -311,19 +310,3 @@ class _Recorder:
             kept[self.rows, step] = to_uint8(image).cpu()
         if self.progress:
             self.progress(self.scale, step)
-
-
-@contextlib.contextmanager
-def evaluating(classifier: Classifier) -> Iterator[None]:
-    """Within it a network is in eval mode; afterwards each of its modules is in the mode in which it was found."""
-    modules = classifier.modules() if isinstance(classifier, nn.Module) else ()
-    training = [module for module in modules if module.training]
-    if training:
-        warnings.warn("the classifier is in training mode; it is explained in eval mode", stacklevel=3)
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

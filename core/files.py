@@ -11,7 +11,10 @@ from dime.core.errors import InputError
 from guided_diffusion import files
 from guided_diffusion.files import remove_orphans
 
-__all__ = ["read_yaml", "remove_orphans", "write_atomically"]
+__all__ = ["located", "read_yaml", "remove_orphans", "write_atomically"]
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The project, a checkout or an installed package: models/ lies here."""
 
 _YAML_DEPTH = 20  # summaries need 3
 
@@ -22,6 +25,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         files.write_atomically(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise InputError(f"{error}; see to the disk, then run the same command again") from error
+
+
+def located(path: str | Path) -> str | Path:
+    """The path itself, or where a file of the project lies by this name, such as models/demo/ddpm.safetensors."""
+    elsewhere = not files.is_remote(path) and not Path(path).exists() and (ROOT / path).exists()
+    return ROOT / path if elsewhere else path
 
 
 def read_yaml(path: Path) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 
 from dime.core.config import Accepted, Config
 from dime.core.errors import InputError
-from dime.core.files import read_yaml
+from dime.core.files import located, read_yaml
 from dime.core.results import ResultTree
 from guided_diffusion.files import is_remote, open_file
 
@@ -60,7 +60,7 @@ def identity_of(
 
 def digest_of(path: str | Path, network: nn.Module | None = None) -> str:
     """The SHA-256 of a local or remote file's content, in hexadecimal digits; where there is none, of a network's."""
-    digest = hashlib.sha256()
+    digest, path = hashlib.sha256(), located(path)
     if network is not None and not is_remote(path) and not Path(path).is_file():
         for name, tensor in network.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dime.core.errors import InputError
+from dime.core.files import located
 from dime.core.networks.diffusers import StoredModel, read_folder
 from dime.core.networks.files import describe, install, read_state_dict
 from guided_diffusion.checkpoint_util import stored_config
@@ -130,7 +131,7 @@ def load_diffusion(path: str | Path, flags: Mapping[str, Any], device: torch.dev
     damaged, unsafe or of another kind, for flags that contradict the file (it says which would fit), and for those
     that the file needs and nobody gave.
     """
-    given = _typed(flags)
+    given, path = _typed(flags), located(path)
     is_folder = Path(path).is_dir()
     stored = read_folder(Path(path), given.get("image_size")) if is_folder else _read_file(path)
     _require_same_flags(path, given, stored.flags)

@@ -22,12 +22,12 @@ from torch import nn
 
 from dime.core.cli import say
 from dime.core.errors import InputError
-from dime.core.files import write_atomically
+from dime.core.files import ROOT, located, write_atomically
 from guided_diffusion import checkpoint_util
 from guided_diffusion.files import is_remote, open_file
 
 SAFETENSORS = ".safetensors"
-WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "models"
+WEIGHTS_FOLDER = ROOT / "models"
 """Where users put weights (models/README.md)."""
 
 WRAPPERS = ("module.", "model.", "net.", "network.")
@@ -44,6 +44,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
     Only tensors, containers and plain values are read. Raises InputError for a missing, empty, damaged or unsafe file.
     """
+    path = located(path)
     if not is_remote(path):
         _require_file(Path(path))
     if str(path).endswith(SAFETENSORS):

@@ -1,0 +1,117 @@
+"""From a command to what it needs: the images, the question about them, and the explainer that answers it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from dime.core.arithmetic import prepare_unet
+from dime.core.cli import say
+from dime.core.compiled import CompiledUNet, compile_unet
+from dime.core.config import Config
+from dime.core.datasets import Source, open_dataset
+from dime.core.explain import Explainer
+from dime.core.job.question import Question, ask
+from dime.core.networks.checks import check_classifier
+from dime.core.networks.classifiers import load_classifier
+from dime.core.networks.diffusion import DiffusionModel, load_diffusion
+from dime.core.networks.features import load_perceptual
+from dime.core.photos import BadImageError
+from dime.core.results import FRAME_KINDS
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A command, ready to run.
+
+    config: its flags, where they leave something open as it was decided: precision, compile, query_label. selection:
+    the ids that all chunks together explain.
+    """
+
+    config: Config
+    device: torch.device
+    source: Source
+    question: Question
+    selection: list[int]
+    explainer: Explainer
+
+    def in_float32(self) -> Explainer:
+        """The same explainer in full precision.
+
+        Its noise is each image's own: a second attempt must not move the stream that the others draw from.
+        """
+        settings = replace(self.explainer.settings, noise="per_image")
+        return replace(self.explainer, diffusion=load_model(self.config, self.device, "fp32"), settings=settings)
+
+
+def set_up(config: Config, device: torch.device) -> Setup:
+    """Load and check everything; InputError for what does not fit together. Nothing is written."""
+    precision = usable_precision(config, device)
+    diffusion = load_model(config, device, precision)
+    source = open_dataset(
+        *(config.dataset, config.data_dir, diffusion.image_size),
+        **{"use_train": config.use_train, "images": config.images, "resize": config.resize},
+        channels=diffusion.channels,
+    )
+    classifier = load_classifier(
+        *(config.classifier_path, device),
+        **{"size": config.classifier_size, "mean": config.classifier_mean, "std": config.classifier_std},
+        value_range=config.classifier_range,
+        trust=config.trust_classifier,
+    )
+    question = ask(config, source, classifier)
+    selection = question.select(len(source), config.target_label, config.batch_size * config.num_batches)
+    if config.compile:
+        shape = torch.Size((config.batch_size, diffusion.channels, diffusion.image_size, diffusion.image_size))
+        diffusion = replace(diffusion, network=compile_unet(diffusion.network, shape))
+    compiled = isinstance(diffusion.network, CompiledUNet)
+    explainer = Explainer(
+        classifier,
+        diffusion,
+        question.decision,
+        config.settings,
+        load_perceptual(config.l_perc_layer, device, config.perceptual_path) if config.l_perc else None,
+        keep_frames=kept_frames(config),
+        pad_to=config.batch_size if config.pad_batches or compiled else None,
+    )
+    _check(explainer, source, selection[0], config.classifier_path)
+    config = replace(config, precision=precision, compile=compiled, query_label=question.query)
+    return Setup(config, device, source, question, selection, explainer)
+
+
+def _check(explainer: Explainer, source: Source, id: int, name: str) -> None:
+    """Try the networks on the first image; InputError for what would fail in the middle of the work."""
+    try:
+        image = source.load(id)
+    except BadImageError:
+        image = source.stand_in()
+    x, conditions = image[None].to(explainer.diffusion.device), source.conditions(id)
+    explainer.diffusion.check(x, None if conditions is None else conditions[None])
+    check_classifier(explainer.classifier, x, explainer.decision, name)
+
+
+def load_model(config: Config, device: torch.device, precision: str) -> DiffusionModel:
+    """The diffusion model, ready to compute."""
+    diffusion = load_diffusion(config.model_path, config.diffusion, device)
+    published = config.noise == "stream" or config.method == "gmd"
+    prepare_unet(diffusion.network, precision, device, published=published)
+    return diffusion
+
+
+def usable_precision(config: Config, device: torch.device) -> str:
+    """The wanted precision, or fp32 where the device cannot compute in it (which is said)."""
+    wanted = config.precision or ("fp16" if config.diffusion.get("use_fp16") else "fp32")
+    lacking = (wanted == "fp16" and device.type == "cpu") or (
+        wanted == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported()
+    )
+    if lacking:
+        say(f"{wanted} does not run on {device}: the U-Net computes in fp32.")
+        return "fp32"
+    return wanted
+
+
+def kept_frames(config: Config) -> frozenset[str]:
+    """Which kinds of frames are written."""
+    keep = {"x_t": config.save_x_t, "z_t": config.save_z_t}
+    return frozenset(kind for kind in FRAME_KINDS if keep[kind] and config.save_images)
