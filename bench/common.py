@@ -1,24 +1,15 @@
-"""What the benchmarks share: the explainer of a command, the machine in words, the page of results."""
+"""What the benchmarks share: the machine in words, the page of results."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-from argparse import Namespace
 from pathlib import Path
 
 import torch
 
-from dime.core.arithmetic import prepare_unet
-from dime.core.checkpoints import load_classifier, load_perceptual, load_unet, output_column
-from dime.core.compiled import compile_unet
-from dime.core.explain import Explainer
 from dime.core.files import write_atomically
-from dime.core.guidance import BinaryAttribute, Guidance
-from dime.core.methods import METHODS, Settings
-from dime.core.noise import NOISE_SOURCES
-from guided_diffusion.script_util import args_to_dict, create_diffusion, model_and_diffusion_defaults
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 """The page of results."""
@@ -37,27 +28,6 @@ PEAK = {
     "T4": 65e12,
 }
 """Part of a GPU's name -> its dense half-precision operations per second with float32 sums (NVIDIA's data sheets)."""
-
-
-def explainer_of(flags: Namespace, device: torch.device) -> Explainer:
-    """What main.py with these flags explains its images with, a batch after the other."""
-    classifier = load_classifier(flags.classifier_path, device)
-    column = output_column(classifier, flags.query_label, flags.classifier_path)
-    model = load_unet(flags.model_path, args_to_dict(flags, model_and_diffusion_defaults().keys()), device)
-    published = flags.noise == "stream" or flags.method == "gmd"
-    model = prepare_unet(model, flags.precision or "fp32", device, published=published)
-    if flags.compile:
-        model = compile_unet(model, torch.Size((flags.batch_size, 3, flags.image_size, flags.image_size)))
-    perceptual = load_perceptual(flags.l_perc_layer, device, flags.perceptual_path) if flags.l_perc else None
-    decision = BinaryAttribute(column, flags.use_logits)
-    return Explainer(
-        model=model,
-        diffusion=create_diffusion(vars(flags)),
-        guidance=Guidance(classifier, decision, perceptual, flags.l1_loss, flags.l2_loss, flags.l_perc),
-        method=METHODS[flags.method](Settings.of({**vars(flags), "clip_per_image": flags.noise == "per_image"})),
-        noise=NOISE_SOURCES[flags.noise](flags.seed, device),
-        scales=flags.classifier_scales,
-    )
 
 
 def share_of_peak(flops_per_second: float, precision: str, device: torch.device) -> float | None:

@@ -19,11 +19,11 @@ if __name__ == "__main__":
 
 import torch
 
-from bench.common import RESULTS, described, explainer_of, write_section
+from bench.common import RESULTS, described, write_section
 from dime.core.cli import Parser, boolean, run, say, select_device
-from dime.core.datasets import open_dataset, select_ids
+from dime.core.config import parse_config
 from dime.core.explain import Batch, Explanations
-from dime.core.job.flags import parse_flags
+from dime.core.job.setup import set_up
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="the page whose section is replaced")
     parser.add_argument("main_flags", nargs="*", help="flags of main.py, after --")
     args = parser.parse_args()
-    device = select_device(parse_flags("", args.main_flags).gpu)
+    device = select_device(parse_config("", args.main_flags).gpu)
     precisions = ("fp32", "fp16", "bf16") if device.type == "cuda" else ("fp32", "bf16")
     settings = [f"--precision {precision}" for precision in precisions]
     if args.compile:
@@ -53,16 +53,13 @@ def main() -> None:
 
 def explained(main_flags: Sequence[str], device: torch.device) -> tuple[Explanations, float]:
     """The first batch of a main.py command, and the seconds that an image took."""
-    flags = parse_flags("", main_flags)
-    dataset = open_dataset(flags.dataset, flags.data_dir, flags.image_size, flags.use_train)
-    samples = [dataset[id] for id in select_ids(dataset, flags.query_label, flags.target_label, flags.batch_size)]
-    x = torch.stack([sample.image for sample in samples]).to(device)
-    label = torch.stack([sample.labels[flags.query_label] for sample in samples]).long().to(device)
-    explain = explainer_of(flags, device)
+    setup = set_up(parse_config("", main_flags), device)
+    ids = setup.selection[: setup.config.batch_size]
+    x = torch.stack([setup.source.load(id) for id in ids]).to(device)
     start = time.perf_counter()
-    found = explain(Batch([sample.id for sample in samples], x, label))
+    found = setup.explainer.explain(Batch(ids, x))
     found.cf.cpu()  # waits for the device
-    return found, (time.perf_counter() - start) / len(samples)
+    return found, (time.perf_counter() - start) / len(ids)
 
 
 def compared(found: Explanations, reference: Explanations) -> str:

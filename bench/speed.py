@@ -30,10 +30,11 @@ from dime.core.arithmetic import keep_freed_memory, prepare_unet
 from dime.core.cli import Parser, boolean, integer, run, say, select_device
 from dime.core.compiled import compile_unet
 from dime.core.errors import InputError
-from dime.core.guidance import BinaryAttribute, Guidance, Pull
-from dime.core.methods import METHODS, Settings
+from dime.core.guidance import Binary, Guidance, Pull
+from dime.core.methods import METHODS
 from dime.core.noise import PerImageNoise
 from dime.core.sampler import Denoiser
+from dime.core.settings import Settings
 from dime.core.truth.cost import evaluations
 from dime.models.classifiers import DenseNetClassifier
 from dime.models.perceptual import PerceptualFeatures
@@ -175,7 +176,7 @@ class SpeedBench:
         denoiser, ids = Denoiser(self.meters[row.precision], self.diffusion), range(len(self.x))
         noise = PerImageNoise(4, self.device)
         noisy = denoiser.noised(self.x, tau, noise.noising(ids)(self.x.shape))
-        return method(denoiser, self.x, noisy, self.pull, lambda i: noise.step(ids, [0] * len(ids), i))
+        return method(denoiser, self.x, noisy, self.pull, lambda i: noise.step(ids, 0, i))
 
     def _unet(self, flags: dict[str, object]) -> UNetModel:
         return random_weights(create_model_and_diffusion(**flags)[0]).to(self.device)
@@ -183,7 +184,7 @@ class SpeedBench:
     def _pull(self, classifier: nn.Module, layer: int | None) -> Pull:
         classifier = random_weights(classifier).to(self.device)
         perceptual = random_weights(PerceptualFeatures(layer)).to(self.device) if layer else None
-        decision, l_perc = BinaryAttribute(31, use_logits=True), 30.0 if perceptual else 0.0
+        decision, l_perc = Binary(31, use_logits=True), 30.0 if perceptual else 0.0
         guidance = Guidance(classifier, decision, perceptual, l1=0.05, l_perc=l_perc)
         with torch.no_grad():
             features = guidance.input_features(self.x)

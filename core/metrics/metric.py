@@ -14,7 +14,7 @@ from torch import nn
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError, UndefinedError
-from dime.core.guidance import BinaryAttribute, Decision, MultiClass
+from dime.core.guidance import Binary, Decision, MultiClass
 from dime.core.metrics.features import ImageFeatures, Machine
 from dime.core.metrics.measurement import Measurement
 from dime.core.networks.classifiers import load_classifier, output_column
@@ -123,7 +123,7 @@ def explained_decision(tree: ResultTree, classifier: nn.Module, query: int, path
     Raises InputError where the classifier, read from `path`, has other classes or no such output.
     """
     if not is_multiclass(tree):
-        return BinaryAttribute(output_column(classifier, query, path))
+        return Binary(output_column(classifier, query, path))
     for classes in recorded(tree, "classes"):
         if isinstance(classes, tuple) and len(classes) != classifier.num_outputs:
             raise InputError(

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dime.core.explain import Batch, Explainer, Explanations
-from dime.core.guidance import BinaryAttribute, Guidance
+from dime.core.guidance import Binary
 from dime.core.job.recovery import RecoveringExplainer
-from dime.core.methods import Settings, dime
-from dime.core.noise import PerImageNoise
+from dime.core.networks.diffusion import DiffusionModel
+from dime.core.settings import Settings
 from guided_diffusion.unet import UNetModel
 from tests.core.test_explain import Brightness
 from tests.helpers import rnd
@@ -71,14 +71,14 @@ class Overflowing(CountingModel):
 
 def test_what_overflows_is_tried_again_in_full_precision():
     x = rnd(5, 7, 3, 4, 4).clamp(-1, 1)
-    batch = Batch(ids=list(range(7)), x=x, label=torch.tensor([1, 0, 1, 0, 1, 0, 1]))
+    batch = Batch(ids=list(range(7)), x=x)
 
     def explainer(model: CountingModel) -> Explainer:
-        guidance = Guidance(Brightness(), BinaryAttribute(0, use_logits=True), l1=0.01)
-        method, noise = dime(Settings(4)), PerImageNoise(4)
-        return Explainer(model, toy_diffusion(20), guidance, method, noise, scales=[1.0, 50.0])
+        settings = Settings(start_step=4, l1_loss=0.01, classifier_scales=(1.0, 50.0))
+        diffusion = DiffusionModel(model, toy_diffusion(20), {})
+        return Explainer(Brightness(), diffusion, Binary(use_logits=True), settings)
 
-    plain, precise = explainer(Overflowing())(batch), explainer(CountingModel())(batch)
+    plain, precise = explainer(Overflowing()).explain(batch), explainer(CountingModel()).explain(batch)
     lost = ~plain.finite
     assert 0 < int(lost.sum()) < 7, "the example must have both"
     built = []

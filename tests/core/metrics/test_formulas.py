@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dime.core.errors import UndefinedError
-from dime.core.guidance import BinaryAttribute, MultiClass
+from dime.core.guidance import Binary, MultiClass
 from dime.core.metrics.cd import correlation_difference, correlations
 from dime.core.metrics.cout import cout, transition
 from dime.core.metrics.faces import face_similarity, same_face
@@ -77,7 +77,7 @@ def brightness(x: torch.Tensor) -> torch.Tensor:
 
 def test_transition_of_a_linear_classifier():
     x, x_cf = -torch.ones(2, 3, 10, 10), torch.ones(2, 3, 10, 10)
-    curves = transition(brightness, x, x_cf, BinaryAttribute(0))
+    curves = transition(brightness, x, x_cf, Binary(0))
     mean_level = np.linspace(-1, 1, 51)  # 100 pixels, 2 at a time
     # 1e-6: float32; the own class is the dark one
     assert curves == pytest.approx(np.tile(1 / (1 + np.exp(20 * mean_level)), (2, 1)), abs=1e-6)
@@ -85,7 +85,7 @@ def test_transition_of_a_linear_classifier():
 
 def test_transition_starts_at_the_prediction_whatever_it_is():
     x, x_cf = torch.ones(1, 3, 10, 10), -torch.ones(1, 3, 10, 10)
-    curve = transition(brightness, x, x_cf, BinaryAttribute(0))[0]
+    curve = transition(brightness, x, x_cf, Binary(0))[0]
     assert curve[0] > 0.99 and curve[-1] < 0.01
 
 
@@ -111,7 +111,7 @@ def test_most_changed_pixels_come_first_and_ties_in_reading_order():
         seen.append(images[0, 0].clone())
         return torch.zeros(1, 1)
 
-    transition(classify, x, x_cf, BinaryAttribute(0))
+    transition(classify, x, x_cf, Binary(0))
     changed = [int((after - before).abs().argmax()) for before, after in pairwise(seen)]
     assert len(seen) == 7
     assert changed[:4] == [3, 2, 1, 4]
@@ -121,15 +121,15 @@ def test_most_changed_pixels_come_first_and_ties_in_reading_order():
 def test_transition_ends_at_the_counterfactual_where_steps_do_not_divide_the_pixels():
     x, x_cf = rnd(1, 2, 3, 64, 64), rnd(2, 2, 3, 64, 64)
     seen = []
-    transition(lambda images: seen.append(images) or brightness(images), x, x_cf, BinaryAttribute(0))
+    transition(lambda images: seen.append(images) or brightness(images), x, x_cf, Binary(0))
     assert len(seen) == 1 + 51  # 4096 pixels, 81 at a time
     assert torch.equal(seen[0], x) and torch.equal(seen[-1], x_cf)
 
 
 def test_transition_of_an_image_does_not_depend_on_its_company():
     x, x_cf = rnd(1, 3, 3, 16, 16), rnd(2, 3, 3, 16, 16)
-    together = transition(brightness, x, x_cf, BinaryAttribute(0))
-    alone = [transition(brightness, x[i : i + 1], x_cf[i : i + 1], BinaryAttribute(0))[0] for i in range(3)]
+    together = transition(brightness, x, x_cf, Binary(0))
+    alone = [transition(brightness, x[i : i + 1], x_cf[i : i + 1], Binary(0))[0] for i in range(3)]
     assert np.array_equal(together, np.stack(alone))
 
 

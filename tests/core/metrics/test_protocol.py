@@ -13,7 +13,7 @@ from pytorch_fid import fid_score
 from pytorch_fid import inception as reference_inception
 
 from dime.core.errors import InputError, UndefinedError
-from dime.core.guidance import BinaryAttribute
+from dime.core.guidance import Binary
 from dime.core.metrics.cd import spurious_correlations, train_labels
 from dime.core.metrics.cout import class_transition
 from dime.core.metrics.faces import face_features, face_verification
@@ -85,10 +85,10 @@ def test_decisions_as_published(metric_world):
         tree = metric_world.tree(exp)
         pairs = select_pairs(tree, flipped_only=False)
         # 2e-5: float32 on another machine
-        assert decision_change(pairs, logits, BinaryAttribute(SMILING))[0].value == pytest.approx(mad, abs=2e-5)
+        assert decision_change(pairs, logits, Binary(SMILING))[0].value == pytest.approx(mad, abs=2e-5)
         assert flip_rate(select_pairs(tree, flipped_only=False))[0].value == flips
     correct = select_pairs(metric_world.tree("expA"), "cor", flipped_only=False)
-    [result] = class_transition(correct, classifier, BinaryAttribute(SMILING), HERE)
+    [result] = class_transition(correct, classifier, Binary(SMILING), HERE)
     # 1e-3: many pixels tie, and the published order of ties is not defined
     assert result.value == pytest.approx(-0.33994803, abs=1e-3)
     assert (result.n, result.detail.shape) == (59, (59, 52))
@@ -212,7 +212,7 @@ def test_batches_and_tails_of_one_change_nothing(small, batch_size):
         return [
             face_verification(pairs, features)[1].value,
             changed_attributes(pairs, features)[0].value,
-            class_transition(pairs, classify, BinaryAttribute(0), machine)[0].value,
+            class_transition(pairs, classify, Binary(0), machine)[0].value,
             diversity([ResultTree(small, exp) for exp in EXPERIMENTS], Thirds(), machine, "all").value,
             realism(tree, features, "inception", input_features=features)[0].value,
         ]
