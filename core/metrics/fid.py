@@ -21,8 +21,8 @@ from dime.core.errors import UndefinedError
 from dime.core.metrics.features import ImageFeatures, StoredFeatures
 from dime.core.metrics.measurement import Measurement
 from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, in_partition, require_one_size
-from dime.core.networks.features import load_inception, load_oracle
-from dime.core.networks.files import INCEPTION_URL, pretrained_weights
+from dime.core.networks.features import INCEPTION_URL, load_inception, load_oracle
+from dime.core.networks.files import pretrained_weights
 from dime.core.results import Pair, ResultTree
 
 FID_IMAGES = 2048

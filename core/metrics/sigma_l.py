@@ -14,7 +14,7 @@ from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Metric, require_one_size, select_pairs
 from dime.core.networks.features import load_lpips
 from dime.core.results import ResultTree
-from dime.models.lpips_vgg import LPIPSDistance
+from dime.models.perceptual import LPIPSDistance
 
 
 def diversity(trees: Sequence[ResultTree], lpips: LPIPSDistance, machine: Machine, partition: str) -> Measurement:
