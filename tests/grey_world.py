@@ -54,7 +54,7 @@ def face(x: torch.Tensor) -> torch.Tensor:
 class Forty(torch.nn.Module):
     """Logits (N, 40): positive for images brighter than 128; attribute 0 is always there, attribute 1 never."""
 
-    num_outputs, attributes = 40, None
+    num_outputs, names = 40, None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = (grey_of(x) - 128).expand(-1, 40) / (20 + torch.arange(40))

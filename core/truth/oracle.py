@@ -30,7 +30,7 @@ class AttributeOracle:
     def __init__(self, path: Path, names: Sequence[str], machine: Machine, needs: Sequence[str] = ()) -> None:
         self.network = load_classifier(path, machine.device)
         self.machine = machine
-        outputs = self.network.attributes or list(ATTRIBUTES)
+        outputs = self.network.names or list(ATTRIBUTES)
         if self.network.num_outputs != len(outputs):
             raise InputError(f"{path}: has {self.network.num_outputs} outputs without names, expected {len(outputs)}")
         self.columns = [outputs.index(name) for name in names if name in outputs]

@@ -138,7 +138,7 @@ CLASSES = "decision: multiclass\nclasses: [cat, dog, cow]\ndataset: folder\n"
 class Three(torch.nn.Module):
     """Three classes, whose logits are 0, g and -g for an image of grey 128 + 50 g."""
 
-    num_outputs, attributes = 3, ["cat", "dog", "cow"]
+    num_outputs, names = 3, ["cat", "dog", "cow"]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (grey_of(x) - 128) / 50 * torch.tensor([0.0, 1.0, -1.0])
