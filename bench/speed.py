@@ -35,7 +35,7 @@ from dime.core.methods import METHODS
 from dime.core.noise import PerImageNoise
 from dime.core.sampler import Denoiser
 from dime.core.settings import Settings
-from dime.core.truth.cost import evaluations
+from dime.core.truth.rows import evaluations
 from dime.models.classifiers import DenseNetClassifier
 from dime.models.perceptual import PerceptualFeatures
 from dime.models.small_cnn import SmallCNN

@@ -80,7 +80,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         "metric.load_classifier": Forty(),
     }
     for name in used:
-        monkeypatch.setattr(f"dime.core.metrics.{name}", lambda path, device, name=name: used[name])
+        monkeypatch.setattr(f"dime.core.metrics.{name}", lambda *_, name=name, **__: used[name])
     monkeypatch.setattr("dime.core.metrics.sigma_l.load_lpips", lambda device: Squares())
     used["labels"] = np.random.default_rng(0).integers(0, 2, (50, 40))
     monkeypatch.setattr("dime.core.metrics.cd.train_labels", lambda path: used["labels"])

@@ -121,12 +121,11 @@ def test_published_command(name, networks, tmp_path):
 
 
 def test_defaults_that_all_scripts_share():
-    flags = ("--weights-path", "--oracle-path", "--classifier-path")
+    flags = ("--weights-path", "--oracle-path")
     args = metric_parser("", *flags).parse_args(["--output-path", "out", "--exp-name", "exp"])
     assert (args.gpu, args.partition) == ("0", "all")
     assert str(args.weights_path) == "models/resnet50_vggface2_model.pkl"
     assert str(args.oracle_path) == "models/oracle.pth"
-    assert str(args.classifier_path) == "models/classifier.pth"
 
 
 # flags, files and remarks

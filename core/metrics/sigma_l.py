@@ -13,7 +13,7 @@ from dime.core.metrics.features import Machine, batches, computing, read_images
 from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Metric, require_one_size, select_pairs
 from dime.core.networks.features import load_lpips
-from dime.core.results import ResultTree
+from dime.core.results import Pair, ResultTree
 from dime.models.perceptual import LPIPSDistance
 
 
@@ -47,30 +47,26 @@ def common_images(trees: Sequence[ResultTree], partition: str) -> list[list[Path
     return groups
 
 
-def _lpips(context: Context) -> LPIPSDistance:
-    return load_lpips(context.machine.device)
-
-
-def _over_seeds(context: Context) -> Measurement:
-    return diversity(context.seeds, context.once(_lpips), context.machine, context.partition or "all")
-
-
-def needs(context: Context, tree: ResultTree) -> tuple[Context]:
+def needs(context: Context, tree: ResultTree) -> tuple[Context, LPIPSDistance]:
     """Several seeds, of which the experiment is one, and LPIPS."""
     if tree not in context.seeds:
         raise InputError(
             "needs --exp-pattern and --exp-values: one method under several seeds, this experiment among them"
         )
-    context.once(_lpips)
-    return (context,)
+    return context, context.once(load_lpips, context.machine.device)
+
+
+def over_seeds(pairs: Sequence[Pair], context: Context, lpips: LPIPSDistance) -> list[Measurement]:
+    """σ_L of all seeds together: the same number for each of them."""
+    partition = context.partition or "all"
+    return [context.once(diversity, tuple(context.seeds), lpips, context.machine, partition)]
 
 
 SIGMA_L = Metric(
     rows=("sigma_L",),
-    measure=lambda pairs, context: [context.once(_over_seeds)],
+    measure=over_seeds,
     needs=needs,
     flipped_only=False,
     printed={"sigma_L": "sigma_L result:"},
     of_seeds=True,
 )
-"""The same number for each of the seeds."""

@@ -51,9 +51,9 @@ def test_correlation_difference_in_closed_form():
     changes = np.stack([query, -query, np.zeros(5), np.array([0, 0, 1, 0, -1]), np.ones(5)], axis=1)
     labels = np.array([[1, 1, 0, 1, 1], [0, 0, 1, 1, 1], [1, 1, 0, 0, 1], [0, 0, 1, 0, 1]])
     result = correlation_difference(labels, changes, query=0)
-    assert result.dataset == pytest.approx([1, 1, -1, 0, np.nan], nan_ok=True)
-    assert result.explanations == pytest.approx([1, -1, np.nan, 0, np.nan], nan_ok=True)
-    assert (result.never, result.alike, result.informative) == (1, 1, 3)
+    of_labels, of_changes, _ = result.detail
+    assert of_labels == pytest.approx([1, 1, -1, 0, np.nan], nan_ok=True)
+    assert of_changes == pytest.approx([1, -1, np.nan, 0, np.nan], nan_ok=True)
     assert result.value == pytest.approx(0 + 2 + 1 + 0 + 0)
     notes = "; ".join(result.notes)
     assert "1 attributes never change" in notes and "1 attributes change alike" in notes and "3 informative" in notes
@@ -63,9 +63,9 @@ def test_a_query_that_never_varies_leaves_cd_undefined():
     """All flips go one way, or the data set knows one side only: every correlation with the query is undefined."""
     varied, constant = np.eye(3), np.array([[-1, 0, 1], [-1, 1, 0]])
     by_flips = correlation_difference(varied, constant, query=0)
-    assert np.isnan(by_flips.value) and "counterfactuals change it alike" in by_flips.undefined
+    assert by_flips.value is None and "counterfactuals change it alike" in by_flips.reason
     by_labels = correlation_difference(np.array([[1, 0, 1], [1, 1, 0]]), varied, query=0)
-    assert np.isnan(by_labels.value) and "labels of the data set agree" in by_labels.undefined
+    assert by_labels.value is None and "labels of the data set agree" in by_labels.reason
     assert by_flips.notes == by_labels.notes == ()
     assert not correlation_difference(varied, np.repeat(np.eye(3), 20, axis=0), query=0).notes  # 20 images and more
 

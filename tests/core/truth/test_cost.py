@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dime.core.truth.cost import evaluations
+from dime.core.truth.rows import evaluations
 from guided_diffusion.script_util import model_and_diffusion_defaults
 from tests.core.test_methods import EVALUATIONS, TAU
 

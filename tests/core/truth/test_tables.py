@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dime.core.metrics.measurement import Measurement
 from dime.core.metrics.report import Report
-from dime.core.truth.tables import markdown
+from dime.core.truth.report import markdown
 
 REPORT = Report(
     measurements={
