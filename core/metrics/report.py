@@ -32,7 +32,7 @@ PUBLISHED: dict[str, dict[str, float]] = {
     "ACE-l1": {"FID": 1.27},
     "MaskDiME": {"FID": 0.71, "flip rate": 1.0, "COUT": 0.87, "sigma_L": 0.0395},
 }
-"""Paper -> metric -> figure for CelebA 128, Smile: full val set, about 20,000 images, as transcribed by later papers."""
+"""Paper -> metric -> figure for CelebA 128, Smile: full val set, about 20,000 images, as later papers give them."""
 
 
 @dataclass
