@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from dime.core.datasets import ATTRIBUTES
+from dime.core.errors import InputError
+from dime.core.guidance import Binary
 from dime.core.metrics.features import Machine
 from dime.core.metrics.metric import Context, Metric
 from dime.core.metrics.protocol import METRICS, evaluate
@@ -26,11 +28,14 @@ def networks(monkeypatch) -> dict[str, object]:
     return stand_ins(monkeypatch)
 
 
+CPU = torch.device("cpu")
+
+
 def measure(trees: list[ResultTree], **flags) -> Report:
     weights = trees[0].output_path / "weights"
     weights.touch()
     given = {"seeds": trees, "celeba_path": "celeba", "inception_weights": weights}
-    return evaluate(Context(Machine(torch.device("cpu")), **(given | flags)), trees)
+    return evaluate(Context(Machine(CPU), **(given | flags)), trees)
 
 
 def reasons(report: Report) -> dict[str, str]:
@@ -172,6 +177,43 @@ def test_a_classifier_of_other_classes(tmp_path, networks):
     assert sum("has 40 outputs, but a explains 3 classes" in line for line in report.missing["a"]) == 2
 
 
+RECORDED = (
+    "dataset: bdd\nquery_label: 2\nclassifier_path: mine.onnx\nclassifier_size: 32\nclassifier_mean: [0.5, 0.4, 0.3]\n"
+)
+
+
+def test_the_classifier_is_the_one_that_was_explained(tmp_path, monkeypatch):
+    """Loaded as config.yaml says, once for all experiments; of other images, query_label counts its outputs."""
+    loaded = []
+    monkeypatch.setattr("dime.core.metrics.metric.load_classifier", lambda *a, **k: loaded.append((a, k)) or Three())
+    trees, context = make_tree(tmp_path, BOTH_WAYS[:1], RECORDED), Context(Machine(CPU))
+    assert [context.explained(tree)[1] for tree in trees] == [Binary(2), Binary(2)]
+    described = {"size": 32, "mean": (0.5, 0.4, 0.3), "std": None, "value_range": None, "trust": False}
+    assert loaded == [(("mine.onnx", CPU), described)]
+    moved = Context(Machine(CPU), classifier_path="moved.onnx", trust_classifier=True)
+    moved.explained(trees[0])
+    assert loaded[1:] == [(("moved.onnx", CPU), described | {"trust": True})]
+    Three.num_outputs, before = 1, Three.num_outputs
+    try:
+        assert Context(Machine(CPU)).explained(trees[0])[1] == Binary(0)  # one output decides whatever was asked
+    finally:
+        Three.num_outputs = before
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("classifier_path: python:evil:make\n", "runs code"),
+        ("classifier_path: models/demo/classifier.safetensors\nclassifier_mean: [x]\n", "describes its input wrongly"),
+        ("classifier_path: [1]\n", "models/classifier.pth"),
+    ],
+)
+def test_a_strangers_configuration_runs_nothing(tmp_path, config, expected):
+    [tree, _] = make_tree(tmp_path, BOTH_WAYS[:1], config)
+    with pytest.raises(InputError, match=expected):
+        Context(Machine(CPU)).explained(tree)
+
+
 def test_an_oracle_of_other_attributes(tmp_path, networks):
     networks["mnac.load_oracle"] = lambda x: (grey_of(x), grey_of(x).expand(-1, 12))
     report = measure(make_tree(tmp_path, BOTH_WAYS))
@@ -183,7 +225,7 @@ def test_the_metric_of_the_documentation(tmp_path):
     code = (Path(__file__).parents[3] / "docs/metrics.md").read_text().split("```python\n")[1].split("```")[0]
     exec(code, scope := {})
     metric: Metric = scope["BRIGHTNESS"]
-    trees, context = make_tree(tmp_path, BOTH_WAYS), Context(Machine(torch.device("cpu")))
+    trees, context = make_tree(tmp_path, BOTH_WAYS), Context(Machine(CPU))
     expected = np.mean([cf_grey - grey for _, grey, cf_grey in BOTH_WAYS])
     found = evaluate(context, trees, metrics=[*METRICS[:1], metric])
     assert found.measurements["a"]["brightness"].value == pytest.approx(expected, abs=1e-4)  # float32
