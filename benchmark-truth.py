@@ -6,14 +6,13 @@ from pathlib import Path
 
 from dime.core.cli import Parser, attribute, run, say
 from dime.core.datasets import ATTRIBUTES
-from dime.core.drawn_faces.attributes import require_drawn
 from dime.core.errors import InputError
 from dime.core.metrics.report import as_json
 from dime.core.metrics.scripts import machine, metric_parser, png, write_file
 from dime.core.results import ResultTree
 from dime.core.truth import rows
 from dime.core.truth.benchmark import Benchmark, Experiment
-from dime.core.truth.cases import AttributeOracle
+from dime.core.truth.cases import load_oracle
 from dime.core.truth.faces import DrawnFaces, Task
 from dime.core.truth.report import Panel, markdown, truth_plot
 from dime.core.truth.shortcut import Shortcut
@@ -33,14 +32,14 @@ def main() -> None:
     ]
     task = common_task(experiments, args.celeba_path)
     truth = DrawnFaces(task)
-    shortcut = None if args.shortcut is None else shortcut_to(truth.query, ATTRIBUTES[args.shortcut])
+    shortcut = None if args.shortcut is None else Shortcut(truth.query, ATTRIBUTES[args.shortcut])
     needs = [truth.query, *([shortcut.name] if shortcut else [])]
-    oracle = AttributeOracle(Path(args.oracle_path), truth.names, here, needs)
+    oracle, known = load_oracle(args.oracle_path, truth.names, here, needs)
     alike = [rows.similarity(args.weights_path, here)] if args.weights_path else []
     for each in experiments:
         each.add("evaluations", lambda each: [rows.evaluations_spent(each.trees)])
         if shortcut:
-            each.add("shortcut", lambda _: shortcut.told(truth, oracle.known))
+            each.add("shortcut", lambda _: shortcut.told(truth, known))
             each.add("classifier", lambda each: shortcut.true(each.trees, each.ids, truth, here))
     benchmark = Benchmark(experiments, truth, oracle, here, (*rows.ROWS, *alike))
     report = benchmark.report()
@@ -80,14 +79,6 @@ def common_task(experiments: list[Experiment], celeba_path: str | None) -> Task:
             differs = f"{made.results}: explains {task}, but {first[1].exp_name} {first[0]}"
             raise InputError(f"{differs}; compare them in tables of their own")
     return first[0]
-
-
-def shortcut_to(query: str, name: str) -> Shortcut:
-    """The shortcut that is asked after. Raises InputError if it is not drawn, or is what is explained."""
-    require_drawn(name)
-    if name == query:
-        raise InputError(f"--shortcut {name}: is the attribute explained; name another one")
-    return Shortcut(query, name)
 
 
 def panels(shortcut: Shortcut | None) -> list[Panel]:

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,31 +55,35 @@ FLAGS: dict[str, dict[str, Any]] = {
 
 def script_of(metric: Metric, description: str) -> Callable[[], None]:
     """A metric's own script: measure one experiment, print a line per number, draw the figure, write --json."""
-    return partial(_run, metric, description)
 
+    def main() -> None:
+        parser = metric_parser(
+            description, *metric.flags, one_experiment=not metric.of_seeds, partition=metric.partition
+        )
+        if metric.of_seeds:
+            add_seeds_flags(parser, required=True)
+        if metric.plot:
+            parser.add_argument(
+                "--plot", type=Path, metavar="FILE", help=f"PNG; unset: {metric.rows[0]}.png in EXP_NAME"
+            )
+        args = parser.parse_args()
+        seeds = seed_trees(args) if metric.of_seeds else []
+        trees = seeds or [ResultTree(args.output_path, args.exp_name)]
+        for every in trees:
+            select_pairs(every, flipped_only=False)  # what is wrong with a tree shows before the work
+        context, tree, report = context_of(args, seeds), trees[0], Report.empty([trees[0].exp_name])
+        found = metric.on(context, tree, metric.needs(context, tree))
+        report.add(tree.exp_name, found)
+        for line in report.missing[tree.exp_name] + report.caveats[tree.exp_name]:
+            print(line, file=sys.stderr)
+        for m in found:
+            print(metric.printed.get(m.name, f"{m.name}:"), UNDEFINED if m.value is None else m.value)
+        if args.json:
+            write_file(args.json, json.dumps({m.name: m.as_dict() for m in found}, indent=2) + "\n")
+        if metric.plot and found[0].detail is not None:
+            write_report(tree.report(f"{metric.rows[0]}.png"), png(metric.plot(found[0])), args.plot, "--plot FILE")
 
-def _run(metric: Metric, description: str) -> None:
-    parser = metric_parser(description, *metric.flags, one_experiment=not metric.of_seeds, partition=metric.partition)
-    if metric.of_seeds:
-        add_seeds_flags(parser, required=True)
-    if metric.plot:
-        parser.add_argument("--plot", type=Path, metavar="FILE", help=f"PNG; unset: {metric.rows[0]}.png in EXP_NAME")
-    args = parser.parse_args()
-    seeds = seed_trees(args) if metric.of_seeds else []
-    trees = seeds or [ResultTree(args.output_path, args.exp_name)]
-    for every in trees:
-        select_pairs(every, flipped_only=False)  # what is wrong with a tree shows before the work
-    context, tree, report = context_of(args, seeds), trees[0], Report.empty([trees[0].exp_name])
-    found = metric.on(context, tree, metric.needs(context, tree))
-    report.add(tree.exp_name, found)
-    for line in report.missing[tree.exp_name] + report.caveats[tree.exp_name]:
-        print(line, file=sys.stderr)
-    for m in found:
-        print(metric.printed.get(m.name, f"{m.name}:"), UNDEFINED if m.value is None else m.value)
-    if args.json:
-        write_file(args.json, json.dumps({m.name: m.as_dict() for m in found}, indent=2) + "\n")
-    if metric.plot and found[0].detail is not None:
-        write_report(tree.report(f"{metric.rows[0]}.png"), png(metric.plot(found[0])), args.plot, "--plot FILE")
+    return main
 
 
 def metric_parser(description: str, *flags: str, one_experiment: bool = True, partition: str | None = "all") -> Parser:

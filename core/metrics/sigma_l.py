@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 
 import torch
 
@@ -25,26 +24,21 @@ def diversity(trees: Sequence[ResultTree], lpips: LPIPSDistance, machine: Machin
     """
     if len(trees) < 2:
         raise InputError("sigma_L compares the counterfactuals of at least two experiments, found one")
+    experiments = [select_pairs(tree, partition, flipped_only=False) for tree in trees]
+    found = [{(p.id, p.correct, p.flipped): p.counterfactual for p in pairs} for pairs in experiments]
+    common = sorted(set.intersection(*map(set, found)))
+    if not common:
+        names = ", ".join(tree.exp_name for tree in trees)
+        raise UndefinedError(f"no image lies in the same folder (CC/IC, CCF/ICF) in all of the experiments {names}")
+    groups = [[paths[key] for paths in found] for key in common]
+    require_one_size([path for group in groups for path in group])
     distances = []
-    for images in batches(common_images(trees, partition), read_images, machine):
+    for images in batches(groups, read_images, machine):
         with computing():
             features = [lpips.features(x.to(machine.device)) for x in torch.stack(images, dim=1)]
             pairs = [lpips(a, b) for a, b in combinations(features, 2)]
         distances.append(torch.stack(pairs).cpu().double().mean(dim=0))  # on the CPU: not every device has float64
     return mean("sigma_L", torch.cat(distances).numpy())
-
-
-def common_images(trees: Sequence[ResultTree], partition: str) -> list[list[Path]]:
-    """For every image in the same quarter everywhere: its counterfactual in each of the experiments."""
-    experiments = [select_pairs(tree, partition, flipped_only=False) for tree in trees]
-    found = [{(pair.id, pair.correct, pair.flipped): pair for pair in pairs} for pairs in experiments]
-    common = sorted(set.intersection(*(set(pairs) for pairs in found)))
-    if not common:
-        names = ", ".join(tree.exp_name for tree in trees)
-        raise UndefinedError(f"no image lies in the same folder (CC/IC, CCF/ICF) in all of the experiments {names}")
-    groups = [[pairs[key].counterfactual for pairs in found] for key in common]
-    require_one_size([path for group in groups for path in group])
-    return groups
 
 
 def needs(context: Context, tree: ResultTree) -> tuple[Context, LPIPSDistance]:

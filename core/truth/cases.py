@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,30 +69,28 @@ class Cases:
         self.shows = self.region.any(axis=(1, 2))
 
 
-class AttributeOracle:
-    """A network that says which of the attributes `names` (A of them) a picture shows; independent of the classifier
-    that is explained.
+def load_oracle(path: str, names: Sequence[str], machine: Machine, needs: Sequence[str]) -> tuple[Oracle, np.ndarray]:
+    """A network that says which of the attributes `names` (A of them) a picture shows, and which of them it knows, (A,)
+    bool; of the others it says 0. It must be independent of the classifier that is explained.
 
-    known: (A,) bool, the attributes that it decides on. Raises InputError for a file that is no such network, or does
-    not know one of those that it `needs`.
+    Raises InputError for a file that is no such network, or does not know one of those that it `needs`.
     """
+    network = load_classifier(path, machine.device)
+    outputs = network.names or list(ATTRIBUTES)
+    if network.num_outputs != len(outputs):
+        raise InputError(f"{path}: has {network.num_outputs} outputs without names, expected {len(outputs)}")
+    for name in needs:
+        if name not in outputs:
+            raise InputError(f"{path}: does not decide on {name}; give an oracle trained on it as --oracle-path")
+    known = np.array([name in outputs for name in names])
+    columns = [outputs.index(name) for name in names if name in outputs]
 
-    def __init__(self, path: Path, names: Sequence[str], machine: Machine, needs: Sequence[str] = ()) -> None:
-        self.network, self.machine = load_classifier(path, machine.device), machine
-        outputs = self.network.names or list(ATTRIBUTES)
-        if self.network.num_outputs != len(outputs):
-            raise InputError(f"{path}: has {self.network.num_outputs} outputs without names, expected {len(outputs)}")
-        for name in needs:
-            if name not in outputs:
-                raise InputError(f"{path}: does not decide on {name}; give an oracle trained on it as --oracle-path")
-        self.columns = [outputs.index(name) for name in names if name in outputs]
-        self.known = np.array([name in outputs for name in names])
-
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """Decisions (N, A), 0 or 1, on pictures (N, H, W, 3), 8-bit; 0 for what it does not know."""
-        seen = np.zeros((len(pictures), len(self.known)), dtype=int)
-        seen[:, self.known] = decide(outputs_on(pictures, self.network, self.machine)[:, self.columns])
+    def oracle(pictures: np.ndarray) -> np.ndarray:
+        seen = np.zeros((len(pictures), len(names)), dtype=int)
+        seen[:, known] = decide(outputs_on(pictures, network, machine)[:, columns])
         return seen
+
+    return oracle, known
 
 
 def outputs_on(pictures: np.ndarray, network: Callable[[torch.Tensor], torch.Tensor], machine: Machine) -> torch.Tensor:

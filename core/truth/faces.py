@@ -45,16 +45,15 @@ class Task:
         Raises InputError where the experiment's configuration lacks a part, or chunks disagree.
         """
         tree.pairs()  # that there is an experiment at all
-        values = {}
+        found = {flag: recorded(tree, flag) for flag in get_type_hints(cls)}
+        found |= {} if data_dir is None else {"data_dir": {data_dir}}
         for flag, kind in get_type_hints(cls).items():
-            found = {data_dir} if flag == "data_dir" and data_dir is not None else recorded(tree, flag)
-            if len(found) != 1 or not all(isinstance(value, kind) for value in found):
-                what = f"{len(found)} different values of" if len(found) > 1 else "no readable config.yaml with"
+            if len(found[flag]) != 1 or not all(isinstance(value, kind) for value in found[flag]):
+                what = "different values of" if len(found[flag]) > 1 else "no readable config.yaml with"
                 raise InputError(
                     f"{tree.results}: {what} {flag}; the truth benchmark needs an experiment as main.py left it"
                 )
-            values[flag] = found.pop()
-        return cls(**values)
+        return cls(**{flag: values.pop() for flag, values in found.items()})
 
     def __str__(self) -> str:
         part = "train" if self.use_train else "val"

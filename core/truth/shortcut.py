@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dime.core.drawn_faces.attributes import require_drawn
 from dime.core.errors import InputError
 from dime.core.metrics.cd import correlation_difference, correlations
 from dime.core.metrics.features import Machine, batches
@@ -22,10 +23,15 @@ from dime.core.truth.rows import Row
 
 @dataclass(frozen=True)
 class Shortcut:
-    """An attribute that a classifier may use in the place of the query; both are attributes that the truth names."""
+    """An attribute that a classifier may use in the place of the query; InputError for one that is not drawn."""
 
     query: str
     name: str
+
+    def __post_init__(self) -> None:
+        require_drawn(self.name)
+        if self.name == self.query:
+            raise InputError(f"--shortcut {self.name}: is the attribute explained; name another one")
 
     @property
     def row_names(self) -> tuple[str, ...]:
