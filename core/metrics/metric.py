@@ -110,7 +110,9 @@ class Context:
         Raises InputError where it cannot be loaded, or has other classes or no such output.
         """
         wanted = recorded_classifier(tree, self.classifier_path)
-        classifier, path = self.once(load_recorded, wanted, self.machine.device, self.trust_classifier), wanted[0]
+        with Image.open(tree.originals()[0]) as image:
+            grey = image.mode == "L"
+        classifier, path = self.once(load_recorded, wanted, self.machine.device, self.trust_classifier, grey), wanted[0]
         if not is_multiclass(tree):
             asked = classifier.num_outputs > 1 or (self.query_label is not None and classifier.names)
             attributes = None if other_images(tree) else ATTRIBUTES
@@ -138,13 +140,19 @@ def recorded_classifier(tree: ResultTree, path: str | None = None) -> tuple:
     return spec, *given
 
 
-def load_recorded(wanted: tuple, device: torch.device, trust: bool = False) -> nn.Module:
-    """The classifier that `recorded_classifier` describes; trust: run it where its file is a program."""
+def load_recorded(wanted: tuple, device: torch.device, trust: bool, grey: bool) -> nn.Module:
+    """The classifier that `recorded_classifier` describes.
+
+    trust: run it where its file is a program. grey: it sees one channel of the three equal ones of a grey image.
+    """
     spec, size, mean, std, value_range = wanted
     try:
-        return load_classifier(spec, device, size=size, mean=mean, std=std, value_range=value_range, trust=trust)
+        network = load_classifier(spec, device, size=size, mean=mean, std=std, value_range=value_range, trust=trust)
     except (TypeError, ValueError) as error:
         raise InputError(f"{spec}: the experiment's config.yaml describes its input wrongly ({error})") from None
+    if grey:
+        network.register_forward_pre_hook(lambda module, images: (images[0][:, :1],))
+    return network
 
 
 def is_multiclass(tree: ResultTree) -> bool:
