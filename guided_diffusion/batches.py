@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import pickle
 import shutil
 import signal
 import threading
-import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +51,6 @@ class EndlessBatches:
         self.batches_per_pass = (len(dataset) if drop_last else len(dataset) + batch_size - 1) // batch_size
         self._taken = 0
         self._iterator: Iterator[Any] | None = None
-        atexit.register(_close, weakref.ref(self))
 
     def __iter__(self) -> EndlessBatches:
         return self
@@ -90,12 +86,11 @@ class EndlessBatches:
         if self._iterator is None:
             dataset = _Seeded(self.dataset)
             self.num_workers = _fitting_workers(dataset, self.batch_size, self.num_workers)
-            order = _Order(
-                len(dataset), self.batch_size, self.batches_per_pass, self.shuffle, self.seed, first=self._taken
-            )
             loader = DataLoader(
                 dataset,
-                batch_sampler=order,
+                batch_sampler=_keys(
+                    len(dataset), self.batch_size, self.batches_per_pass, self.shuffle, self.seed, first=self._taken
+                ),
                 num_workers=self.num_workers,
                 pin_memory=torch.cuda.is_available(),
                 worker_init_fn=_ignore_foreign_signals,
@@ -105,32 +100,22 @@ class EndlessBatches:
         return next(self._iterator)
 
 
-@dataclass(frozen=True)
-class _Order:
+def _keys(
+    items: int, batch_size: int, batches_per_pass: int, shuffle: bool, seed: int, first: int
+) -> Iterator[list[tuple[int, int]]]:
     """Lists of (item, seed of its augmentation): batch number `first` and all that follow.
 
-    Apart from EndlessBatches, which must be in no cycle of references: PyTorch's workers end when their iterator is
-    deleted, but not when the garbage collector finds it.
+    No method: PyTorch's workers end when their iterator is deleted, but not when the garbage collector finds it in a
+    cycle of references.
     """
-
-    items: int
-    batch_size: int
-    batches_per_pass: int
-    shuffle: bool
-    seed: int
-    first: int
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first_pass, skip = divmod(self.first, self.batches_per_pass)
-        for number in itertools.count(first_pass):
-            seeds = np.random.SeedSequence([self.seed, number]).generate_state(self.items + 1, np.uint64)
-            order = np.arange(self.items)
-            if self.shuffle:
-                order = np.random.Generator(np.random.PCG64(int(seeds[-1]))).permutation(self.items)
-            for batch in range(skip, self.batches_per_pass):
-                chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                yield [(int(item), int(seeds[item])) for item in chosen]
-            skip = 0
+    first_pass, skip = divmod(first, batches_per_pass)
+    for number in itertools.count(first_pass):
+        seeds = np.random.SeedSequence([seed, number]).generate_state(items + 1, np.uint64)
+        order = np.random.Generator(np.random.PCG64(int(seeds[-1]))).permutation(items) if shuffle else range(items)
+        for batch in range(skip, batches_per_pass):
+            chosen = order[batch * batch_size : (batch + 1) * batch_size]
+            yield [(int(item), int(seeds[item])) for item in chosen]
+        skip = 0
 
 
 class _Seeded(Dataset):
@@ -147,12 +132,6 @@ class _Seeded(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self._dataset[item]
-
-
-def _close(batches: weakref.ref[EndlessBatches]) -> None:
-    """At exit: else PyTorch waits five seconds for workers that are not asked to end."""
-    if (alive := batches()) is not None:
-        alive.close()
 
 
 def _fitting_workers(dataset: Dataset, batch_size: int, wanted: int) -> int:
@@ -172,8 +151,8 @@ def _ignore_foreign_signals(worker: int) -> None:
     """A worker_init_fn: SIGTERM, SIGINT and SIGUSR1 end a worker only if its own training process sends them.
 
     A cluster and torchrun signal every process; if that killed a worker, the training would crash before its last
-    save. The training's own process ends its workers by SIGTERM at exit, and waits. Where the system does not tell
-    who sent a signal, workers stay as torch made them.
+    save. Its own process ends its workers by SIGTERM at exit, and waits. Where the system does not tell who sent a
+    signal, workers stay as torch made them.
     """
     if not hasattr(signal, "sigwaitinfo"):
         return

@@ -28,10 +28,10 @@ class Monitor(Progress):
     """Shows progress, refuses checkpoints of another configuration, and draws a grid at the checkpoint sets.
 
     Args:
-        flags: those that built the network.
+        flags: those that built the network, image_channels among them.
         samples: images of the grid; 0: none.
         sample_steps: evaluations of the network for each (DDIM, without noise of its own).
-        labels: (samples, 40) for a class-conditional network, else None.
+        labels: (samples, …) for a class-conditional network, else None.
         seed: of the noise that the images grow from, the same at every checkpoint.
     """
 
@@ -43,7 +43,8 @@ class Monitor(Progress):
         steps = min(sample_steps, flags["diffusion_steps"])
         self.diffusion = create_diffusion({**flags, "timestep_respacing": str(steps)})
         size = flags["image_size"]
-        self.noise = torch.randn(samples, 3, size, size, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        self.noise = torch.randn(samples, flags["image_channels"], size, size, generator=generator)
         self.next_grid = 0.0
 
     def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
@@ -76,7 +77,7 @@ class Monitor(Progress):
         self.next_grid = now + (now - began) / SHARE
 
     def _draw(self, loop: TrainLoop, deadline: float) -> torch.Tensor:
-        """The images (n, 3, H, W) in [-1, 1] that are done when the time is up or a stop is asked for.
+        """The images (n, C, H, W) in [-1, 1] that are done when the time is up or a stop is asked for.
 
         A few at first and more in each batch that follows: so the slowest network finishes some, the fastest all.
         """

@@ -81,8 +81,8 @@ def _die_at(moment: int) -> None:
 def test_a_kill_at_any_moment_leaves_one_set_whole(new, tmp_path):
     moment = 0
     while True:
+        (tmp_path / f"{moment}").mkdir()
         folder = CheckpointFolder(tmp_path / f"{moment}", NAMES)
-        folder.create()
         folder.write(7, contents(tag=1))
         killed = killed_at(moment, lambda folder=folder: folder.write(new, contents(tag=2)))
 

@@ -11,8 +11,7 @@ import torch
 
 from dime.core.networks.classifiers import load_classifier
 from dime.core.networks.features import load_oracle
-from dime.core.training.classifier import positive_weights
-from dime.core.training.classifier_files import to_file
+from dime.core.training.classifier import positive_weights, to_file
 from dime.models.classifiers import DenseNetClassifier
 from dime.models.resnet import Oracle, caffe_resnet50
 from guided_diffusion import checkpoint_util
@@ -114,7 +113,7 @@ def test_positive_weights_closed_form():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"attributes": "Smiling,Happy"}, "no attribute of CelebA is called 'Happy'"),
+        ({"attributes": "Smiling,Happy"}, "no attribute is called 'Happy'"),
         ({"attributes": "Smiling,Smiling"}, "an attribute is named twice"),
         ({"batch_size": 31}, "batch_size 31: the data set has only 30 image"),
         ({"arch": "oracle", "weights-path": "/nowhere/face.pkl"}, "/nowhere/face.pkl: no such file"),

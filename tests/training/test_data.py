@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dime.core.datasets import CelebA
-from dime.core.training.data import own_share, training_batches
+from dime.core.training.script import LabelledImages, open_part
 from guided_diffusion import dist_util
 from tests.training.scripts import unpack_celeba
 
@@ -22,13 +21,11 @@ def data(tmp_path_factory):
 def test_a_process_takes_every_fourth_row_of_four(data, monkeypatch, rank, expected):
     monkeypatch.setattr(dist_util, "rank", lambda: rank)
     monkeypatch.setattr(dist_util, "world_size", lambda: PROCESSES)
-    dataset = CelebA(data, "train", SIZE)
+    dataset = open_part("CelebA", data, "train", SIZE)
     assert len(dataset) == ROWS
-    share = own_share(dataset, range(40))
+    share = LabelledImages(dataset, [31, 2])
     assert len(share) == len(expected)
     for (image, condition), row in zip((share[k] for k in range(len(share))), expected, strict=True):
         assert torch.equal(image, dataset[row].image)
-        assert torch.equal(condition["y"], dataset[row].labels)
-    assert torch.equal(share.labels(), torch.stack([dataset[row].labels for row in expected]))
-    batches = training_batches(data, SIZE, batch_size=2, attributes=None, seed=0, num_workers=0)
-    assert list(batches.dataset.rows) == expected
+        assert torch.equal(condition["y"], dataset[row].labels[[31, 2]])
+    assert LabelledImages(dataset)[0][1] == {}

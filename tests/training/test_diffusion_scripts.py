@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dime.core.training.likelihood import Likelihood
 from guided_diffusion import checkpoint_util
 from guided_diffusion.script_util import model_and_diffusion_defaults
 from tests.training.scripts import SMALL_UNET, run_script, unpack_celeba
@@ -144,16 +143,6 @@ def test_likelihood_of_celeba_and_of_any_folder(trained, data, tmp_path, capsys)
         assert total == pytest.approx(sum(parts), rel=2e-3)  # the parts are printed to four digits
         with np.load(tmp_path / "vb_terms.npz") as arrays:
             assert arrays["arr_0"].shape == (5,)
-
-
-def test_likelihood_is_a_mean_over_all_images():
-    likelihood = Likelihood()
-    likelihood.add(2, 1.0, {"vb": np.array([2.0, 4.0])})
-    likelihood.add(6, 5.0, {"vb": np.array([6.0, 0.0])})
-    assert likelihood.prior == 4.0
-    assert likelihood.terms["vb"].tolist() == [5.0, 1.0]
-    assert likelihood.total == 10.0
-    assert str(likelihood) == "10.0000 bits per dimension = L_T 4 + L_t 5 + L_0 1 (8 images)"
 
 
 # --- bad input: one line, exit status 2

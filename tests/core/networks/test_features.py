@@ -13,7 +13,7 @@ import torch
 from dime.core.errors import InputError
 from dime.core.networks import features, files
 from dime.core.networks.classifiers import load_classifier
-from dime.core.training.classifier_files import to_file
+from dime.core.training.classifier import to_file
 from dime.models.perceptual import PerceptualFeatures
 from dime.models.small_cnn import SmallCNN
 from guided_diffusion.checkpoint_util import save
