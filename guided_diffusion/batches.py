@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import os
-import pickle
-import shutil
 import signal
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
-
-from guided_diffusion import dist_util
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 
 class EndlessBatches:
@@ -84,20 +79,23 @@ class EndlessBatches:
 
     def _read(self) -> Any:
         if self._iterator is None:
-            dataset = _Seeded(self.dataset)
-            self.num_workers = _fitting_workers(dataset, self.batch_size, self.num_workers)
             loader = DataLoader(
-                dataset,
+                _Seeded(self.dataset),
                 batch_sampler=_keys(
-                    len(dataset), self.batch_size, self.batches_per_pass, self.shuffle, self.seed, first=self._taken
+                    len(self.dataset),
+                    self.batch_size,
+                    self.batches_per_pass,
+                    self.shuffle,
+                    self.seed,
+                    first=self._taken,
                 ),
                 num_workers=self.num_workers,
-                pin_memory=torch.cuda.is_available(),
-                worker_init_fn=_ignore_foreign_signals,
+                collate_fn=_stack,
                 generator=torch.Generator(),  # else it draws from the global one whenever it starts
             )
-            self._iterator = iter(loader)
-        return next(self._iterator)
+            with _child_signal_kept():
+                self._iterator = iter(loader)
+        return default_convert(next(self._iterator))
 
 
 def _keys(
@@ -134,35 +132,24 @@ class _Seeded(Dataset):
             return self._dataset[item]
 
 
-def _fitting_workers(dataset: Dataset, batch_size: int, wanted: int) -> int:
-    """As many of the workers as the shared memory has room for (Docker gives 64 MB); says so where some go."""
-    if not wanted or not Path("/dev/shm").is_dir():
-        return wanted
-    room = shutil.disk_usage("/dev/shm").free * 3 // 4 // dist_util.world_size()
-    in_flight = room // (batch_size * len(pickle.dumps(dataset[0, 0])))  # two of each worker, and the one in use
-    fitting = max(0, min(wanted, (in_flight - 1) // 2))
-    if fitting < wanted:
-        advice = "docker run --shm-size 2g gives more, --num_workers 0 needs none"
-        print(f"/dev/shm has room for {fitting} of {wanted} worker processes that read images; {advice}.", flush=True)
-    return fitting
+@contextmanager
+def _child_signal_kept() -> Iterator[None]:
+    """Torch's answer to the end of a child, an error wherever this process then is, is put off again.
 
-
-def _ignore_foreign_signals(worker: int) -> None:
-    """A worker_init_fn: SIGTERM, SIGINT and SIGUSR1 end a worker only if its own training process sends them.
-
-    A cluster and torchrun signal every process; if that killed a worker, the training would crash before its last
-    save. Its own process ends its workers by SIGTERM at exit, and waits. Where the system does not tell who sent a
-    signal, workers stay as torch made them.
+    A cluster signals every process: what ends a worker must not disturb the training that saves and stops at it. That
+    a worker is gone shows where its batch is wanted.
     """
-    if not hasattr(signal, "sigwaitinfo"):
-        return
-    parent = os.getppid()
-    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # and so in every thread that this one starts
+    possible = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if possible else None
+    yield
+    if possible:
+        signal.signal(signal.SIGCHLD, before)
 
-    def wait() -> None:
-        while signal.sigwaitinfo(signals).si_pid != parent:
-            pass
-        os._exit(0)
 
-    threading.Thread(target=wait, daemon=True).start()
+def _stack(items: Sequence[Any]) -> Any:
+    """A batch of arrays, which comes through a pipe: tensors need shared memory, and Docker gives 64 MB of that."""
+    if isinstance(items[0], Mapping):
+        return {key: _stack([item[key] for item in items]) for key in items[0]}
+    if isinstance(items[0], (tuple, list)):
+        return [_stack(parts) for parts in zip(*items, strict=True)]
+    return np.stack([np.asarray(item) for item in items])

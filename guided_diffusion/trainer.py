@@ -6,6 +6,7 @@ update are, and what is saved and when.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -23,29 +24,22 @@ from guided_diffusion import checkpoint_util, dist_util, logger
 from guided_diffusion.stop_signal import StopSignal
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MOST_KEPT = 1000
-"""Updates whose measured numbers stay on the device until somebody looks at them."""
 SMALLEST_LOSS_SCALE = 2.0**-10
 """Below this the gradients are not too large for half precision: they are no numbers at all."""
 
 
 class TrainObserver:
-    """Told what happens in a training, for progress bars and pictures; every method may be left out."""
+    """Told what happens in a training, for progress bars and pictures; every method may be left out.
 
-    def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
-        """Before a network's file is loaded, with the configuration stored in it; may refuse it by a ValueError."""
+    on_resume: before a network's file is loaded, with the configuration stored in it; may refuse it by a ValueError.
+    on_update, on_log: after each update and each line of the log, in every process.
+    on_save: after set `number` has been written, on rank 0; draws nothing from the global generators.
+    """
 
-    def on_start(self, trainer: Trainer) -> None:
-        """Before the first update, in every process."""
-
-    def on_update(self, trainer: Trainer) -> None:
-        """After each update, in every process."""
-
-    def on_log(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """After a line of the log, in every process."""
-
-    def on_save(self, trainer: Trainer, number: int) -> None:
-        """After set `number` has been written, on rank 0; draws nothing from the global generators."""
+    def on_resume(self, path: str, config: dict[str, Any] | None) -> None: ...
+    def on_update(self, trainer: Trainer) -> None: ...
+    def on_log(self, trainer: Trainer, values: dict[str, float]) -> None: ...
+    def on_save(self, trainer: Trainer, number: int) -> None: ...
 
 
 class Meter:
@@ -59,7 +53,7 @@ class Meter:
     def add(self, step: int, values: dict[str, torch.Tensor], quartile: torch.Tensor | None = None) -> None:
         """Note numbers (n,) of each name; `quartile` (n,), 0 to 3: they go into means `name_q0` … `_q3` as well."""
         self._kept.append((step, {name: value.detach() for name, value in values.items()}, quartile))
-        if len(self._kept) >= MOST_KEPT:
+        if len(self._kept) >= 1000:  # else they fill the device
             self.check()
 
     def check(self) -> None:
@@ -72,9 +66,9 @@ class Meter:
                     what = "the loss" if quartiles or name == "loss" else name
                     raise FloatingPointError(f"step {step}: {what} is not a finite number")
                 keys = [name] * len(numbers) + [f"{name}_q{q}" for q in quartiles]
-                for key, number in zip(keys, numbers + numbers[: len(quartiles)], strict=True):
+                self._counts.update(keys)
+                for key, number in zip(keys, itertools.cycle(numbers), strict=False):
                     self._sums[key] += number
-                    self._counts[key] += 1
         self._kept.clear()
 
     def read(self) -> dict[str, float]:
@@ -84,8 +78,8 @@ class Meter:
         for own_sums, own_counts in dist_util.gather((self._sums, self._counts)):
             sums.update(own_sums)
             counts.update(own_counts)
-        speed = self.images / max(time.monotonic() - self._since, 1e-9)
-        return {**{name: total / counts[name] for name, total in sums.items()}, "images_per_second": speed}
+        means = {name: total / counts[name] for name, total in sums.items()}
+        return means | {"images_per_second": self.images / max(time.monotonic() - self._since, 1e-9)}
 
 
 class Trainer(ABC):
@@ -178,7 +172,6 @@ class Trainer(ABC):
         Raises FloatingPointError at a loss that is no number, and OSError for a checkpoint that cannot be written; the
         last one is whole then. Where another process dies, this one ends as `dist_util.watched` says.
         """
-        self.observer.on_start(self)
         with dist_util.watched(), StopSignal() as self.stop:
             while not self.finished:
                 if dist_util.any_rank(self.stopping):

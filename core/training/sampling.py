@@ -17,8 +17,6 @@ from dime.core.networks.diffusion import DiffusionModel
 from dime.core.training.script import open_part
 from guided_diffusion import dist_util
 
-GRID_IMAGES = 64
-GRID_COLUMNS = 8
 TERMS = ("prior_bpd", "vb", "mse", "xstart_mse")
 
 
@@ -70,7 +68,7 @@ def write_samples(folder: Path, images: np.ndarray, labels: torch.Tensor | None)
     np.savez(content, images, *([] if labels is None else [labels.numpy()]))
     path = folder / f"samples_{'x'.join(map(str, images.shape))}.npz"
     write_atomically(path, content.getvalue())
-    write_atomically(path.with_suffix(".png"), grid_png(from_image(images[:GRID_IMAGES]), GRID_COLUMNS))
+    write_atomically(path.with_suffix(".png"), grid_png(from_image(images[:64]), columns=8))
     return path
 
 

@@ -133,10 +133,6 @@ def processes(gpus: str, seed: int) -> Iterator[None]:
     except (ValueError, OSError, FloatingPointError) as error:
         named = isinstance(error, OSError) and error.filename
         raise InputError(f"{error.filename}: {error.strerror}" if named else str(error)) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(f"{error}; --num_workers 0 does without, docker's --shm-size gives them memory") from error
 
 
 def train(args: argparse.Namespace, build: Callable[[argparse.Namespace], Trainer]) -> None:
@@ -157,15 +153,13 @@ def train(args: argparse.Namespace, build: Callable[[argparse.Namespace], Traine
 class Progress(TrainObserver):
     """A bar at a terminal, else one line with each line of the log; silent except on rank 0."""
 
-    def on_start(self, trainer: Trainer) -> None:
-        """Begin the bar."""
-        self.visible = dist_util.rank() == 0
-        self.has_bar = self.visible and sys.stderr.isatty()
-        span = {"total": trainer.last_update, "initial": trainer.updates}
-        self.bar = tqdm(**span, unit="update", disable=not self.has_bar)
+    bar: tqdm | None = None
 
     def on_update(self, trainer: Trainer) -> None:
         """Move the bar."""
+        if self.bar is None:
+            begun, hidden = trainer.updates - 1, dist_util.rank() != 0 or not sys.stderr.isatty()
+            self.bar = tqdm(total=trainer.last_update, initial=begun, unit="update", disable=hidden)
         self.bar.update()
         if trainer.finished:
             self.bar.close()
@@ -174,9 +168,9 @@ class Progress(TrainObserver):
         """Show loss, speed and time left."""
         speed = values["images_per_second"]
         figures = f"loss {values['loss']:.4g}, {speed:.4g} images/s"
-        if self.has_bar:
+        if self.bar is not None and not self.bar.disable:
             self.bar.set_postfix_str(figures)
-        elif self.visible:
+        elif dist_util.rank() == 0:
             left = ""
             if trainer.last_update is not None:
                 seconds = (trainer.last_update - trainer.updates) * trainer.images_per_update / speed
