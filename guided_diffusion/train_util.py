@@ -39,14 +39,12 @@ class TrainLoop(Trainer):
     """Trains `model` until lr_anneal_steps or max_steps updates, or until SIGTERM, SIGUSR1 or Ctrl-C.
 
     Args:
-        model: the network, any precision; trained with float32 weights.
         diffusion: gives `training_losses`.
         data: endless batches (images (N, C, H, W) in [-1, 1], keyword arguments of the network).
         microbatch: images of one forward and backward pass; -1: the whole batch.
         ema_rate: one rate or several, as a number or separated by commas.
         resume_checkpoint: …/model000123.pt; the first update is then number 123. Its siblings are loaded too.
         use_fp16: fp16, but on a CPU fp32, which is said.
-        fp16_scale_growth: growth of log2(loss scale) with each update.
         schedule_sampler: which timesteps to train on; uniform by default.
         lr_anneal_steps: updates until the learning rate would be 0, where training ends; 0: never.
         lr_warmup_steps: first updates, over which the learning rate grows linearly; 0: none.
@@ -56,7 +54,7 @@ class TrainLoop(Trainer):
         precision: fp32, fp16 or bf16, on any device; '': what use_fp16 says.
         offset_noise: standard deviation of a shift of the noise, drawn for each image and channel; 0: none.
         keep_checkpoints: how many of the sets that it wrote stay; 0: all.
-        others: batch_size, lr, log_interval, save_interval, weight_decay, grad_clip, observer: see Trainer.
+        others: model, batch_size, lr, log_interval, save_interval, grad_clip, observer: see Trainer.
 
     Attributes: ema: rate -> averaged parameters, in the order of the model's. resume_step: updates before this
     training's own, the number of resume_checkpoint.
@@ -114,7 +112,7 @@ class TrainLoop(Trainer):
 
     @property
     def step(self) -> int:
-        """Updates of this training, over restarts of the same command."""
+        """Updates of this training alone, over restarts of the same command."""
         return self.updates - self.resume_step
 
     def run_step(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> bool:

@@ -83,24 +83,19 @@ class Meter:
 
 
 class Trainer(ABC):
-    """Trains `model` on endless batches until it is finished, or until SIGTERM, SIGUSR1 or Ctrl-C.
+    """Trains `model` by AdamW on endless batches until it is finished, or until SIGTERM, SIGUSR1 or Ctrl-C.
 
     Args:
-        model: the network, any precision; trained with float32 weights, by AdamW.
+        model: the network, any precision; trained with float32 weights.
         data: endless batches (images (N, C, H, W), dictionary of tensors (N, …)).
         batch_size: images of one update in each process.
-        lr, weight_decay: of AdamW.
         log_interval, save_interval: updates between two lines of the log and two checkpoints.
-        precision: fp32, fp16 or bf16 (torch.autocast).
+        precision: fp32, fp16 or bf16 (torch.autocast); ValueError for others.
         log_loss_scale, scale_growth: fp16's loss is scaled by 2^s; the first s, and its growth with each update.
         grad_clip: largest norm of the gradient; 0: any.
         last_update: how many updates, over resumes, end the training; None: it goes on until it is stopped.
-        observer: told what happens.
 
-    Attributes: updates, that the weights have had, over resumes; saved_updates, that those on the disk have had;
-    images_per_update, of all processes.
-
-    Raises ValueError for an unknown precision.
+    Attributes: updates, that the weights have had, over resumes; saved_updates, that those on the disk have had.
     """
 
     def __init__(
@@ -185,10 +180,7 @@ class Trainer(ABC):
                 self.save_last()
 
     def run_step(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> bool:
-        """One update of the weights; False where their gradients overflowed half precision and were left out.
-
-        After an overflow only the loss scale is halved.
-        """
+        """One update of the weights; False where gradients overflowed half precision: it only halves the loss scale."""
         self.opt.zero_grad(set_to_none=True)
         self.forward_backward(batch, cond)
         self.meter.images += self.images_per_update

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import Dataset
 
 from dime.core.cli import say
 from dime.core.files import write_atomically
@@ -29,7 +30,6 @@ ARCHITECTURES = {"densenet": DenseNetClassifier, "oracle": Oracle, "small": Smal
 """The networks that can be trained, each built for a number of outputs."""
 BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
 """Stage of the oracle's ResNet-50, as its file counts them -> residual blocks."""
-STATE_FILE = "training.pt"
 LOG_LOSS_SCALE = 16.0
 """Of fp16 at first: with 2^20, the published start of the diffusion model, the first gradients overflow."""
 
@@ -38,11 +38,9 @@ class ClassifierTraining(Trainer):
     """Trains a network on batches of (images, {'y': labels}) and keeps the best in its published format.
 
     Args:
-        network: one of ARCHITECTURES; all its weights are trained, from wherever they start.
-        names: of its K outputs.
+        network: one of ARCHITECTURES; all its weights are trained. names: of its K outputs.
         exclusive: labels are classes (N,), learnt by cross-entropy; else attributes (N, K), 0 or 1, each by its own.
-        batches: training data of this process.
-        validation: this process's share of the validation images, a data set.
+        batches, validation: training data and validation images of this process.
         folder: where the best network, training.pt and validation.csv go.
         eval_interval: updates between two validations.
         pos_weight: (K,) weight of positive labels in the loss of attributes.
@@ -57,7 +55,7 @@ class ClassifierTraining(Trainer):
         names: Sequence[str],
         exclusive: bool,
         batches: EndlessBatches,
-        validation: torch.utils.data.Dataset,
+        validation: Dataset,
         folder: Path,
         *,
         eval_interval: int,
@@ -73,8 +71,9 @@ class ClassifierTraining(Trainer):
         self.loss = nn.CrossEntropyLoss() if exclusive else nn.BCEWithLogitsLoss(pos_weight=pos_weight)
         self.loss.to(self.device)
         self.best = float("-inf")
-        if dist_util.on_rank_0((folder / STATE_FILE).exists):
-            self._resume(folder / STATE_FILE)
+        self.state_file = folder / "training.pt"
+        if dist_util.on_rank_0(self.state_file.exists):
+            self._resume(self.state_file)
         self.parallelise()
 
     def forward_backward(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> None:
@@ -136,7 +135,7 @@ class ClassifierTraining(Trainer):
         content = {**self.state_dict(), "best": self.best, "attributes": self.names}
         if dist_util.rank() == 0:
             content |= {"network": self.model.state_dict(), "optimizer": self.opt.state_dict()}
-            checkpoint_util.save(self.folder / STATE_FILE, checkpoint_util.plain(content))
+            checkpoint_util.save(self.state_file, checkpoint_util.plain(content))
         self.saved_updates = self.updates
 
     def _resume(self, path: Path) -> None:

@@ -77,12 +77,12 @@ def open_part(
 ) -> Source:
     """The part (train, val or test) of a data set: CelebA's partition, or what lies in a folder of that name.
 
-    A folder without `train/` in it is whole in every part. augmentation: as in image_transform. Raises InputError.
+    A folder without `train/` and `val/` is whole in every part. augmentation: as in image_transform. Raises InputError.
     """
     if dataset == "CelebA":
         source: Source = CelebA(data_dir, part, image_size)
     else:
-        is_split = dataset == "folder" and bf.isdir(bf.join(data_dir, "train"))
+        is_split = dataset == "folder" and all(bf.isdir(bf.join(data_dir, name)) for name in ("train", "val"))
         place = bf.join(data_dir, part) if is_split else data_dir
         source = open_dataset(dataset, place, image_size, use_train=part == "train", class_names=class_names)
     source.transform, source.channels = image_transform(image_size, **augmentation), channels
