@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) -> np.ndarray:
@@ -76,18 +77,16 @@ class ForwardProcess:
         self.log_betas = np.log(betas)
         self.fixed_large_variance = np.append(first, betas[1:])
         self.fixed_large_log_variance = np.log(self.fixed_large_variance)
-        self._tables: dict[tuple[str, torch.device], torch.Tensor] = {}
+        self._tables: dict[tuple[str, torch.device], Tensor] = {}
 
-    def at(self, name: str, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """Entries t of the schedule array `name` in float32, (N, 1, ...), to broadcast against `like`."""
         key = (name, t.device)
         if key not in self._tables:  # once per device: sampling loops copy nothing between host and device
             self._tables[key] = torch.from_numpy(getattr(self, name)).float().to(t.device)
         return self._tables[key][t].view(-1, *[1] * (like.dim() - 1))
 
-    def q_mean_variance(
-        self, x_start: torch.Tensor, t: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log variance of q(x_t | x_0), each shaped like x_start."""
         return (
             self.at("sqrt_alphas_cumprod", t, x_start) * x_start,
@@ -95,7 +94,7 @@ class ForwardProcess:
             self.at("log_one_minus_alphas_cumprod", t, x_start).expand_as(x_start),
         )
 
-    def q_sample(self, x_start: torch.Tensor, t: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """A draw from q(x_t | x_0): sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε, with ε = noise or fresh."""
         noise = torch.randn_like(x_start) if noise is None else noise
         return (
@@ -103,9 +102,7 @@ class ForwardProcess:
             + self.at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
         )
 
-    def q_posterior_mean_variance(
-        self, x_start: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and clipped log variance of q(x_{t-1} | x_t, x_0), each shaped like x_t (equation 6)."""
         return (
             self.posterior_mean(x_start, x_t, t),
@@ -113,30 +110,15 @@ class ForwardProcess:
             self.at("posterior_log_variance_clipped", t, x_t).expand_as(x_t),
         )
 
-    def posterior_mean(self, x_start: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def posterior_mean(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The mean of q(x_{t-1} | x_t, x_0) (equation 7)."""
         return self.at("posterior_mean_coef1", t, x_t) * x_start + self.at("posterior_mean_coef2", t, x_t) * x_t
 
-    def xstart_from_eps(self, x_t: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    def xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The x_0 that noise ε turned into x_t."""
         return self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
 
-    def xstart_from_v(self, x_t: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """The x_0 that x_t and its velocity v = sqrt(ᾱ) ε - sqrt(1 - ᾱ) x_0 stand for."""
-        return self.at("sqrt_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_one_minus_alphas_cumprod", t, x_t) * v
-
-    def velocity(self, x_start: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """v of an image and its noise: what xstart_from_v takes."""
-        return (
-            self.at("sqrt_alphas_cumprod", t, x_start) * noise
-            - self.at("sqrt_one_minus_alphas_cumprod", t, x_start) * x_start
-        )
-
-    def xstart_from_previous(self, x_t: torch.Tensor, t: torch.Tensor, x_prev: torch.Tensor) -> torch.Tensor:
-        """The x_0 whose posterior mean is x_prev."""
-        return (x_prev - self.at("posterior_mean_coef2", t, x_t) * x_t) / self.at("posterior_mean_coef1", t, x_t)
-
-    def eps_from_xstart(self, x_t: torch.Tensor, t: torch.Tensor, x_start: torch.Tensor) -> torch.Tensor:
+    def eps_from_xstart(self, x_t: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
         """The noise ε that turned x_0 into x_t."""
         return (self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - x_start) / self.at(
             "sqrt_recipm1_alphas_cumprod", t, x_t

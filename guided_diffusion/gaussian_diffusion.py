@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import enum
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from guided_diffusion.forward_process import betas_for_alpha_bar, get_named_beta_schedule  # noqa: F401 (published)
 from guided_diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
@@ -58,8 +60,8 @@ class GaussianDiffusion(ReverseProcess):
     def p_sample(
         self,
         model: Model,
-        x: torch.Tensor,
-        t: torch.Tensor,
+        x: Tensor,
+        t: Tensor,
         clip_denoised: bool = True,
         denoised_fn: DenoisedFn | None = None,
         cond_fn: CondFn | None = None,
@@ -77,8 +79,8 @@ class GaussianDiffusion(ReverseProcess):
     def ddim_sample(
         self,
         model: Model,
-        x: torch.Tensor,
-        t: torch.Tensor,
+        x: Tensor,
+        t: Tensor,
         clip_denoised: bool = True,
         denoised_fn: DenoisedFn | None = None,
         cond_fn: CondFn | None = None,
@@ -104,8 +106,8 @@ class GaussianDiffusion(ReverseProcess):
     def ddim_reverse_sample(
         self,
         model: Model,
-        x: torch.Tensor,
-        t: torch.Tensor,
+        x: Tensor,
+        t: Tensor,
         clip_denoised: bool = True,
         denoised_fn: DenoisedFn | None = None,
         model_kwargs: Kwargs | None = None,
@@ -123,100 +125,71 @@ class GaussianDiffusion(ReverseProcess):
         sample = pred_xstart * alpha_bar_next.sqrt() + torch.sqrt(1 - alpha_bar_next) * eps
         return {"sample": sample, "pred_xstart": pred_xstart}
 
-    # Sampling loops
+    # Sampling loops. Their arguments after `shape` are those of `sample_progressively`.
 
-    def p_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Samples of this shape from noise; the arguments are those of p_sample_loop_progressive."""
+    def p_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> Tensor:
+        """Samples of this shape from noise."""
         return _last(self.p_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
 
     def p_sample_loop_progressive(
+        self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any
+    ) -> Iterator[Tensors]:
+        """Yield what p_sample returns, from the highest index down to 0."""
+        return self.sample_progressively(self.p_sample, model, shape, *args, **kwargs)
+
+    def ddim_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> Tensor:
+        """Samples of this shape from noise, by DDIM; eta as in ddim_sample."""
+        return _last(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
+
+    def ddim_sample_loop_progressive(
+        self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any
+    ) -> Iterator[Tensors]:
+        """Yield what ddim_sample returns, from the highest index down to 0; eta as in ddim_sample."""
+        return self.sample_progressively(self.ddim_sample, model, shape, *args, **kwargs)
+
+    def sample_progressively(
         self,
+        step: Callable[..., Tensors],
         model: Model,
         shape: tuple[int, ...],
-        noise: torch.Tensor | None = None,
+        noise: Tensor | None = None,
         clip_denoised: bool = True,
         denoised_fn: DenoisedFn | None = None,
         cond_fn: CondFn | None = None,
         model_kwargs: Kwargs | None = None,
         device: torch.device | str | None = None,
         progress: bool = False,
+        **settings: Any,
     ) -> Iterator[Tensors]:
-        """Yield what p_sample returns, from the highest index down to 0.
+        """Yield what a step (p_sample, ddim_sample) returns, from the highest index down to 0.
 
         Args:
             shape: of the samples, (N, C, H, W).
             noise: the start, of that shape; None: drawn.
             device: where to draw it; None: where the model's parameters are.
-            progress: show a bar (needs tqdm).
+            progress: show a bar .
+            settings: what the step takes beside the others.
         """
-        step = partial(self.p_sample, model, clip_denoised=clip_denoised, denoised_fn=denoised_fn)
-        step = partial(step, cond_fn=cond_fn, model_kwargs=model_kwargs)
-        yield from self._loop(step, model, shape, noise, device, progress)
-
-    def ddim_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Samples of this shape from noise; the arguments are those of ddim_sample_loop_progressive."""
-        return _last(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
-
-    def ddim_sample_loop_progressive(
-        self,
-        model: Model,
-        shape: tuple[int, ...],
-        noise: torch.Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: DenoisedFn | None = None,
-        cond_fn: CondFn | None = None,
-        model_kwargs: Kwargs | None = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-        eta: float = 0.0,
-    ) -> Iterator[Tensors]:
-        """Yield what ddim_sample returns, from the highest index down to 0.
-
-        Arguments as in p_sample_loop_progressive, and eta as in ddim_sample.
-        """
-        step = partial(self.ddim_sample, model, clip_denoised=clip_denoised, denoised_fn=denoised_fn, eta=eta)
-        step = partial(step, cond_fn=cond_fn, model_kwargs=model_kwargs)
-        yield from self._loop(step, model, shape, noise, device, progress)
-
-    def _loop(
-        self,
-        step: Callable[..., Tensors],
-        model: Model,
-        shape: tuple[int, ...],
-        x: torch.Tensor | None,
-        device: torch.device | str | None,
-        progress: bool,
-    ) -> Iterator[Tensors]:
-        """Yield step(x=…, t=…) from noise x (None: drawn) down to index 0."""
+        x = noise
         if x is None:
             x = torch.randn(*shape, device=device or next(model.parameters()).device)
         elif x.shape != tuple(shape):
             raise ValueError(f"noise is {tuple(x.shape)} where {tuple(shape)} was asked for")
         for t in self._descending(shape[0], x.device, progress):
             with torch.no_grad():
-                out = step(x=x, t=t)
+                out = step(model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, **settings)
             yield out
             x = out["sample"]
 
-    def _descending(self, batch: int, device: torch.device, progress: bool = False) -> Iterator[torch.Tensor]:
+    def _descending(self, batch: int, device: torch.device, progress: bool = False) -> Iterator[Tensor]:
         """Index tensors (batch,) from num_timesteps - 1 down to 0."""
-        indices = reversed(range(self.num_timesteps))
-        if progress:
-            from tqdm.auto import tqdm
-
-            indices = tqdm(indices, total=self.num_timesteps)
-        for i in indices:
+        for i in tqdm(reversed(range(self.num_timesteps)), total=self.num_timesteps, disable=not progress):
             yield torch.full((batch,), i, device=device)
 
     # Losses
 
     def training_losses(
-        self,
-        model: Model,
-        x_start: torch.Tensor,
-        t: torch.Tensor,
-        model_kwargs: Kwargs | None = None,
-        noise: torch.Tensor | None = None,
+        self, model: Model, x_start: Tensor, t: Tensor, model_kwargs: Kwargs | None = None, noise: Tensor | None = None
     ) -> Tensors:
         """Losses of a batch at indices t: `loss`, and `mse` and `vb` where they are parts of it, each (N,).
 
@@ -236,28 +209,22 @@ class GaussianDiffusion(ReverseProcess):
             losses["vb"], _ = self._vb_terms(frozen, x_start, x_t, t, clip_denoised=False)
             if self.loss_type is LossType.RESCALED_MSE:
                 losses["vb"] = losses["vb"] * (self.num_timesteps / 1000)
-        losses["mse"] = mean_flat((self._target(x_start, x_t, t, noise) - prediction) ** 2)
+        if self.model_mean_type is ModelMeanType.EPSILON:
+            target = noise
+        elif self.model_mean_type is ModelMeanType.START_X:
+            target = x_start
+        elif self.model_mean_type is ModelMeanType.V:
+            image_share = self.at("sqrt_one_minus_alphas_cumprod", t, x_t)
+            target = self.at("sqrt_alphas_cumprod", t, x_t) * noise - image_share * x_start
+        else:
+            target = self.posterior_mean(x_start, x_t, t)
+        losses["mse"] = mean_flat((target - prediction) ** 2)
         losses["loss"] = losses["mse"] + losses["vb"] if "vb" in losses else losses["mse"]
         return losses
 
-    def _target(self, x_start: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What the network should have predicted."""
-        if self.model_mean_type is ModelMeanType.EPSILON:
-            return noise
-        if self.model_mean_type is ModelMeanType.START_X:
-            return x_start
-        if self.model_mean_type is ModelMeanType.V:
-            return self.velocity(x_start, t, noise)
-        return self.posterior_mean(x_start, x_t, t)
-
     def _vb_terms(
-        self,
-        model_output: torch.Tensor,
-        x_start: torch.Tensor,
-        x_t: torch.Tensor,
-        t: torch.Tensor,
-        clip_denoised: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, model_output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool
+    ) -> tuple[Tensor, Tensor]:
         """A term of the variational bound in bits per dimension, (N,), and pred_xstart.
 
         At t > 0 it is the KL divergence between posterior and step back, at t = 0 the negative log-likelihood
@@ -270,25 +237,15 @@ class GaussianDiffusion(ReverseProcess):
         nats = torch.where(t == 0, mean_flat(nll), mean_flat(kl))
         return nats / math.log(2.0), out["pred_xstart"]
 
-    def _prior_bpd(self, x_start: torch.Tensor) -> torch.Tensor:
-        """KL(q(x_T | x_0) || N(0, 1)) in bits per dimension, (N,)."""
-        t = torch.full((x_start.shape[0],), self.num_timesteps - 1, device=x_start.device)
-        mean, _, log_variance = self.q_mean_variance(x_start, t)
-        return mean_flat(normal_kl(mean, log_variance, 0.0, 0.0)) / math.log(2.0)
-
     def calc_bpd_loop(
-        self,
-        model: Model,
-        x_start: torch.Tensor,
-        clip_denoised: bool = True,
-        model_kwargs: Kwargs | None = None,
+        self, model: Model, x_start: Tensor, clip_denoised: bool = True, model_kwargs: Kwargs | None = None
     ) -> Tensors:
         """The variational bound of images, in bits per dimension, with fresh noise for each term.
 
         Returns total_bpd and prior_bpd, (N,); vb, xstart_mse and mse (of ε), (N, num_timesteps), their columns
         from the highest index down to 0.
         """
-        terms: dict[str, list[torch.Tensor]] = {"vb": [], "xstart_mse": [], "mse": []}
+        terms: dict[str, list[Tensor]] = {"vb": [], "xstart_mse": [], "mse": []}
         for t in self._descending(x_start.shape[0], x_start.device):
             noise = torch.randn_like(x_start)
             x_t = self.q_sample(x_start, t, noise)
@@ -299,16 +256,16 @@ class GaussianDiffusion(ReverseProcess):
             terms["xstart_mse"].append(mean_flat((pred_xstart - x_start) ** 2))
             terms["mse"].append(mean_flat((self.eps_from_xstart(x_t, t, pred_xstart) - noise) ** 2))
         columns = {name: torch.stack(values, dim=1) for name, values in terms.items()}
-        prior_bpd = self._prior_bpd(x_start)
+        last = torch.full((x_start.shape[0],), self.num_timesteps - 1, device=x_start.device)
+        mean, _, log_variance = self.q_mean_variance(x_start, last)  # of x_T, compared with N(0, 1)
+        prior_bpd = mean_flat(normal_kl(mean, log_variance, 0.0, 0.0)) / math.log(2.0)
         return {"total_bpd": columns["vb"].sum(dim=1) + prior_bpd, "prior_bpd": prior_bpd, **columns}
 
 
-def _above_zero(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _above_zero(t: Tensor, x: Tensor) -> Tensor:
     """1[t > 0], shaped to broadcast against x."""
     return (t > 0).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
 
 
 def _last(steps: Iterator[Tensors]) -> Tensors:
-    for step in steps:  # noqa: B007 (only the last one matters)
-        pass
-    return step
+    return deque(steps, maxlen=1)[0]

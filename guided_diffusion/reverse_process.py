@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from guided_diffusion.forward_process import ForwardProcess
 
-Model = Callable[..., torch.Tensor]
+Model = Callable[..., Tensor]
 """A network, called as model(x, timesteps, **model_kwargs)."""
 
-CondFn = Callable[..., torch.Tensor]
+CondFn = Callable[..., Tensor]
 """A cond_fn, called as cond_fn(x, timesteps, **model_kwargs): the gradient of log p(y | x_t), shaped like x."""
 
 Kwargs = Mapping[str, Any]
-Tensors = dict[str, torch.Tensor]
-DenoisedFn = Callable[[torch.Tensor], torch.Tensor]
+Tensors = dict[str, Tensor]
+DenoisedFn = Callable[[Tensor], Tensor]
 
 
 class ModelMeanType(enum.Enum):
@@ -38,18 +38,6 @@ class ModelVarType(enum.Enum):
     FIXED_SMALL = enum.auto()
     FIXED_LARGE = enum.auto()
     LEARNED_RANGE = enum.auto()
-
-    @property
-    def is_learned(self) -> bool:
-        """Whether the network's output has a second half of channels, for the variance."""
-        return self in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
-
-
-FIXED_VARIANCE = {
-    ModelVarType.FIXED_SMALL: ("posterior_variance", "posterior_log_variance_clipped"),
-    ModelVarType.FIXED_LARGE: ("fixed_large_variance", "fixed_large_log_variance"),
-}
-"""The schedule arrays of a variance that is not learned, and of its logarithm."""
 
 
 class ReverseProcess(ForwardProcess):
@@ -75,24 +63,19 @@ class ReverseProcess(ForwardProcess):
         self.model_var_type = model_var_type
         self.rescale_timesteps = rescale_timesteps
 
-    def network_timesteps(self, t: torch.Tensor) -> torch.Tensor:
+    def network_timesteps(self, t: Tensor) -> Tensor:
         """The timesteps (N,) that networks and cond_fn are given at indices t."""
-        return self._rescaled(t, self.num_timesteps)
+        return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t
 
-    def _rescaled(self, timesteps: torch.Tensor, num_steps: int) -> torch.Tensor:
-        return timesteps.float() * (1000.0 / num_steps) if self.rescale_timesteps else timesteps
-
-    def model_output(
-        self, model: Model, x: torch.Tensor, t: torch.Tensor, model_kwargs: Kwargs | None = None
-    ) -> torch.Tensor:
+    def model_output(self, model: Model, x: Tensor, t: Tensor, model_kwargs: Kwargs | None = None) -> Tensor:
         """The network's raw output at indices t, (N, C or 2C, H, W). Draws no random number."""
         return model(x, self.network_timesteps(t), **(model_kwargs or {}))
 
     def interpret_output(
         self,
-        model_output: torch.Tensor,
-        x: torch.Tensor,
-        t: torch.Tensor,
+        model_output: Tensor,
+        x: Tensor,
+        t: Tensor,
         clip_denoised: bool = True,
         denoised_fn: DenoisedFn | None = None,
     ) -> Tensors:
@@ -107,14 +90,27 @@ class ReverseProcess(ForwardProcess):
         number of output channels does not fit.
         """
         prediction, variance_values = self.split_output(model_output, x)
-        variance, log_variance = self._variance(variance_values, x, t)
+        if self.model_var_type is ModelVarType.LEARNED_RANGE:
+            fraction = (variance_values + 1) / 2  # Nichol and Dhariwal 2021, equation 15
+            smallest, largest = self.at("posterior_log_variance_clipped", t, x), self.at("log_betas", t, x)
+            log_variance = fraction * largest + (1 - fraction) * smallest
+            variance = log_variance.exp()
+        elif self.model_var_type is ModelVarType.LEARNED:
+            variance, log_variance = variance_values.exp(), variance_values
+        else:
+            small = self.model_var_type is ModelVarType.FIXED_SMALL
+            variance = self.at("posterior_variance" if small else "fixed_large_variance", t, x).expand_as(x)
+            log_variance = "posterior_log_variance_clipped" if small else "fixed_large_log_variance"
+            log_variance = self.at(log_variance, t, x).expand_as(x)
 
         if self.model_mean_type is ModelMeanType.EPSILON:
             pred_xstart = self.xstart_from_eps(x, t, prediction)
-        elif self.model_mean_type is ModelMeanType.PREVIOUS_X:
-            pred_xstart = self.xstart_from_previous(x, t, prediction)
         elif self.model_mean_type is ModelMeanType.V:
-            pred_xstart = self.xstart_from_v(x, t, prediction)
+            noise_share = self.at("sqrt_one_minus_alphas_cumprod", t, x)
+            pred_xstart = self.at("sqrt_alphas_cumprod", t, x) * x - noise_share * prediction
+        elif self.model_mean_type is ModelMeanType.PREVIOUS_X:  # the x_0 whose posterior mean it is
+            of_x_t, of_x_start = self.at("posterior_mean_coef2", t, x), self.at("posterior_mean_coef1", t, x)
+            pred_xstart = (prediction - of_x_t * x) / of_x_start
         else:
             pred_xstart = prediction
         if denoised_fn is not None:
@@ -126,9 +122,9 @@ class ReverseProcess(ForwardProcess):
         mean = prediction if direct else self.posterior_mean(pred_xstart, x, t)
         return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": pred_xstart}
 
-    def split_output(self, output: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def split_output(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """A raw output's prediction and its values for the variance (None when it is fixed)."""
-        learned = self.model_var_type.is_learned
+        learned = self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
         expected = (x.shape[0], x.shape[1] * (2 if learned else 1), *x.shape[2:])
         if output.shape != expected:
             raise ValueError(
@@ -137,25 +133,11 @@ class ReverseProcess(ForwardProcess):
             )
         return output.split(x.shape[1], dim=1) if learned else (output, None)
 
-    def _variance(
-        self, values: torch.Tensor | None, x: torch.Tensor, t: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Variance and log variance of the step back, shaped like x."""
-        if not self.model_var_type.is_learned:
-            variance, log_variance = (self.at(name, t, x).expand_as(x) for name in FIXED_VARIANCE[self.model_var_type])
-            return variance, log_variance
-        if self.model_var_type is ModelVarType.LEARNED:
-            return values.exp(), values
-        fraction = (values + 1) / 2  # Nichol and Dhariwal 2021, equation 15
-        smallest, largest = self.at("posterior_log_variance_clipped", t, x), self.at("log_betas", t, x)
-        log_variance = fraction * largest + (1 - fraction) * smallest
-        return log_variance.exp(), log_variance
-
     def p_mean_variance(
         self,
         model: Model,
-        x: torch.Tensor,
-        t: torch.Tensor,
+        x: Tensor,
+        t: Tensor,
         clip_denoised: bool = True,
         denoised_fn: DenoisedFn | None = None,
         model_kwargs: Kwargs | None = None,
@@ -165,24 +147,14 @@ class ReverseProcess(ForwardProcess):
         return self.interpret_output(output, x, t, clip_denoised, denoised_fn)
 
     def condition_mean(
-        self,
-        cond_fn: CondFn,
-        p_mean_var: Tensors,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        model_kwargs: Kwargs | None = None,
-    ) -> torch.Tensor:
+        self, cond_fn: CondFn, p_mean_var: Tensors, x: Tensor, t: Tensor, model_kwargs: Kwargs | None = None
+    ) -> Tensor:
         """The mean plus variance · cond_fn (Dhariwal and Nichol 2021, algorithm 1)."""
         gradient = cond_fn(x, self.network_timesteps(t), **(model_kwargs or {}))
         return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
 
     def condition_score(
-        self,
-        cond_fn: CondFn,
-        p_mean_var: Tensors,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        model_kwargs: Kwargs | None = None,
+        self, cond_fn: CondFn, p_mean_var: Tensors, x: Tensor, t: Tensor, model_kwargs: Kwargs | None = None
     ) -> Tensors:
         """p_mean_var with its score shifted by cond_fn, for DDIM (Dhariwal and Nichol 2021, algorithm 2)."""
         gradient = cond_fn(x, self.network_timesteps(t), **(model_kwargs or {}))

@@ -133,7 +133,7 @@ def test_the_wait_for_others_is_said_and_has_an_end(no_launcher, capfd, rank):
 )
 def test_gpus_that_do_not_go_round(devices, processes, message):
     with pytest.raises(ValueError, match=message):
-        dist_util._choose_device(Launch("MPICH", 0, processes, 0, processes), devices)
+        dist_util.choose_device(Launch("MPICH", 0, processes, 0, processes), devices)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def gpus(monkeypatch):
 def test_each_rank_takes_its_entry(gpus, devices, local_rank, present, expected):
     gpus(present)
     place = Launch("RANK and WORLD_SIZE", 1, 2, local_rank, None)
-    assert dist_util._choose_device(place, devices) == torch.device(expected)
+    assert dist_util.choose_device(place, devices) == torch.device(expected)
 
 
 @pytest.mark.parametrize(
@@ -175,4 +175,4 @@ def test_each_rank_takes_its_entry(gpus, devices, local_rank, present, expected)
 def test_a_device_that_is_not_there_or_not_known(gpus, devices, local_rank, message):
     gpus(4)
     with pytest.raises(ValueError, match=message):
-        dist_util._choose_device(Launch("RANK and WORLD_SIZE", 4, 5, local_rank, None), devices)
+        dist_util.choose_device(Launch("RANK and WORLD_SIZE", 4, 5, local_rank, None), devices)

@@ -209,10 +209,13 @@ def test_a_perfect_model_has_no_loss():
     for mean_type in ModelMeanType:
         diffusion = process(mean=mean_type)
         x_t = diffusion.q_sample(x_start, t, noise=eps)
+        x_share, eps_share = (
+            diffusion.at(name, t, eps) for name in ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+        )
         output = {
             ModelMeanType.START_X: x_start,
             ModelMeanType.EPSILON: eps,
-            ModelMeanType.V: diffusion.velocity(x_start, t, eps),
+            ModelMeanType.V: x_share * eps - eps_share * x_start,
             ModelMeanType.PREVIOUS_X: diffusion.posterior_mean(x_start, x_t, t),
         }[mean_type]
         losses = diffusion.training_losses(lambda x, t, output=output: output, x_start, t, noise=eps)

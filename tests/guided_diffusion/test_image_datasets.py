@@ -12,15 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from guided_diffusion import image_datasets
 from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, open_image, random_crop_arr
 from tests.training.small import run
-
-
-@pytest.fixture(autouse=True)
-def no_workers(monkeypatch):
-    monkeypatch.setattr(image_datasets, "_MOST_WORKERS", 0)
 
 
 @pytest.fixture
