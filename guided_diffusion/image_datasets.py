@@ -95,7 +95,7 @@ def load_data(
 class ImageDataset(Dataset):
     """Items (image float32 (3, S, S) in [-1, 1], {'y': int64} or {}); random choices come from torch's generator.
 
-    Every `num_shards`-th of the paths (and of their classes), from number `shard` on. The paths may come first.
+    Every `num_shards`-th of the paths (and of their classes), from number `shard` on.
     """
 
     def __init__(
@@ -108,8 +108,6 @@ class ImageDataset(Dataset):
         random_crop: bool = False,
         random_flip: bool = True,
     ) -> None:
-        if not isinstance(resolution, int):
-            resolution, image_paths = image_paths, resolution
         self.resolution = resolution
         self.local_images = image_paths[shard::num_shards]
         self.local_classes = None if classes is None else classes[shard::num_shards]
