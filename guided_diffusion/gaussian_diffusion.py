@@ -1,8 +1,7 @@
 """Gaussian diffusion: sampling, and the losses of training.
 
 Notation of Ho et al. 2020 (DDPM): x_0 = x_start is the clean image, x_t the noisy one, ᾱ_t = alphas_cumprod[t].
-Images are (N, C, H, W) in [-1, 1]; t is (N,), integer indices of this process. Three layers build on each other:
-ForwardProcess (the schedule alone), ReverseProcess (a network's step back), GaussianDiffusion (loops and losses).
+Images are (N, C, H, W) in [-1, 1]; t is (N,), integer indices of this process. Single steps are in process.py.
 """
 
 from __future__ import annotations
@@ -17,18 +16,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from guided_diffusion.forward_process import betas_for_alpha_bar, get_named_beta_schedule  # noqa: F401 (published)
 from guided_diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
 from guided_diffusion.nn import mean_flat
-from guided_diffusion.reverse_process import (
+from guided_diffusion.process import (  # noqa: F401 (some are published as names of this module)
     CondFn,
     DenoisedFn,
     Kwargs,
     Model,
     ModelMeanType,
-    ModelVarType,  # noqa: F401 (published)
+    ModelVarType,
     ReverseProcess,
     Tensors,
+    betas_for_alpha_bar,
+    get_named_beta_schedule,
 )
 
 
@@ -46,12 +46,7 @@ class LossType(enum.Enum):
 
 
 class GaussianDiffusion(ReverseProcess):
-    """A diffusion process with its sampling loops and training losses.
-
-    Args:
-        loss_type: what training_losses returns.
-        settings: betas, model_mean_type, model_var_type and rescale_timesteps of ReverseProcess.
-    """
+    """A diffusion process with its sampling loops and training losses; settings: those of ReverseProcess."""
 
     def __init__(self, *, loss_type: LossType, **settings: Any) -> None:
         super().__init__(**settings)
@@ -63,16 +58,14 @@ class GaussianDiffusion(ReverseProcess):
         x: Tensor,
         t: Tensor,
         clip_denoised: bool = True,
-        denoised_fn: DenoisedFn | None = None,
-        cond_fn: CondFn | None = None,
-        model_kwargs: Kwargs | None = None,
+        denoised_fn: DenoisedFn = None,
+        cond_fn: CondFn = None,
+        model_kwargs: Kwargs = None,
     ) -> Tensors:
         """A draw of x_{t-1}: sample and pred_xstart. At index 0 it is the mean; noise is drawn even there."""
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
         noise = torch.randn_like(x)
-        mean = out["mean"]
-        if cond_fn is not None:
-            mean = self.condition_mean(cond_fn, out, x, t, model_kwargs)
+        mean = out["mean"] if cond_fn is None else self.condition_mean(cond_fn, out, x, t, model_kwargs)
         sample = mean + _above_zero(t, x) * torch.exp(0.5 * out["log_variance"]) * noise
         return {"sample": sample, "pred_xstart": out["pred_xstart"]}
 
@@ -82,15 +75,14 @@ class GaussianDiffusion(ReverseProcess):
         x: Tensor,
         t: Tensor,
         clip_denoised: bool = True,
-        denoised_fn: DenoisedFn | None = None,
-        cond_fn: CondFn | None = None,
-        model_kwargs: Kwargs | None = None,
+        denoised_fn: DenoisedFn = None,
+        cond_fn: CondFn = None,
+        model_kwargs: Kwargs = None,
         eta: float = 0.0,
     ) -> Tensors:
         """x_{t-1} by DDIM: sample and pred_xstart (Song et al. 2021, equation 12).
 
-        Args:
-            eta: the share of noise, from 0 (none, though it is drawn) to 1 (as much as DDPM).
+        eta: the share of noise, from 0 (none, though it is drawn) to 1 (as much as DDPM).
         """
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
         if cond_fn is not None:
@@ -109,8 +101,8 @@ class GaussianDiffusion(ReverseProcess):
         x: Tensor,
         t: Tensor,
         clip_denoised: bool = True,
-        denoised_fn: DenoisedFn | None = None,
-        model_kwargs: Kwargs | None = None,
+        denoised_fn: DenoisedFn = None,
+        model_kwargs: Kwargs = None,
         eta: float = 0.0,
     ) -> Tensors:
         """x_{t+1} by DDIM, towards noise: sample and pred_xstart.
@@ -129,7 +121,7 @@ class GaussianDiffusion(ReverseProcess):
 
     def p_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> Tensor:
         """Samples of this shape from noise."""
-        return _last(self.p_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
+        return deque(self.p_sample_loop_progressive(model, shape, *args, **kwargs), maxlen=1)[0]["sample"]
 
     def p_sample_loop_progressive(
         self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any
@@ -139,7 +131,7 @@ class GaussianDiffusion(ReverseProcess):
 
     def ddim_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> Tensor:
         """Samples of this shape from noise, by DDIM; eta as in ddim_sample."""
-        return _last(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
+        return deque(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs), maxlen=1)[0]["sample"]
 
     def ddim_sample_loop_progressive(
         self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any
@@ -154,9 +146,9 @@ class GaussianDiffusion(ReverseProcess):
         shape: tuple[int, ...],
         noise: Tensor | None = None,
         clip_denoised: bool = True,
-        denoised_fn: DenoisedFn | None = None,
-        cond_fn: CondFn | None = None,
-        model_kwargs: Kwargs | None = None,
+        denoised_fn: DenoisedFn = None,
+        cond_fn: CondFn = None,
+        model_kwargs: Kwargs = None,
         device: torch.device | str | None = None,
         progress: bool = False,
         **settings: Any,
@@ -165,9 +157,8 @@ class GaussianDiffusion(ReverseProcess):
 
         Args:
             shape: of the samples, (N, C, H, W).
-            noise: the start, of that shape; None: drawn.
-            device: where to draw it; None: where the model's parameters are.
-            progress: show a bar .
+            noise: the start, of that shape; None: drawn on `device` (None: where the model's parameters are).
+            progress: show a bar.
             settings: what the step takes beside the others.
         """
         x = noise
@@ -189,7 +180,7 @@ class GaussianDiffusion(ReverseProcess):
     # Losses
 
     def training_losses(
-        self, model: Model, x_start: Tensor, t: Tensor, model_kwargs: Kwargs | None = None, noise: Tensor | None = None
+        self, model: Model, x_start: Tensor, t: Tensor, model_kwargs: Kwargs = None, noise: Tensor | None = None
     ) -> Tensors:
         """Losses of a batch at indices t: `loss`, and `mse` and `vb` where they are parts of it, each (N,).
 
@@ -214,8 +205,7 @@ class GaussianDiffusion(ReverseProcess):
         elif self.model_mean_type is ModelMeanType.START_X:
             target = x_start
         elif self.model_mean_type is ModelMeanType.V:
-            image_share = self.at("sqrt_one_minus_alphas_cumprod", t, x_t)
-            target = self.at("sqrt_alphas_cumprod", t, x_t) * noise - image_share * x_start
+            target = self.q_sample(noise, t, noise=-x_start)  # sqrt(ᾱ) ε - sqrt(1 - ᾱ) x_0
         else:
             target = self.posterior_mean(x_start, x_t, t)
         losses["mse"] = mean_flat((target - prediction) ** 2)
@@ -238,7 +228,7 @@ class GaussianDiffusion(ReverseProcess):
         return nats / math.log(2.0), out["pred_xstart"]
 
     def calc_bpd_loop(
-        self, model: Model, x_start: Tensor, clip_denoised: bool = True, model_kwargs: Kwargs | None = None
+        self, model: Model, x_start: Tensor, clip_denoised: bool = True, model_kwargs: Kwargs = None
     ) -> Tensors:
         """The variational bound of images, in bits per dimension, with fresh noise for each term.
 
@@ -265,7 +255,3 @@ class GaussianDiffusion(ReverseProcess):
 def _above_zero(t: Tensor, x: Tensor) -> Tensor:
     """1[t > 0], shaped to broadcast against x."""
     return (t > 0).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
-
-
-def _last(steps: Iterator[Tensors]) -> Tensors:
-    return deque(steps, maxlen=1)[0]

@@ -16,6 +16,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 
@@ -106,24 +107,19 @@ def open_store(launch: Launch) -> dist.Store:
 def _connect(launch: Launch) -> dist.Store:
     if os.environ.keys() >= {"MASTER_ADDR", "MASTER_PORT"}:
         return next(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=MEETING_TIMEOUT))[0]
+    store = partial(dist.TCPStore, is_master=launch.rank == 0, timeout=MEETING_TIMEOUT, wait_for_workers=False)
     one_machine = launch.local_size == launch.world_size
     if launch.launcher == "srun":
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "localhost")
         step = "{SLURM_JOB_ID}.{SLURM_STEP_ID}".format_map({"SLURM_JOB_ID": 0, "SLURM_STEP_ID": 0, **os.environ})
-        return _tcp_store(launch, first_host(nodes), _port(step))
+        return store(first_host(nodes), _port(step))
     if launch.launcher == "Open MPI" and one_machine and "PMIX_NAMESPACE" in os.environ:
-        return _tcp_store(launch, "localhost", _port(os.environ["PMIX_NAMESPACE"]))
+        return store("localhost", _port(os.environ["PMIX_NAMESPACE"]))
     tell = _told_by_mpiexec if "PMI_FD" in os.environ and _MPI not in sys.modules else _told_by_mpi
-    own = _tcp_store(launch, "", 0) if launch.rank == 0 else None  # on a port that the system chooses
-    host = "localhost" if one_machine else socket.getfqdn()
-    address = tell(launch, f"{host}:{own.port}" if own else None)
-    return own or _tcp_store(launch, *address.rsplit(":", 1))
-
-
-def _tcp_store(launch: Launch, host: str, port: int | str) -> dist.TCPStore:
-    return dist.TCPStore(
-        host or "localhost", int(port), is_master=launch.rank == 0, timeout=MEETING_TIMEOUT, wait_for_workers=False
-    )
+    own = store("localhost", 0) if launch.rank == 0 else None  # on a port that the system chooses
+    here = "localhost" if one_machine else socket.getfqdn()
+    host, port = tell(launch, own and f"{here}:{own.port}").rsplit(":", 1)
+    return own or store(host, int(port))
 
 
 def first_host(nodes: str) -> str:

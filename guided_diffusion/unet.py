@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +27,8 @@ from guided_diffusion.unet_blocks import (  # noqa: F401 (all of them are publis
 class Level(NamedTuple):
     """What the blocks of one resolution are."""
 
-    attention: bool
-    """Attention follows each residual block."""
-    updown: bool
-    """A residual block changes the resolution, instead of a plain convolution."""
+    attention: bool  # follows each residual block
+    updown: bool  # a residual block changes the resolution, instead of a plain convolution
 
 
 @dataclass(frozen=True)
@@ -198,13 +196,8 @@ class UNetModel(nn.Module):
                 if isinstance(module, (nn.Conv1d, nn.Conv2d)):
                     module.to(dtype)
 
-    def convert_to_fp16(self) -> None:
-        """convert_to(torch.float16), under its published name."""
-        self.convert_to(torch.float16)
-
-    def convert_to_fp32(self) -> None:
-        """convert_to(torch.float32), under its published name."""
-        self.convert_to(torch.float32)
+    convert_to_fp16 = partialmethod(convert_to, torch.float16)
+    convert_to_fp32 = partialmethod(convert_to, torch.float32)
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """The network's output for noisy images.
@@ -214,8 +207,7 @@ class UNetModel(nn.Module):
             timesteps: (N,), integers or reals; (1,) where all images share it, which is faster.
             y: labels: class indices (N,), with multiclass 0/1 vectors (N, num_classes); None without classes.
 
-        Returns (N, out_channels, H, W) in the type and memory layout of x, whatever those of the weights. Raises
-        ValueError for labels and sides that do not fit.
+        Returns (N, out_channels, H, W) in the type and layout of x. Raises ValueError for what does not fit.
         """
         self._require_fitting(x, y)
         sinusoids = timestep_embedding(
