@@ -13,6 +13,12 @@ Norm = Callable[[int], nn.Module]
 """Makes the normalisation of so many channels."""
 
 
+def require_images(dims: int) -> None:
+    """Raise ValueError for signals and volumes."""
+    if dims != 2:
+        raise ValueError(f"dims is {dims}: this network is for images, dims 2")
+
+
 class TimestepBlock(nn.Module):
     """A module whose forward takes the embedding (N, E) beside the features (N, C, H, W)."""
 
@@ -39,9 +45,9 @@ class Downsample(nn.Module):
         super().__init__()
         require_images(dims)
         self.pad_end = pad_end
-        padding = 0 if pad_end else 1
-        conv = nn.Conv2d(channels, out_channels or channels, 3, stride=2, padding=padding) if use_conv else None
-        self.op = conv or nn.AvgPool2d(2)
+        self.op = nn.AvgPool2d(2)
+        if use_conv:
+            self.op = nn.Conv2d(channels, out_channels or channels, 3, stride=2, padding=0 if pad_end else 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, out_channels, H/2, W/2)."""
@@ -105,9 +111,10 @@ class ResBlock(TimestepBlock):
             nn.Dropout(dropout),
             zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
-        kernel = 3 if use_conv else 1
-        same = channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2)
+        self.skip_connection = nn.Identity()
+        if channels != out_channels:
+            kernel = 3 if use_conv else 1
+            self.skip_connection = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(N, channels, H, W) and (N, emb_channels) -> (N, out_channels, H', W')."""
@@ -192,9 +199,3 @@ class AttentionBlock(nn.Module):
         h = self.attention(qkv.transpose(1, 2)).transpose(1, 2)  # (N, T, C)
         h = F.linear(h, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
         return x + h.transpose(1, 2).reshape(x.shape)
-
-
-def require_images(dims: int) -> None:
-    """Raise ValueError for signals and volumes."""
-    if dims != 2:
-        raise ValueError(f"dims is {dims}: this network is for images, dims 2")

@@ -37,17 +37,8 @@ VARIANTS = {
 }
 """Flags of the networks behind unet.npz, where they differ from BASE."""
 
-PAPER = {
-    "image_size": 128,
-    "num_channels": 128,
-    "num_res_blocks": 2,
-    "num_heads": 4,
-    "attention_resolutions": "32,16,8",
-    "learn_sigma": True,
-    "diffusion_steps": 500,
-    "timestep_respacing": "200",
-    "resblock_updown": True,
-}
+PAPER = {"image_size": 128, "num_channels": 128, "num_heads": 4, "attention_resolutions": "32,16,8"}
+PAPER |= {"learn_sigma": True, "diffusion_steps": 500, "timestep_respacing": "200", "resblock_updown": True}
 """The U-Net of the DiME paper."""
 
 ROUNDING = 2e-5
