@@ -1,4 +1,4 @@
-"""Training a classifier on clean images, the best by validation AUC kept in the format that the project loads.
+"""Training a classifier on clean images; the best by validation AUC (of classes: accuracy) is what the project loads.
 
 One file, training.pt, holds all that a restart needs; the same command run again goes on from it, to the same bytes.
 """
@@ -120,7 +120,8 @@ class ClassifierTraining(Trainer):
         )
         logger.logkvs({"step": self.updates, "accuracy": accuracy, "auc": scores.mean_auc})
         logger.dumpkvs()
-        is_best, self.best = scores.criterion > self.best, max(scores.criterion, self.best)
+        criterion = accuracy if self.exclusive else scores.criterion
+        is_best, self.best = criterion > self.best, max(criterion, self.best)
         if dist_util.rank() == 0:
             say(f"update {self.updates}: accuracy {accuracy:.4f}, AUC {scores.mean_auc:.4f}")
             if is_best:

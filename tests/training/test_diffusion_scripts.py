@@ -13,7 +13,7 @@ from PIL import Image
 
 from guided_diffusion import checkpoint_util
 from guided_diffusion.script_util import model_and_diffusion_defaults
-from tests.training.scripts import SMALL_UNET, run_script, unpack_celeba
+from tests.training.scripts import SMALL_UNET, make_folders_of_classes, run_script, unpack_celeba
 from tests.training.small import ROOT
 
 TRAIN, SAMPLE, NLL = "celeba-train-diffusion.py", "sample-diffusion.py", "image-nll.py"
@@ -108,6 +108,22 @@ def test_a_conditional_model_is_trained_sampled_and_measured(data, tmp_path):
     assert run_script(SAMPLE, **model, **sampling) == 2  # what should it draw?
 
 
+def test_grey_images_of_any_folder_with_classes(tmp_path, capsys):
+    folder, out = make_folders_of_classes(tmp_path / "data"), tmp_path / "out"
+    data = {"data_dir": folder, "dataset": "folder"}
+    assert train(folder, out, **data, image_channels=1, class_cond=True) == 0
+    assert checkpoint_util.stored_config(checkpoint_util.load_state_dict(out / "model000002.pt"))["num_classes"] == 2
+    assert train(folder, out, **data, class_cond=True) == 2
+    assert "trained with --image_channels 1, not 3" in error_line(capsys)
+    model = {"model_path": out / "ema_0.9999_000002.pt", "timestep_respacing": "3", "output_path": tmp_path}
+    assert run_script(SAMPLE, **model, num_samples=5, batch_size=3) == 0
+    with np.load(tmp_path / "samples_5x16x16x1.npz") as arrays:
+        assert arrays["arr_0"].dtype == np.uint8 and set(arrays["arr_1"]) <= {0, 1}
+    assert run_script(NLL, **model, data_dir=folder, num_samples=8, batch_size=4) == 0
+    said = capsys.readouterr().out
+    assert "(8 images)" in said
+
+
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
@@ -137,7 +153,7 @@ def test_likelihood_of_celeba_and_of_any_folder(trained, data, tmp_path, capsys)
     for folder in (data, data / "img_align_celeba"):
         flags = {"data_dir": folder, "num_samples": 6, "batch_size": 3, "timestep_respacing": "5"}
         assert run_script(NLL, **SMALL_UNET, model_path=trained, output_path=tmp_path, **flags) == 0
-        last = capsys.readouterr().out.strip().splitlines()[-1]
+        *_, last = capsys.readouterr().out.strip().splitlines()
         found = re.fullmatch(r"(.+) bits per dimension = L_T (.+) \+ L_t (.+) \+ L_0 (.+) \(6 images\)", last)
         total, *parts = map(float, found.groups())
         assert total == pytest.approx(sum(parts), rel=2e-3)  # the parts are printed to four digits
