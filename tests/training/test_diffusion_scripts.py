@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from guided_diffusion import checkpoint_util
+from dime.core.training.script import LabelledImages, open_part
+from guided_diffusion import checkpoint_util, dist_util
 from guided_diffusion.script_util import model_and_diffusion_defaults
+from tests.training.kill_and_resume import run_trials
 from tests.training.scripts import SMALL_UNET, make_folders_of_classes, run_script, unpack_celeba
 from tests.training.small import ROOT
 
@@ -90,6 +92,23 @@ def test_the_same_command_goes_on(data, tmp_path, capsys):
     assert "2 updates done, checkpoints in" in capsys.readouterr().out
     assert (tmp_path / "out" / "model000004.pt").exists()
     assert not (tmp_path / "out" / "model000002.pt").exists()
+
+
+def test_killed_trainings_end_in_the_same_bytes():
+    assert run_trials(trials=2, seed=1, updates=12) == ["same", "same"]
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, [0, 4, 8, 12, 16, 20, 24, 28]), (3, [3, 7, 11, 15, 19, 23, 27])])
+def test_a_process_takes_every_fourth_row_of_four(data, monkeypatch, rank, expected):
+    monkeypatch.setattr(dist_util, "rank", lambda: rank)
+    monkeypatch.setattr(dist_util, "world_size", lambda: 4)
+    source = open_part("CelebA", str(data), "train", 16)
+    share = LabelledImages(source, [31, 2])
+    assert len(share) == len(expected)
+    for (image, condition), row in zip((share[k] for k in range(len(share))), expected, strict=True):
+        assert torch.equal(image, source[row].image)
+        assert torch.equal(condition["y"], source[row].labels[[31, 2]])
+    assert LabelledImages(source)[0][1] == {}
 
 
 def test_a_conditional_model_is_trained_sampled_and_measured(data, tmp_path):
