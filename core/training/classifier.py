@@ -96,7 +96,7 @@ class ClassifierTraining(Trainer):
         if validates:
             self.evaluate()
         if validates or self.updates % self.save_interval == 0:
-            self.save_last()
+            self.save(self.updates)
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -130,7 +130,7 @@ class ClassifierTraining(Trainer):
                 checkpoint_util.save(self.folder / name, to_file(self.model, self.names))
                 write_atomically(self.folder / "validation.csv", scores.csv())
 
-    def save_last(self) -> None:
+    def save(self, number: int) -> None:
         """Write training.pt. Every process calls it."""
         self.require_finite()
         content = {**self.state_dict(), "best": self.best, "attributes": self.names}
