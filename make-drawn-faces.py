@@ -10,8 +10,8 @@ from PIL import Image
 
 from dime.core import cli
 from dime.core.drawn_faces import Correlation
+from dime.core.drawn_faces.drawing import contact_sheet, counterfactual_sheet
 from dime.core.drawn_faces.folder import Plan, write_folder
-from dime.core.drawn_faces.sheets import contact_sheet, counterfactual_sheet
 from dime.core.errors import InputError
 
 SHEET_FACES = 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
@@ -72,11 +73,10 @@ class Correlation:
         except ValueError:
             agreement = -1.0
         if not (colon and equals and 0 <= agreement <= 1):
-            raise InputError(
-                f"correlation {text!r}: expected LEADER:FOLLOWER=P with P in 0..1, as in Smiling:Eyeglasses=0.9"
-            )
-        for name in (leader, follower):
-            require_drawn(name)
+            expected = "LEADER:FOLLOWER=P with P in 0..1, as in Smiling:Eyeglasses=0.9"
+            raise InputError(f"correlation {text!r}: expected {expected}")
+        require_drawn(leader)
+        require_drawn(follower)
         if leader == follower or excludes(leader, follower):
             raise InputError(f"correlation {text!r}: a face cannot choose {leader} and {follower} freely of each other")
         return cls(leader, follower, agreement)
@@ -106,13 +106,11 @@ def choose_attributes(chances: Mapping[str, float], correlations: Iterable[Corre
     chosen: set[str] = set()
     for name in settling_order(correlations):
         if name in planted:
-            agree = chances[name] < planted[name].agreement
-            has_it = agree == (planted[name].leader in chosen)
+            has_it = (chances[name] < planted[name].agreement) == (planted[name].leader in chosen)
         else:
-            free = not any(excludes(name, other) for other in chosen)
-            has_it = free and chances[name] < natural_probability(name, chosen)
-        if has_it:
-            chosen.add(name)
+            has_it = chances[name] < natural_probability(name, chosen)
+            has_it = has_it and not any(excludes(name, other) for other in chosen)
+        chosen |= {name} if has_it else set()
     return frozenset(chosen)
 
 
@@ -134,12 +132,10 @@ def settling_order(correlations: tuple[Correlation, ...] = ()) -> tuple[str, ...
     Raises InputError when an attribute follows two leaders, when two followers exclude each other, or when
     attributes depend on each other in a circle.
     """
-    planted: dict[str, str] = {}
-    for correlation in correlations:
-        for other in planted:
-            if other == correlation.follower or excludes(other, correlation.follower):
-                raise InputError(f"correlations: {other} and {correlation.follower} cannot both be planted; keep one")
-        planted[correlation.follower] = correlation.leader
+    planted = {correlation.follower: correlation.leader for correlation in correlations}
+    for one, other in combinations((correlation.follower for correlation in correlations), 2):
+        if one == other or excludes(one, other):
+            raise InputError(f"correlations: {one} and {other} cannot both be planted; keep one")
     depends = {
         name: {planted[name]} if name in planted else {word.lstrip("-") for row, _ in rows for word in row.split()}
         for name, rows in NATURAL.items()
