@@ -13,36 +13,33 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
-
-def required(extras: list[str]) -> list[str]:
-    """The lists `dependencies` and those of the extras (tomllib reads TOML from Python 3.11 on only)."""
-    text = PYPROJECT.read_text(encoding="utf-8")
-    lists = (re.search(rf"^{name} = \[(.*?)\]", text, re.DOTALL | re.MULTILINE) for name in ["dependencies", *extras])
-    return [requirement for found in lists for requirement in re.findall(r'"([^"]+)"', found[1])]
+def main() -> None:
+    """Read the lists `dependencies` and those of the extras (tomllib reads TOML from Python 3.11 on only)."""
+    text = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    oldest, extras = "--oldest" in sys.argv, [word for word in sys.argv[1:] if word != "--oldest"]
+    for name in ["dependencies", *extras]:
+        listed = re.search(rf"^{name} = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)[1]
+        for requirement in re.findall(r'"([^"]+)"', listed):
+            wanted = requirement.replace(">=", "==") if oldest else requirement
+            if not is_satisfied(wanted):
+                print(wanted)
 
 
 def is_satisfied(requirement: str) -> bool:
-    """Whether the package is installed in a version that NAME>=X.Y or NAME==X.Y asks for."""
-    name, operator, wanted = re.fullmatch(r"([\w.-]+)(?:([>=]=)([\d.]+))?", requirement).groups()
+    """Whether the package is installed in a version that NAME, NAME>=X.Y or NAME==X.Y asks for.
+
+    2.6.0+cpu is 2.6: versions that differ in zeros at the end, or in where they were built, are one.
+    """
+    name, operator, *numbers = re.fullmatch(r"([\w.-]+)(?:([>=]=)([\d.]+))?", requirement).groups(default="")
     try:
-        installed = version(name)
+        numbers.append(re.match(r"\d+(\.\d+)*", version(name))[0])
     except PackageNotFoundError:
         return False
-    if operator is None:
-        return True
-    return _parts(installed) >= _parts(wanted) if operator == ">=" else _parts(installed) == _parts(wanted)
-
-
-def _parts(text: str) -> tuple[int, ...]:
-    """2.6.0+cpu -> (2, 6): versions that differ in zeros at the end, or in where they were built, are one."""
-    return tuple(int(part) for part in re.sub(r"(\.0+)+$", "", re.match(r"\d+(\.\d+)*", text)[0]).split("."))
+    wanted, found = (re.sub(r"(\.0+)+$", "", number).split(".") if number else ["0"] for number in numbers)
+    wanted, found = list(map(int, wanted)), list(map(int, found))
+    return found == wanted if operator == "==" else found >= wanted
 
 
 if __name__ == "__main__":
-    extras = [word for word in sys.argv[1:] if word != "--oldest"]
-    wanted = required(extras)
-    if "--oldest" in sys.argv:
-        wanted = [requirement.replace(">=", "==") for requirement in wanted]
-    print("\n".join(requirement for requirement in wanted if not is_satisfied(requirement)))
+    main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -92,26 +92,6 @@ def require_drawn(name: str) -> None:
 def excludes(one: str, other: str) -> bool:
     """Whether no face can have both attributes."""
     return one != other and any(one in group and other in group for group in EXCLUSIVE)
-
-
-def choose_attributes(chances: Mapping[str, float], correlations: Iterable[Correlation] = ()) -> frozenset[str]:
-    """The attributes of one face.
-
-    chances: for each drawn attribute a number uniform in [0, 1). Each attribute uses its own, so a planted correlation
-        changes its follower, what depends on it or gives way to it, and nothing else.
-    Raises InputError when the correlations contradict each other.
-    """
-    correlations = tuple(correlations)
-    planted = {correlation.follower: correlation for correlation in correlations}
-    chosen: set[str] = set()
-    for name in settling_order(correlations):
-        if name in planted:
-            has_it = (chances[name] < planted[name].agreement) == (planted[name].leader in chosen)
-        else:
-            has_it = chances[name] < natural_probability(name, chosen)
-            has_it = has_it and not any(excludes(name, other) for other in chosen)
-        chosen |= {name} if has_it else set()
-    return frozenset(chosen)
 
 
 def natural_probability(name: str, chosen: Iterable[str]) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from dime.core.drawn_faces import features, hair, head
+from dime.core.drawn_faces import features, head
 from dime.core.drawn_faces.attributes import DRAWN, holds
 from dime.core.drawn_faces.face import Face, counterfactual
 from dime.core.drawn_faces.scene import Scene, Texture
@@ -18,19 +18,19 @@ SIZE = (178, 218)
 LAYERS = (
     (head.paint_background, ""),
     (head.paint_clothes, ""),
-    (hair.paint_back_hair, "-Bald"),
+    (head.paint_back_hair, "-Bald"),
     (head.paint_neck, ""),
     (head.paint_ears, ""),
     (head.paint_head, ""),
     (head.paint_age, "-Young"),
     (features.paint_eyes, ""),
     (head.paint_nose, ""),
-    (hair.paint_beard, "-No_Beard"),
+    (head.paint_beard, "-No_Beard"),
     (features.paint_mouth, ""),
-    (hair.paint_mustache, "Mustache"),
+    (head.paint_mustache, "Mustache"),
     (features.paint_brows, ""),
-    (hair.paint_front_hair, "-Bald"),
-    (hair.paint_bangs, "Bangs -Bald"),
+    (head.paint_front_hair, "-Bald"),
+    (head.paint_bangs, "Bangs -Bald"),
     (features.paint_glasses, "Eyeglasses"),
     (features.paint_hat, "Wearing_Hat"),
     (features.paint_earrings, "Wearing_Earrings"),

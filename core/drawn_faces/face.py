@@ -137,12 +137,20 @@ class Face:
 def sample_face(seed: int, index: int, correlations: Iterable[Correlation] = ()) -> Face:
     """Face number `index` (>= 0) of the set `seed` (>= 0). It depends on nothing else: not on other faces.
 
-    The numbers of the face do not depend on the correlations; hair length follows the natural habit (long on
-    three in four women and one in ten men). Raises InputError when the correlations contradict each other.
+    Each attribute has a random number of its own, so a planted correlation changes its follower, what depends on it or
+    gives way to it, and nothing else. The numbers of the face do not depend on attributes, but for hair length: long on
+    three in four women and one in ten men. Raises InputError when the correlations contradict each other.
     """
-    rng = np.random.default_rng([seed, index])
+    rng, correlations = np.random.default_rng([seed, index]), tuple(correlations)
     chances = dict(zip(DRAWN, rng.random(len(DRAWN)).tolist(), strict=True))
-    has = attributes.choose_attributes(chances, correlations)
+    planted, has = {correlation.follower: correlation for correlation in correlations}, frozenset()
+    for name in attributes.settling_order(correlations):
+        if name in planted:
+            gets_it = (chances[name] < planted[name].agreement) == (planted[name].leader in has)
+        else:
+            gets_it = chances[name] < attributes.natural_probability(name, has)
+            gets_it = gets_it and not any(attributes.excludes(name, other) for other in has)
+        has |= {name} if gets_it else set()
     free = {entry.name: entry.metadata["from_uniform"] for entry in fields(Face) if entry.metadata}
     numbers = {name: scaled(u) for (name, scaled), u in zip(free.items(), rng.random(len(free)).tolist(), strict=True)}
     u_length, u_hair, u_other = rng.random(3).tolist()
