@@ -43,10 +43,6 @@ PALE_SKIN = palette("feebdd fde4de")
 HAIR = dict(zip((*HAIR_COLOURS, AUBURN), palette("201d22 e3bd6c 5e3a24 a9abb2 b4501f"), strict=True))
 WHITE, DARK, SHADOW_TINT = palette("ffffff 2a1712 8a3a34")
 
-CENTRE = (89.0, 118.0)
-"""Where the origin lies in a 178x218 picture, with the eyes where CelebA's alignment puts them."""
-HEAD_RADII = (49.0, 78.0)
-HEAD_DEPTH = 40.0
 SUPERSAMPLING = 4
 
 Texture = IntEnum("Texture", ["GRAIN", "HAIR", "BACKDROP", "FRECKLES", "BROWS"], start=0)
@@ -95,7 +91,7 @@ class Scene:
         face, angle = self.face, np.radians(self.face.roll)
         factor = face.scale * self.unit
         matrix = factor * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        centre = np.array(CENTRE) - (89, 109) + (face.shift_x, face.shift_y)
+        centre = np.array([face.shift_x, 9 + face.shift_y])  # the eyes lie where CelebA's alignment puts them
         return matrix, centre * self.unit + np.array(self.size) / 2
 
     def on_body(self, curve: Curve) -> Curve:
@@ -108,11 +104,9 @@ class Scene:
         Points beyond the head's outline do not turn; inside it they move with the surface, most in the middle.
         """
         matrix, offset = self._similarity
-        x, y = curve[:, 0], curve[:, 1]
-        inside = 1 - (x / HEAD_RADII[0]) ** 2 - (y / HEAD_RADII[1]) ** 2
-        depth = HEAD_DEPTH * np.sqrt(np.clip(inside, 0, 1)) + lift
-        yaw = np.radians(self.face.yaw)
-        turned = x * np.cos(yaw) + (depth - HEAD_DEPTH / 2) * np.sin(yaw), y + self.face.nod * depth / HEAD_DEPTH
+        x, y, yaw, depth = *curve.T, np.radians(self.face.yaw), 40.0
+        height = depth * np.sqrt(np.clip(1 - (x / 49.0) ** 2 - (y / 78.0) ** 2, 0, 1)) + lift
+        turned = x * np.cos(yaw) + (height - depth / 2) * np.sin(yaw), y + self.face.nod * height / depth
         return np.stack(turned, axis=1) @ matrix.T + offset
 
     @cached_property
@@ -144,8 +138,7 @@ class Scene:
 
     def mask(self, curve: Curve) -> np.ndarray:
         """How far each pixel lies inside a closed curve on the head, (H, W) in [0, 1]."""
-        mask = np.zeros(self.size[::-1], np.float32)
-        window, coverage = self._coverage(self.on_head(curve))
+        mask, (window, coverage) = np.zeros(self.size[::-1], np.float32), self._coverage(self.on_head(curve))
         mask[window] = coverage
         return mask
 
@@ -171,12 +164,9 @@ class Scene:
     @cached_property
     def light(self) -> np.ndarray:
         """How much light a rounded head receives, (H, W) in [0, 1]."""
-        x, y = self.grid
-        nx, ny = x / 58, (y + 4) / 92
-        nz = np.sqrt(np.clip(1 - nx**2 - ny**2, 0.02, 1))
-        angle = np.radians(self.face.light_angle)
-        toward = 0.62 * np.sin(angle), -0.45 * np.cos(angle)
-        light = nx * toward[0] + ny * toward[1] + 0.72 * nz
+        nx, ny = self.grid[0] / 58, (self.grid[1] + 4) / 92
+        nz, angle = np.sqrt(np.clip(1 - nx**2 - ny**2, 0.02, 1)), np.radians(self.face.light_angle)
+        light = nx * (0.62 * np.sin(angle)) + ny * (-0.45 * np.cos(angle)) + 0.72 * nz
         return np.clip(0.28 + 0.85 * light, 0, 1)
 
     @cached_property

@@ -26,21 +26,6 @@ from dime.core.report.images import STRIP_FRAMES, difference_image, embedded, fi
 
 TEMPLATES = Path(__file__).with_name("templates")
 PLOT_PIXELS = 1200
-NOTHING = "\N{EN DASH}"
-
-SUMMARY_ROWS = {
-    "all images": (),
-    "classified correctly (CC)": ("class-cor",),
-    "CC, target reached (CCF)": ("class-cor", "cf-cor"),
-    "CC, target missed (ICF)": ("class-cor", "cf-inc"),
-    "classified incorrectly (IC)": ("class-inc",),
-    "IC, target reached (CCF)": ("class-inc", "cf-cor"),
-    "IC, target missed (ICF)": ("class-inc", "cf-inc"),
-    "target reached (CCF)": ("cf-cor",),
-    "target missed (ICF)": ("cf-inc",),
-}
-"""A row of the summary table -> where summary.yaml has its figures."""
-SUMMARY_COLUMNS = {"n": "n", "bkl": "BKL", "l_1": "L1", "mad": "MAD"}
 
 
 @dataclass(frozen=True)
@@ -87,9 +72,12 @@ def render(experiments: Sequence[Experiment], limits: Limits, num_workers: int =
         style_hash=style_hash,
         script_hash=script_hash,
         explained=", ".join(dict.fromkeys(e.attribute for e in experiments if e.attribute)),
-        experiments=[_overview(experiment) for experiment in experiments],
-        summary=_summary_table(experiments),
-        summary_columns=list(SUMMARY_COLUMNS.values()),
+        experiments=experiments,
+        plots={
+            e.tree.exp_name: embedded(read_image(str(e.plot)), PLOT_PIXELS, quality=90) for e in experiments if e.plot
+        },
+        at=_at,
+        figure=_figure,
         evaluation=_evaluation_table(experiments),
         remarks=_remarks(experiments),
         notes=_notes(experiments, ids, total, limits),
@@ -123,51 +111,19 @@ def _run(result: ImageResult, changes: list[tuple[int, int]] | None, pixels: int
 # the tables
 
 
-def _overview(experiment: Experiment) -> dict[str, Any]:
-    summary, images = experiment.summary or {}, experiment.images.values()
-    flipped = sum(image.pair.flipped for image in images)
-    figures = {"images": f"{len(images):,}", "target reached": f"{100 * flipped / len(images):.1f} %"}
-    if "clean acc" in summary:
-        figures["classified correctly"] = f"{_figure(summary['clean acc'])} %"
-    means = {"l_1": "mean L1", "bkl": "mean BKL"}
-    figures |= {name: _figure(summary[key]) for key, name in means.items() if summary.get(key) is not None}
-    # a summary holds 0 for what was not measured
-    figures |= {name: _figure(summary[name]) for name in ("FVA", "MNAC", "failed") if summary.get(name)}
-    plot = experiment.plot and embedded(read_image(str(experiment.plot)), PLOT_PIXELS, quality=90)
-    return {"name": experiment.tree.exp_name, "figures": figures, "plot": plot}
-
-
-def _summary_table(experiments: Sequence[Experiment]) -> list[tuple[str, list[str]]]:
-    """Rows of (label, four figures for each experiment); empty when no experiment has a summary."""
-    if not any(experiment.summary for experiment in experiments):
-        return []
-    return [
-        (label, [_figure(_at(e.summary, *place).get(key)) for e in experiments for key in SUMMARY_COLUMNS])
-        for label, place in SUMMARY_ROWS.items()
-    ]
-
-
 def _at(table: Any, *place: str) -> dict:
+    """The table below these keys; empty where there is none."""
     for key in place:
         table = table.get(key) if isinstance(table, dict) else None
     return table if isinstance(table, dict) else {}
 
 
-def _evaluation_table(experiments: Sequence[Experiment]) -> list[tuple[str, list[str]]]:
-    """Rows of (metric, a cell for each experiment): value [95 % interval] (images)."""
+def _evaluation_table(experiments: Sequence[Experiment]) -> list[tuple[str, list[dict]]]:
+    """Rows of (metric, what each experiment has measured of it)."""
     measured = [_at(e.evaluation, "measurements", e.tree.exp_name) for e in experiments]
     found = dict.fromkeys(name for metrics in measured for name in metrics)
     known = [name for name in METRIC_NAMES if name in found] + [str(n) for n in found if n not in METRIC_NAMES]
-    return [(name, [_measurement(_at(metrics, name)) for metrics in measured]) for name in known]
-
-
-def _measurement(cell: dict) -> str:
-    if not cell:
-        return NOTHING
-    interval = cell.get("interval")
-    bounds = " [{}, {}]".format(*map(_figure, interval)) if isinstance(interval, list) and len(interval) == 2 else ""
-    value = "undefined" if cell.get("value") is None else _figure(cell["value"])
-    return f"{value}{bounds} ({_figure(cell.get('n'))})"
+    return [(name, [_at(metrics, name) for metrics in measured]) for name in known]
 
 
 def _remarks(experiments: Sequence[Experiment]) -> Iterable[str]:
@@ -191,7 +147,7 @@ def _figure(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return NOTHING
+        return "\N{EN DASH}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
