@@ -1,6 +1,4 @@
-"""The classifier that is explained: a DenseNet-121 trunk and one linear layer, under the published parameter
-names.
-"""
+"""The classifier of the DiME paper, under the published parameter names."""
 
 from __future__ import annotations
 

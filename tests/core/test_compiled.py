@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dime.core.compiled import CompiledUNet, compile_unet
+from dime.core.arithmetic import CompiledUNet, compile_unet
 from guided_diffusion.unet import UNetModel
 from tests.helpers import fill_, relative_error, rnd
 

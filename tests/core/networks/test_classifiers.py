@@ -18,7 +18,6 @@ from dime.core.networks import files
 from dime.core.networks.checks import check_classifier
 from dime.core.networks.classifiers import Classifier, load_classifier, output_column
 from dime.core.networks.files import read_checkpoint, write_safetensors
-from dime.core.networks.kinds import Input, files_of
 from dime.core.training.classifier_files import to_file
 from dime.models.small_cnn import SmallCNN
 from guided_diffusion.checkpoint_util import save
@@ -322,18 +321,6 @@ def test_ones_own_code_that_is_wrong(own_code, ending, options, expected):
     assert expected in refusal(f"python:{own_code}{ending}", **options)
 
 
-def test_the_files_that_decide_what_is_loaded(own_code, tmp_path):
-    weights, folder = tmp_path / "w@1.pth", tmp_path / "hf" / "deep"
-    folder.mkdir(parents=True)
-    for path in (weights, tmp_path / "w.pth", folder / "config.json"):
-        path.touch()
-    assert files_of(str(weights)) == [weights]
-    assert files_of(f"timm:resnet10t@{tmp_path / 'w.pth'}") == [tmp_path / "w.pth"]
-    assert files_of(f"python:{own_code}:build@{tmp_path / 'w.pth'}") == [own_code, tmp_path / "w.pth"]
-    assert files_of(f"hf:{tmp_path / 'hf'}") == [folder / "config.json"]
-    assert files_of("timm:resnet10t") == []
-
-
 # programs
 
 
@@ -355,7 +342,7 @@ def test_programs_are_refused_unless_trusted(tmp_path):
 
 def test_resizing_reaches_every_pixel():
     """Without antialiasing most of a large image's pixels would have no gradient."""
-    classifier = Classifier(nn.Sequential(OrderedDict(flat=nn.Flatten(), sums=nn.Linear(3 * 16, 1))), Input(4))
+    classifier = Classifier(nn.Sequential(OrderedDict(flat=nn.Flatten(), sums=nn.Linear(3 * 16, 1))), 4)
     x = rnd(0, 1, 3, 32, 32).requires_grad_()
     classifier(x).sum().backward()
     assert (x.grad != 0).all()

@@ -199,7 +199,7 @@ def test_noise_schedules(tmp_path, settings, betas):
         ({"out_channels": 6}, "3 channels in, 6 out, and variance_type fixed_small"),
         ({"block_out_channels": "wide"}, "not supported"),
         ({"norm_num_groups": 7}, "expected a multiple of 7"),
-        ({"block_out_channels": [32, 96]}, "another network"),
+        ({"block_out_channels": [32, 96]}, "84 are of another shape"),
     ],
 )
 def test_other_unets_are_refused(tmp_path, settings, message):
