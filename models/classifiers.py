@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from torchvision.models import densenet121
 
-DENSENET_FEATURES = 1024
-
 
 class DenseNetTrunk(nn.Module):
     """DenseNet-121 without its last layer; its parameters lie under `feat_extract.`, as in published checkpoints."""
@@ -32,7 +30,7 @@ class DenseNetClassifier(nn.Module):
         super().__init__()
         self.num_outputs = num_outputs
         self.feat_extract = DenseNetTrunk()
-        self.classifier = nn.Linear(DENSENET_FEATURES, num_outputs)
+        self.classifier = nn.Linear(1024, num_outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of images: x (N, 3, H, W) in [-1, 1] -> (N, num_outputs)."""

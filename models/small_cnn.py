@@ -36,16 +36,15 @@ class SmallCNN(nn.Module):
         return self.classifier(self.feat_extract(x))
 
     @classmethod
-    def shaped_like(cls, trunk: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> SmallCNN:
-        """The network whose tables `feat_extract` and `classifier` these are, without their weights."""
-        levels = range(sum(name.endswith(".0.weight") and value.ndim == 4 for name, value in trunk.items()))
-        widths = tuple(trunk[f"{level}.0.weight"].shape[0] for level in levels)
-        return cls(head["weight"].shape[0], widths, channels=trunk["0.0.weight"].shape[1])
+    def shaped_like(cls, state: Mapping[str, torch.Tensor]) -> SmallCNN:
+        """The network that these weights are recognised as, without them."""
+        firsts = [state[name] for name in sorted(state) if name.endswith(".0.weight") and state[name].ndim == 4]
+        return cls(len(state["classifier.weight"]), tuple(map(len, firsts)), channels=firsts[0].shape[1])
 
     @staticmethod
-    def recognises(trunk: Mapping[str, torch.Tensor]) -> bool:
-        """Whether a table `feat_extract` is this network's: its first convolution and its norm are `0.0` and `0.1`."""
-        return "0.0.weight" in trunk and trunk["0.0.weight"].shape[2:] == (3, 3) and "0.1.running_var" in trunk
+    def recognises(state: Mapping[str, torch.Tensor]) -> bool:
+        """Whether these are such a network's weights, by the names of its first convolution, its norm, and its head."""
+        return {"feat_extract.0.0.weight", "feat_extract.0.1.running_var", "classifier.weight"} <= state.keys()
 
 
 class SmallOracle(nn.Module):

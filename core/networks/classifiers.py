@@ -27,7 +27,7 @@ from dime.core.cli import say
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
 from dime.core.networks.checks import CALL_ERRORS, first_line, mode_matters, require_logits
-from dime.core.networks.features import build_small_cnn, joined, read_tables
+from dime.core.networks.features import build_small_cnn, read_tables
 from dime.core.networks.files import (
     SAFETENSORS,
     describe,
@@ -37,7 +37,7 @@ from dime.core.networks.files import (
     read_state_dict,
     ready,
 )
-from dime.models.classifiers import DENSENET_FEATURES, DenseNetClassifier
+from dime.models.classifiers import DenseNetClassifier
 from dime.models.small_cnn import SmallCNN
 
 CPU = torch.device("cpu")
@@ -100,29 +100,19 @@ class Classifier(nn.Module):
         return getattr(output, "logits", output)
 
 
-def load_classifier(
-    spec: str | Path,
-    device: torch.device,
-    *,
-    size: int | Sequence[int] | None = None,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-    value_range: Sequence[float] | None = None,
-    trust: bool = False,
-) -> nn.Module:
+def load_classifier(spec: str | Path, device: torch.device, *, trust: bool = False, **wanted: Any) -> nn.Module:
     """The classifier to explain: x (N, C, H, W) in [-1, 1] -> logits (N, K); in eval mode, frozen, in float32.
 
     Args:
         spec: a file, or KIND:NAME[@WEIGHTS] (models/README.md has the table).
         device: where it computes.
-        size, mean, std, value_range: what the network itself wants to see; each overrides what its kind says.
         trust: run the program in a TorchScript or torch.export archive.
+        wanted: size, mean, std and value_range, as Classifier has them; each overrides what its kind says.
 
     Its attribute `num_outputs` is K, `names` what the outputs are called, or None where nothing says so. Raises
     InputError for a file that is missing, unsafe or of another network, and for a library that is not installed.
     """
-    spec, given = str(spec), {"size": size, "mean": mean, "std": std, "value_range": value_range}
-    given = {name: value for name, value in given.items() if value is not None}
+    spec, given = str(spec), {name: value for name, value in wanted.items() if value is not None}
     key = next((key for key in KINDS if key.endswith(":") and spec.startswith(key)), Path(spec).suffix)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -197,16 +187,16 @@ def _from_file(path: str, trust: bool) -> Loaded:
                 )
             say(f"{path}: runs the program of {what}")
             return Loaded(torch.jit.load(path) if is_script else torch.export.load(path).module())
-    content, trunk, head = read_tables(path)
+    content, state = read_tables(path)
     notes = getattr(content, "_metadata", {}).get("", content)
     names = notes.get("attributes") if isinstance(notes, Mapping) else None
     names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-    if SmallCNN.recognises(trunk):
-        return Loaded(build_small_cnn(trunk, head, path, CPU), names)
-    if "feat_extract.features.conv0.weight" in trunk and head["weight"].shape[1] == DENSENET_FEATURES:
+    if SmallCNN.recognises(state):
+        return Loaded(build_small_cnn(state, path, CPU), names)
+    if {"feat_extract.feat_extract.features.conv0.weight", "classifier.weight"} <= state.keys():
         with torch.device("meta"):
-            network = DenseNetClassifier(len(head["weight"]))
-        return Loaded(install(network, joined(trunk, head), path, CPU), names)
+            network = DenseNetClassifier(len(state["classifier.weight"]))
+        return Loaded(install(network, state, path, CPU), names)
     raise InputError(
         f"{path}: holds {describe(content)}, which is no known classifier; known: a DenseNet-121 classifier and the "
         "small CNN of celeba-train-classifier.py (tables feat_extract and classifier); weights of another network need "

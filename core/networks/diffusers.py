@@ -7,9 +7,8 @@ this project's under other names; what is computed otherwise is said by a Dialec
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,46 +20,26 @@ from guided_diffusion.unet import Dialect, Level
 
 UNET = {
     "_class_name": ("UNet2DModel",),
-    "sample_size": None,
-    "in_channels": 3,
-    "out_channels": 3,
-    "center_input_sample": (False,),
-    "time_embedding_type": ("positional",),
-    "time_embedding_dim": (None,),
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
+    **{"sample_size": None, "in_channels": 3, "out_channels": 3, "center_input_sample": (False,)},
+    **{"time_embedding_type": ("positional",), "time_embedding_dim": (None,), "num_train_timesteps": None},
+    **{"freq_shift": 0, "flip_sin_to_cos": True, "class_embed_type": (None,), "num_class_embeds": None},
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
     "mid_block_type": ("UNetMidBlock2D",),
     "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
     "block_out_channels": [224, 448, 672, 896],
-    "layers_per_block": 2,
-    "mid_block_scale_factor": (1,),
-    "downsample_padding": (1, 0),
-    "downsample_type": ("conv", "resnet"),
-    "upsample_type": ("conv", "resnet"),
-    "dropout": 0.0,
-    "act_fn": ("silu", "swish"),
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "attn_norm_num_groups": None,
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-    "add_attention": True,
-    "class_embed_type": (None,),
-    "num_class_embeds": None,
-    "num_train_timesteps": None,
+    **{"layers_per_block": 2, "dropout": 0.0, "act_fn": ("silu", "swish"), "mid_block_scale_factor": (1,)},
+    **{"downsample_type": ("conv", "resnet"), "downsample_padding": (1, 0), "upsample_type": ("conv", "resnet")},
+    **{"norm_num_groups": 32, "norm_eps": 1e-5, "resnet_time_scale_shift": ("default", "scale_shift")},
+    **{"add_attention": True, "attention_head_dim": 8, "attn_norm_num_groups": None},
 }
 """The settings of a UNet2DModel with the library's defaults; a tuple: supported with these values alone."""
 SCHEDULER = {
     # of the process that such networks are trained with; how a scheduler steps back is not used here
     "_class_name": tuple(
-        f"{name}Scheduler" for name in ("DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep")
+        f"{name}Scheduler" for name in ["DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep"]
     ),
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
+    **{"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "trained_betas": None},
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "trained_betas": None,
     "prediction_type": ("epsilon", "sample", "v_prediction"),
     "rescale_betas_zero_snr": (False,),
     "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"),
@@ -69,41 +48,26 @@ SCHEDULER = {
 WEIGHTS = [f"diffusion_pytorch_model{kind}" for kind in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")]
 
 PARTS = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-    "group_norm": "norm",
-    "to_q": "qkv",
-    "to_out.0": "proj_out",
-    "query": "qkv",  # the library's older names
-    "proj_attn": "proj_out",
-    "linear_1": "0",
-    "linear_2": "2",
+    **{"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"},
+    **{"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"},
+    **{"linear_1": "0", "linear_2": "2", "group_norm": "norm", "to_q": "qkv", "to_out.0": "proj_out"},
+    **{"query": "qkv", "proj_attn": "proj_out"},  # the library's older names
 }
 """The parts of their blocks, and what they are called here."""
-
 QKV = {"to_q": ("to_q", "to_k", "to_v"), "query": ("query", "key", "value")}
-ATTENTION = ("to_q", "query", "to_out.0", "proj_attn")
 
 
-@dataclass(frozen=True)
-class StoredModel:
+class StoredModel(NamedTuple):
     """A diffusion model as it lies on the disk.
 
-    Attributes:
-        state: the network's weights, under UNetModel's names.
-        flags: what is stored of its flags, and of num_classes, multiclass and image_channels.
-        dialect: see UNetModel.
-        process: what create_gaussian_diffusion takes beside flags.
+    state: the network's weights, under UNetModel's names. flags: what is stored of its flags, and of num_classes,
+    multiclass and image_channels. dialect: see UNetModel. process: what create_gaussian_diffusion takes beside flags.
     """
 
     state: Mapping[str, torch.Tensor]
-    flags: dict[str, Any]
-    dialect: Dialect = field(default_factory=Dialect)
-    process: dict[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any]
+    dialect: Dialect = Dialect()
+    process: Mapping[str, Any] = {}
 
 
 def read_folder(folder: Path, image_size: int | None = None) -> StoredModel:
@@ -141,19 +105,15 @@ def _settings(folder: Path, part: str, file: str, defaults: dict[str, Any]) -> t
 
     What it leaves out has the library's defaults. Raises InputError for unsupported settings.
     """
-    path = next((path for path in (folder / part / file, folder / file) if path.is_file()), None)
-    if path is None:
-        raise InputError(
-            f"{folder}: has neither {part}/{file} nor {file}; expected a folder of diffusers (a pipeline's "
-            "save_pretrained)"
-        )
-    settings = {**defaults, **read_json(path)}
+    path = folder / part / file if (folder / part / file).is_file() else folder / file
+    if not path.is_file():
+        raise InputError(f"{folder}: has neither {part}/{file} nor {file}; expected a folder of diffusers")
+    settings = {key: value[0] if isinstance(value, tuple) else value for key, value in defaults.items()}
+    settings |= read_json(path)
     for key, values in defaults.items():
-        if isinstance(values, tuple):
-            settings[key] = values[0] if settings[key] is values else settings[key]
-            if settings[key] not in values:
-                expected = " or ".join(map(str, values))
-                raise InputError(f"{path}: {key} {settings[key]} is not supported, expected {expected}")
+        if isinstance(values, tuple) and settings[key] not in values:
+            expected = " or ".join(map(str, values))
+            raise InputError(f"{path}: {key} {settings[key]} is not supported, expected {expected}")
     return path, settings
 
 
@@ -279,7 +239,7 @@ def _renamed(state: Mapping[str, torch.Tensor], places: Mapping[str, str]) -> di
             continue  # they come with their query
         if part in QKV:
             value = torch.cat([state[f"{block}.{part}.{kind}"] for part in QKV[part]])
-        if part in ATTENTION and kind == "weight":
+        if part in (*QKV, "to_out.0", "proj_attn") and kind == "weight":
             value = value.unsqueeze(-1)  # here it is a convolution over positions
         own = ".".join(filter(None, (places.get(block), PARTS.get(part, part), kind)))
         renamed[own if block else name] = value

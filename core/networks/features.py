@@ -47,16 +47,16 @@ def load_oracle(path: str | Path, device: torch.device) -> nn.Module:
 
     The published one has D = 128; a small CNN, which may stand in for it on small images, has that of its last level.
     """
-    content, trunk, head = read_tables(path)
-    if SmallCNN.recognises(trunk):
-        return SmallOracle(build_small_cnn(trunk, head, path, device)).eval()
-    if "conv1_7x7_s2.weight" not in trunk:
+    content, state = read_tables(path)
+    if SmallCNN.recognises(state):
+        return SmallOracle(build_small_cnn(state, path, device)).eval()
+    if not {"feat_extract.conv1_7x7_s2.weight", "classifier.weight"} <= state.keys():
         expected = "an oracle (a dict with feat_extract, a Caffe-style ResNet-50 or a small CNN, and classifier)"
         raise InputError(f"{path}: holds {describe(content)}, expected {expected}")
     with torch.device("meta"):
-        network = Oracle(len(head["weight"]))
-    state = {oracle_parameter_name(name): value for name, value in trunk.items()}
-    return install(network, state | {f"classifier.{name}": value for name, value in head.items()}, path, device)
+        network = Oracle(len(state["classifier.weight"]))
+    own = {oracle_parameter_name(name.removeprefix("feat_extract.")): value for name, value in state.items()}
+    return install(network, own, path, device)
 
 
 def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
@@ -83,10 +83,10 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
 
 def load_small_cnn(path: str | Path, device: torch.device) -> SmallCNN:
     """A network that celeba-train-classifier.py --arch small has trained."""
-    content, trunk, head = read_tables(path)
-    if not SmallCNN.recognises(trunk):
+    content, state = read_tables(path)
+    if not SmallCNN.recognises(state):
         raise InputError(f"{path}: holds {describe(content)}, expected a small CNN (celeba-train-classifier.py)")
-    return build_small_cnn(trunk, head, path, device)
+    return build_small_cnn(state, path, device)
 
 
 def load_perceptual(layer: int, device: torch.device, path: str | Path = "") -> nn.Module:
@@ -127,38 +127,25 @@ def load_inception(path: str | Path, device: torch.device) -> InceptionFeatures:
     return install(network, {k: v for k, v in state.items() if k not in ("fc.weight", "fc.bias")}, path, device)
 
 
-def read_tables(path: str | Path) -> tuple[Any, State, State]:
-    """What a file of a published classifier or oracle holds, and its two state dicts: the trunk and the head.
+def read_tables(path: str | Path) -> tuple[Any, State]:
+    """What a file of a published classifier or oracle holds, and its weights as one state dict.
 
-    A state dict, as in a .safetensors file, cannot nest tables: there the two names are prefixes. Of anything else the
-    two are empty.
+    Its tables feat_extract and classifier become prefixes, as they are in a .safetensors file. The state dict of
+    anything that has no tables of that name, and is none itself, is empty.
     """
-    content = network_entry(read_checkpoint(path), path)
-    tables = [content.get(part) if isinstance(content, dict) else None for part in ("feat_extract", "classifier")]
+    content, tables = network_entry(read_checkpoint(path), path), ("feat_extract", "classifier")
     if is_state_dict(content):
-        flat = bare(content)
-        tables = [
-            {name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)}
-            for prefix in ("feat_extract.", "classifier.")
-        ]
-    if not all(map(is_state_dict, tables)):
-        return content, {}, {}
-    trunk, head = map(bare, tables)
-    fits = "weight" in head and head["weight"].ndim == 2
-    return (content, trunk, head) if fits else (content, {}, {})
+        return content, bare(content)
+    if not isinstance(content, dict) or not all(is_state_dict(content.get(table)) for table in tables):
+        return content, {}
+    return content, {f"{table}.{k}": value for table in tables for k, value in bare(content[table]).items()}
 
 
-def build_small_cnn(trunk: State, head: State, path: str | Path, device: torch.device) -> SmallCNN:
-    """The small CNN that these two tables hold."""
+def build_small_cnn(state: State, path: str | Path, device: torch.device) -> SmallCNN:
+    """The small CNN that has these weights."""
     with torch.device("meta"):
-        network = SmallCNN.shaped_like(trunk, head)
-    return install(network, joined(trunk, head), path, device)
-
-
-def joined(trunk: State, head: State) -> dict[str, torch.Tensor]:
-    """One state dict of a published classifier's two tables."""
-    tables = {"feat_extract": trunk, "classifier": head}
-    return {f"{part}.{name}": value for part, table in tables.items() for name, value in table.items()}
+        network = SmallCNN.shaped_like(state)
+    return install(network, state, path, device)
 
 
 def _those_of(network: nn.Module, state: State) -> State:

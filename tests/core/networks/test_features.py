@@ -103,7 +103,7 @@ def test_a_small_cnn_stands_in_for_the_oracle_and_vgg19(small, tmp_path):
     assert not oracle.training and not any(p.requires_grad for p in oracle.parameters())
     assert torch.equal(features.load_perceptual(1, CPU, small)(x), classifier.feat_extract[0](x.clamp(-1, 1)))
     assert features.load_perceptual(2, CPU, small)(x).shape == (3, 16, 8, 8)
-    with pytest.raises(InputError, match="--l_perc_layer 3: .* levels 1 to 2"):
+    with pytest.raises(InputError, match=r"--l_perc_layer 3: .* levels 1 to 2"):
         features.load_perceptual(3, CPU, small)
 
 
