@@ -13,7 +13,6 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -132,26 +131,19 @@ def load_classifier(spec: str | Path, device: torch.device, *, trust: bool = Fal
     return network
 
 
-def output_column(
-    classifier: nn.Module, query: int | str, path: str | Path, attributes: Sequence[str] | None = ATTRIBUTES
-) -> int:
-    """Which output of a loaded classifier decides on a query: an attribute of the data, or an output's index or name.
+def output_column(classifier: nn.Module, query: int, path: str | Path) -> int:
+    """Which output of a loaded classifier decides on a query: a CelebA attribute's index, or an output's own.
 
-    attributes: what the data calls its attributes, among which an index counts; None: it counts outputs. Where the
-    classifier names no outputs, they are in the data's order. Raises InputError where no output decides on the query.
+    Where its outputs are named after such attributes, they are found by name. Raises InputError where none decides.
     """
-    names, called = classifier.names, query
-    if isinstance(query, int) and names is not None and attributes is not None and query < len(attributes):
-        called = attributes[query]
-    if isinstance(called, str):
-        known = list(names or attributes or ())
-        if called not in known:
-            some = known if len(known) <= 8 else [*get_close_matches(called, known, 5), "…"]
-            raise InputError(f"--query_label {query} ({called}): {path} decides on {', '.join(some)} only")
-        called = known.index(called)
-    if called >= classifier.num_outputs:
+    if not set(ATTRIBUTES).isdisjoint(classifier.names or ()) and query < len(ATTRIBUTES):
+        if ATTRIBUTES[query] not in classifier.names:
+            known = ", ".join(classifier.names)
+            raise InputError(f"--query_label {query} ({ATTRIBUTES[query]}): {path} decides on {known} only")
+        return classifier.names.index(ATTRIBUTES[query])
+    if query >= classifier.num_outputs:
         raise InputError(f"--query_label {query}: {path} has {classifier.num_outputs} outputs, counted from 0")
-    return called
+    return query
 
 
 def _count_outputs(classifier: Classifier, spec: str, device: torch.device) -> int:
