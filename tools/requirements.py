@@ -20,7 +20,8 @@ def required(extras: list[str]) -> list[str]:
     """The lists `dependencies` and those of the extras (tomllib reads TOML from Python 3.11 on only)."""
     text = PYPROJECT.read_text(encoding="utf-8")
     lists = (re.search(rf"^{name} = \[(.*?)\]", text, re.DOTALL | re.MULTILINE) for name in ["dependencies", *extras])
-    return [requirement for found in lists for requirement in re.findall(r'"([^"]+)"', found[1])]
+    marked = [text.partition("; python_version >= ") for found in lists for text in re.findall(r'"([^"]+)"', found[1])]
+    return [requirement for requirement, _, python in marked if sys.version_info >= _parts(python.strip("'") or "3")]
 
 
 def is_satisfied(requirement: str) -> bool:
