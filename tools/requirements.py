@@ -21,24 +21,27 @@ def main() -> None:
     for name in ["dependencies", *extras]:
         listed = re.search(rf"^{name} = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)[1]
         for requirement in re.findall(r'"([^"]+)"', listed):
-            wanted = requirement.replace(">=", "==") if oldest else requirement
-            if not is_satisfied(wanted):
+            wanted, _, python = requirement.partition("; python_version >= ")
+            wanted = wanted.replace(">=", "==") if oldest else wanted
+            if sys.version_info >= _parts(python.strip("'") or "3") and not is_satisfied(wanted):
                 print(wanted)
 
 
 def is_satisfied(requirement: str) -> bool:
-    """Whether the package is installed in a version that NAME, NAME>=X.Y or NAME==X.Y asks for.
-
-    2.6.0+cpu is 2.6: versions that differ in zeros at the end, or in where they were built, are one.
-    """
-    name, operator, *numbers = re.fullmatch(r"([\w.-]+)(?:([>=]=)([\d.]+))?", requirement).groups(default="")
+    """Whether the package is installed in a version that NAME, NAME>=X.Y or NAME==X.Y asks for."""
+    name, operator, wanted = re.fullmatch(r"([\w.-]+)(?:([>=]=)([\d.]+))?", requirement).groups()
     try:
-        numbers.append(re.match(r"\d+(\.\d+)*", version(name))[0])
+        installed = version(name)
     except PackageNotFoundError:
         return False
-    wanted, found = (re.sub(r"(\.0+)+$", "", number).split(".") if number else ["0"] for number in numbers)
-    wanted, found = list(map(int, wanted)), list(map(int, found))
-    return found == wanted if operator == "==" else found >= wanted
+    if operator is None:
+        return True
+    return _parts(installed) >= _parts(wanted) if operator == ">=" else _parts(installed) == _parts(wanted)
+
+
+def _parts(text: str) -> tuple[int, ...]:
+    """2.6.0+cpu -> (2, 6): versions that differ in zeros at the end, or in where they were built, are one."""
+    return tuple(int(part) for part in re.sub(r"(\.0+)+$", "", re.match(r"\d+(\.\d+)*", text)[0]).split("."))
 
 
 if __name__ == "__main__":
