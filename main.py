@@ -103,7 +103,7 @@ def build_job(setup: Setup, tree: ResultTree) -> Job:
         files=ChunkFiles(
             *(tree, ids, config.num_chunks, config.chunk, config.save_images),
             frames=kept_frames(config),
-            steps=config.start_step,
+            steps=config.settings.steps,
         ),
         selection=setup.selection,
         batch_size=config.batch_size,

@@ -11,13 +11,13 @@ import torch
 from dime.core import estimates
 from dime.core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
 from dime.core.noise import Draw
-from dime.core.sampler import Denoiser, Estimate, Observer, Pull, Sampler
+from dime.core.sampler import Denoiser, Estimate, Inversion, Observer, Pull, Sampler
 from dime.core.settings import Settings
 
 
 def _inner_chain(s: Settings) -> estimates.InnerChain:
     """DiME's estimate. Raises ValueError for `inner_steps` that say nothing."""
-    lengths = estimates.chain_lengths(s.inner_steps, s.start_step)
+    lengths = estimates.chain_lengths(s.inner_steps, s.steps)
     return estimates.InnerChain(s.use_sampling_on_x_t, s.sampling_scale, lengths, ddim=s.inner_sampler == "ddim")
 
 
@@ -26,6 +26,7 @@ def _sampler(s: Settings, estimate: Estimate, **parts: Any) -> Sampler:
     return Sampler(
         tau=s.start_step,
         estimate=estimate,
+        steps=s.outer_steps,
         clip_denoised=s.clip_denoised,
         guided_iterations=s.guided_iterations,
         sampling_scale=s.sampling_scale,
@@ -48,6 +49,15 @@ class TwoPasses:
         """The noise level of both passes."""
         return self.first.tau
 
+    @property
+    def indices(self) -> list[int]:
+        """Those that either pass visits."""
+        return self.first.indices
+
+    def invert(self, denoiser: Denoiser, x: torch.Tensor, z_t: torch.Tensor, draw: Draw) -> Inversion | None:
+        """See Sampler.invert."""
+        return self.first.invert(denoiser, x, z_t, draw)
+
     def __call__(
         self,
         denoiser: Denoiser,
@@ -56,15 +66,16 @@ class TwoPasses:
         pull: Pull,
         noise: Callable[[int], Draw],
         observe: Observer | None = None,
+        inversion: Inversion | None = None,
     ) -> torch.Tensor:
         """As Sampler.__call__; only the second pass is observed, and its random numbers are its own.
 
         Where the first pass is not finite, neither is the result.
         """
-        found = self.first(denoiser, x, z_t, pull, noise)
+        found = self.first(denoiser, x, z_t, pull, noise, inversion=inversion)
         mask = FixedMask(changed_region(x, found, self.dilation, self.threshold))
         second = replace(self.second or self.first, mask=mask)
-        cf = second(denoiser, x, z_t, pull, lambda i: noise(self.tau + i), observe)
+        cf = second(denoiser, x, z_t, pull, lambda i: noise(self.tau + i), observe, inversion)
         return torch.where(found.isfinite().all(dim=(1, 2, 3), keepdim=True), cf, torch.nan)
 
 
@@ -128,6 +139,11 @@ def maskdime(s: Settings) -> Method:
     )
 
 
+def inverted(s: Settings) -> Method:
+    """The input's own residuals in the place of fresh noise: only what the classifier pulls changes."""
+    return _sampler(s, estimates.sharp_prediction, inverted=True, fresh_noise=s.fresh_noise)
+
+
 METHODS: dict[str, Callable[[Settings], Method]] = {
     "dime": dime,
     "maskdime2": maskdime2,
@@ -139,6 +155,7 @@ METHODS: dict[str, Callable[[Settings], Method]] = {
     "fastdime2+": fastdime2_plus,
     "gmd": gmd,
     "maskdime": maskdime,
+    "inverted": inverted,
 }
 """The choices of --method."""
 

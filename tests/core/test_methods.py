@@ -27,6 +27,7 @@ EVALUATIONS = {
     "fastdime2+": 2 * TAU,
     "gmd": TAU,
     "maskdime": TAU,
+    "inverted": 2 * TAU - 1,  # the inversion, and a chain whose first evaluation it has made
 }
 
 
