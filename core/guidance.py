@@ -139,7 +139,8 @@ class Pull:
             weight = self.scale
             if self.guidance.confidence:
                 doubt = 1 - decision.probability(logits.detach(), self.y)
-                weight = weight * (doubt / (1 - self.guidance.confidence)).clamp(max=1)
+                # never quite 0, so that pixels can still be ranked by it
+                weight = weight * (doubt / (1 - self.guidance.confidence)).clamp(1e-9, 1)
             return (weight * decision.loss(logits, self.y)).sum()
 
         if wrt is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dime.core import estimates
-from dime.core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
+from dime.core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region, largest, worth
 from dime.core.noise import Draw
 from dime.core.sampler import Denoiser, Estimate, Inversion, Observer, Pull, Sampler
 from dime.core.settings import Settings
@@ -36,13 +36,14 @@ def _sampler(s: Settings, estimate: Estimate, **parts: Any) -> Sampler:
 
 @dataclass(frozen=True)
 class TwoPasses:
-    """FastDiME-2: a first pass finds the region that changes, a second one starts again and changes only that."""
+    """A first pass finds a region, a second one starts again and changes only that (FastDiME-2).
+
+    region: (x, what the first pass has made, its pull) -> booleans (N, 1, H, W). second: None: as the first pass.
+    """
 
     first: Sampler
-    dilation: int
-    threshold: float
+    region: Callable[[torch.Tensor, torch.Tensor, Pull], torch.Tensor]
     second: Sampler | None = None
-    """None: the first pass's settings."""
 
     @property
     def tau(self) -> int:
@@ -73,13 +74,18 @@ class TwoPasses:
         Where the first pass is not finite, neither is the result.
         """
         found = self.first(denoiser, x, z_t, pull, noise, inversion=inversion)
-        mask = FixedMask(changed_region(x, found, self.dilation, self.threshold))
+        mask = FixedMask(self.region(x, found, pull))
         second = replace(self.second or self.first, mask=mask)
         cf = second(denoiser, x, z_t, pull, lambda i: noise(self.tau + i), observe, inversion)
         return torch.where(found.isfinite().all(dim=(1, 2, 3), keepdim=True), cf, torch.nan)
 
 
 Method = Sampler | TwoPasses
+
+
+def _two_passes(s: Settings, first: Sampler, second: Sampler | None = None) -> Method:
+    """FastDiME-2's: what the first pass has changed."""
+    return TwoPasses(first, lambda x, found, pull: changed_region(x, found, s.dilation, s.masking_threshold), second)
 
 
 def dime(s: Settings) -> Method:
@@ -89,7 +95,7 @@ def dime(s: Settings) -> Method:
 
 def maskdime2(s: Settings) -> Method:
     """MaskDiME finds where to change, DiME changes there, with the noise of ordinary denoising."""
-    return TwoPasses(maskdime(s), s.dilation, s.masking_threshold, second=_sampler(s, _inner_chain(s)))
+    return _two_passes(s, maskdime(s), second=_sampler(s, _inner_chain(s)))
 
 
 def direct(s: Settings) -> Method:
@@ -114,12 +120,12 @@ def fastdimenomask(s: Settings) -> Sampler:
 
 def fastdime2(s: Settings) -> Method:
     """FastDiME-2: the first pass has no mask."""
-    return TwoPasses(fastdimenomask(s), s.dilation, s.masking_threshold)
+    return _two_passes(s, fastdimenomask(s))
 
 
 def fastdime2_plus(s: Settings) -> Method:
     """FastDiME-2+: the first pass has the self-optimised mask."""
-    return TwoPasses(fastdime(s), s.dilation, s.masking_threshold)
+    return _two_passes(s, fastdime(s))
 
 
 def gmd(s: Settings) -> Method:
@@ -140,8 +146,17 @@ def maskdime(s: Settings) -> Method:
 
 
 def inverted(s: Settings) -> Method:
-    """The input's own residuals in the place of fresh noise: only what the classifier pulls changes."""
-    return _sampler(s, estimates.sharp_prediction, inverted=True, fresh_noise=s.fresh_noise)
+    """The input's own residuals in the place of fresh noise: only what the classifier pulls changes.
+
+    With `repaint`, that finds the part of the image that serves the target most, and only there is noise fresh.
+    """
+    if not s.repaint:
+        return _sampler(s, estimates.sharp_prediction, inverted=True, fresh_noise=s.fresh_noise)
+    return TwoPasses(
+        _sampler(s, estimates.sharp_prediction, inverted=True),
+        lambda x, found, pull: largest(worth(x, found, pull, s.blur_kernel), s.repaint),
+        second=_sampler(s, estimates.masked_prediction, inverted=True, fresh_noise=s.fresh_noise),
+    )
 
 
 METHODS: dict[str, Callable[[Settings], Method]] = {

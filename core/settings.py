@@ -96,6 +96,9 @@ class Settings:
     fresh_noise: float = flag(
         0.0, "inverted: share of fresh noise among the input's own; 1 is ordinary denoising", number(0, 1)
     )
+    repaint: float = flag(
+        0.0, "inverted: share of pixels, those that serve the target most, that a second pass repaints", number(0, 1)
+    )
     # FastDiME, GMD, maskdime2
     scale_grads: bool = flag(False, "fastdime and its relatives: divide gradients by sqrt(alpha_bar), as dime does")
     warmup_step: int = flag(30, "fastdime, fastdime2+, gmd: outer step from which the mask is used", integer(0))

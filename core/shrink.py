@@ -7,9 +7,9 @@ decision. It asks the classifier alone, never the diffusion model.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from dime.core.guidance import Pull
+from dime.core.masks import averaged, largest, worth
 
 WIDTH = 5
 """Side of the squares over which worth is averaged, and over which the borders of what is kept fade."""
@@ -23,29 +23,13 @@ def shrunk(cf: torch.Tensor, pull: Pull) -> torch.Tensor:
     Every image that reaches its target, at the confidence of the guidance, still does; where nothing can be undone it
     is returned as it is.
     """
-    change = cf - pull.x
-    # midway, where the decision is open: at its end a sure classifier has no gradient left
-    worth = -(_loss_gradient((pull.x + cf) / 2, pull) * change).sum(dim=1, keepdim=True)
-    ranked = _smooth(worth).flatten(1).argsort(descending=True).argsort().view_as(worth)
-    pixels, kept = ranked[0].numel(), cf
-    low, high = torch.zeros(2, len(cf), 1, 1, 1, device=cf.device)
-    high = high + 1
+    change, served = cf - pull.x, worth(pull.x, cf, pull, WIDTH)
+    low, kept = torch.zeros(len(cf), 1, 1, 1, device=cf.device), cf
+    high = torch.ones_like(low)
     for _ in range(ROUNDS):
         share = (low + high) / 2
-        candidate = pull.x + _smooth((ranked < share * pixels).to(cf.dtype)) * change
+        candidate = pull.x + averaged(largest(served, share).to(cf.dtype), WIDTH) * change
         enough = pull.reached(candidate).view_as(share)
         kept = torch.where(enough, candidate, kept)
         low, high = torch.where(enough, low, share), torch.where(enough, share, high)
     return kept
-
-
-def _loss_gradient(at: torch.Tensor, pull: Pull) -> torch.Tensor:
-    with torch.enable_grad():
-        u = at.detach().requires_grad_()
-        loss = pull.guidance.decision.loss(pull.guidance.classifier(u), pull.y)
-        return torch.autograd.grad(loss.sum(), u)[0]
-
-
-def _smooth(image: torch.Tensor) -> torch.Tensor:
-    """Means over squares; outside the image, its own pixels are not diluted."""
-    return F.avg_pool2d(image, WIDTH, stride=1, padding=WIDTH // 2, count_include_pad=False)
