@@ -73,6 +73,7 @@ class TwoPasses:
 
         Where the first pass is not finite, neither is the result.
         """
+        inversion = inversion or self.invert(denoiser, x, z_t, noise(2 * self.tau))
         found = self.first(denoiser, x, z_t, pull, noise, inversion=inversion)
         mask = FixedMask(self.region(x, found, pull))
         second = replace(self.second or self.first, mask=mask)
