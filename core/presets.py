@@ -8,6 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
+_INVERTED: dict[str, Any] = {
+    "method": "inverted",
+    "repaint": 0.1,
+    "blur_kernel": 9,
+    "fresh_noise": 0.9,
+    "sampling_scale": 0,
+    "confidence": 0.99,
+    "shrink": True,
+    "classifier_scales": (2.0, 4.0, 8.0, 15.0),
+    "l1_loss": 0,
+    "l_perc": 0,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {"method": "dime", "inner_steps": "0"},
     "fast": {"method": "dime", "inner_steps": "1"},
@@ -22,6 +35,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "per_channel": False,
         "grads_clip": False,
     },
+    # inversion finds the part that serves the target and repaints it, calmly; what the decision does not need is undone
+    "inverted": {**_INVERTED, "outer_steps": 10},
+    "turbo": {**_INVERTED, "outer_steps": 6},
     # the paper's settings for CelebA, as in its published commands
     "celeba": {
         "image_size": 128,

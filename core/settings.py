@@ -108,7 +108,7 @@ class Settings:
     grad_scale: float = flag(1.5, _LARGEST + "factor on all gradients", number(0))
     topk_ratio: float = flag(0.4, _LARGEST + "share of pixels that change", number(0, 1))
     x_t_rate: float = flag(0.05, _LARGEST + "share of those in the estimate", number(0, 1))
-    blur_kernel: int = flag(7, _LARGEST + "side of the squares, odd", _odd)
+    blur_kernel: int = flag(7, "maskdime, maskdime2, inverted: side of the squares, odd", _odd)
     per_channel: bool = flag(True, _LARGEST + "a mask for each colour channel")
     grads_clip: bool = flag(True, _LARGEST + "clamp the class gradient to its usual range")
     clip_sigma: float = flag(3.0, _LARGEST + "that range, in standard deviations around the mean", number(0))
