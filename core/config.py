@@ -247,7 +247,7 @@ def preset_flags(name: str) -> dict[str, Any]:
         raise InputError(f"--preset {name}: {error}") from None
     if not isinstance(flags, dict) or not all(isinstance(flag, str) for flag in flags):
         raise InputError(f"--preset {name}: is no file of flags with their values, such as tune.py writes")
-    return flags
+    return {flag: tuple(value) if isinstance(value, list) else value for flag, value in flags.items()}
 
 
 def _require_consistent(config: Config) -> None:
