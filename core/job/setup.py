@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dime.core.arithmetic import prepare_unet
+from dime.core.arithmetic import CompiledUNet, compile_unet, prepare_unet
 from dime.core.cli import say
-from dime.core.compiled import CompiledUNet, compile_unet
 from dime.core.config import Config, kept_frames
 from dime.core.datasets import Source, open_dataset
 from dime.core.explain import Explainer
