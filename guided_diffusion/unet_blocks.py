@@ -9,10 +9,6 @@ from torch import Tensor, nn
 
 from guided_diffusion.nn import SiLUInPlace, checkpoint, normalization, own_precision, zero_module
 
-Norm = Callable[[int], nn.Module]
-"""Makes the normalisation of so many channels."""
-
-
 def require_images(dims: int) -> None:
     """Raise ValueError for signals and volumes."""
     if dims != 2:
@@ -94,7 +90,7 @@ class ResBlock(TimestepBlock):
         up: bool = False,
         down: bool = False,
         *,
-        norm: Norm = normalization,
+        norm: Callable[[int], nn.Module] = normalization,
     ) -> None:
         super().__init__()
         require_images(dims)
@@ -173,7 +169,7 @@ class AttentionBlock(nn.Module):
         use_checkpoint: bool = False,
         use_new_attention_order: bool = False,
         *,
-        norm: Norm = normalization,
+        norm: Callable[[int], nn.Module] = normalization,
     ) -> None:
         super().__init__()
         by_size = num_head_channels != -1
