@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from guided_diffusion.nn import SiLUInPlace, checkpoint, normalization, own_precision, zero_module
 
+
 def require_images(dims: int) -> None:
     """Raise ValueError for signals and volumes."""
     if dims != 2:
