@@ -23,11 +23,6 @@ from guided_diffusion.files import open_file
 _PREFIX = "module."  # DistributedDataParallel and DataParallel put it before every name
 
 
-def save_state_dict(path: str | Path, state_dict: Mapping[str, Tensor], config: dict | None = None) -> None:
-    """Write a network's weights as `portable` gives them; atomic, errors as in `save`."""
-    save(path, portable(state_dict, config))
-
-
 def portable(state_dict: Mapping[str, Tensor], config: dict | None = None) -> OrderedDict[str, Tensor]:
     """Copies of a network's weights on the CPU, in float32 where they are floating point, under its own names.
 
@@ -120,7 +115,7 @@ def damage_named(source: str | Path) -> Iterator[None]:
 
 
 def stored_config(state_dict: Mapping[str, Any]) -> dict | None:
-    """The configuration that `save_state_dict` put beside the weights; None in files that carry none."""
+    """The configuration that `portable` put beside the weights; None in files that carry none."""
     config = getattr(state_dict, "_metadata", {}).get("", {}).get("config")
     return config if isinstance(config, dict) else None
 

@@ -14,8 +14,6 @@ from torch.utils.checkpoint import checkpoint as recomputed
 linear, SiLU = nn.Linear, nn.SiLU
 """Torch's own, under the names that scripts import from here."""
 
-NORM_GROUPS = 32
-
 
 class GroupNorm32(nn.GroupNorm):
     """Group normalisation with the statistics and arithmetic of its parameters (float32), whatever the input's type."""
@@ -59,7 +57,7 @@ def own_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def normalization(channels: int, groups: int = NORM_GROUPS, eps: float = 1e-5) -> GroupNorm32:
+def normalization(channels: int, groups: int = 32, eps: float = 1e-5) -> GroupNorm32:
     """The group normalisation of the U-Net."""
     return GroupNorm32(groups, channels, eps=eps)
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.stop_signal import StopSignal
+from guided_diffusion.dist_util import StopSignal
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SMALLEST_LOSS_SCALE = 2.0**-10

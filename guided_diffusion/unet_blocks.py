@@ -9,9 +9,6 @@ from torch import Tensor, nn
 
 from guided_diffusion.nn import SiLUInPlace, checkpoint, normalization, own_precision, zero_module
 
-Norm = Callable[[int], nn.Module]
-"""Makes the normalisation of so many channels."""
-
 
 def require_images(dims: int) -> None:
     """Raise ValueError for signals and volumes."""
@@ -94,7 +91,7 @@ class ResBlock(TimestepBlock):
         up: bool = False,
         down: bool = False,
         *,
-        norm: Norm = normalization,
+        norm: Callable[[int], nn.Module] = normalization,
     ) -> None:
         super().__init__()
         require_images(dims)
@@ -173,7 +170,7 @@ class AttentionBlock(nn.Module):
         use_checkpoint: bool = False,
         use_new_attention_order: bool = False,
         *,
-        norm: Norm = normalization,
+        norm: Callable[[int], nn.Module] = normalization,
     ) -> None:
         super().__init__()
         by_size = num_head_channels != -1

@@ -89,8 +89,9 @@ def test_config_holds_every_flag_as_a_plain_value():
     assert model.config["timestep_respacing"] == "10,5" and diffusion.num_timesteps == 15
 
 
-def test_grey_images():
-    model, _ = create_model_and_diffusion(**BASE, image_channels=1)
+def test_grey_images_and_sizes_without_default_widths():
+    model, _ = create_model_and_diffusion(**{**BASE, "image_size": 96, "channel_mult": "1,2"}, image_channels=1)
+    assert model.image_size == 96
     assert (model.in_channels, model.out[2].out_channels) == (1, 2)  # the noise, and its variance
 
 
@@ -142,8 +143,3 @@ def test_default_widths():
 def test_values_that_do_not_fit_name_their_flag(flags, message):
     with pytest.raises((ValueError, TypeError), match=message):
         create_model_and_diffusion(**{**BASE, **flags})
-
-
-def test_an_image_size_without_default_widths_takes_explicit_ones():
-    model, _ = create_model_and_diffusion(**{**BASE, "image_size": 96, "channel_mult": "1,2"})
-    assert model.image_size == 96
