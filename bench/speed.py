@@ -28,9 +28,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.plain_loop import plain_loop
-from dime.core.arithmetic import keep_freed_memory, prepare_unet
+from dime.core.arithmetic import compile_unet, keep_freed_memory, prepare_unet
 from dime.core.cli import Parser, boolean, integer, run, say, select_device
-from dime.core.compiled import compile_unet
 from dime.core.errors import InputError
 from dime.core.files import write_atomically
 from dime.core.guidance import Binary, Guidance

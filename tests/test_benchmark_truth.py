@@ -27,7 +27,7 @@ from dime.core.job.writer import write_image
 from dime.core.metrics.features import Machine
 from dime.core.results import ResultTree
 from dime.core.summary import ImageRecord
-from dime.core.training.classifier_files import to_file
+from dime.core.training.classifier import to_file
 from dime.core.truth import rows
 from dime.core.truth.benchmark import INPUT, TRUTH, Benchmark, Experiment, left_out
 from dime.core.truth.cases import Cases

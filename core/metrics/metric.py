@@ -115,8 +115,7 @@ class Context:
         classifier, path = self.once(load_recorded, wanted, self.machine.device, self.trust_classifier, grey), wanted[0]
         if not is_multiclass(tree):
             asked = classifier.num_outputs > 1 or (self.query_label is not None and classifier.names)
-            attributes = None if other_images(tree) else ATTRIBUTES
-            return classifier, Binary(output_column(classifier, self.query_of(tree), path, attributes) if asked else 0)
+            return classifier, Binary(output_column(classifier, self.query_of(tree), path) if asked else 0)
         for classes in recorded(tree, "classes"):
             if isinstance(classes, tuple) and len(classes) != classifier.num_outputs:
                 raise InputError(
@@ -158,11 +157,6 @@ def load_recorded(wanted: tuple, device: torch.device, trust: bool, grey: bool) 
 def is_multiclass(tree: ResultTree) -> bool:
     """Whether the experiment explains a choice among exclusive classes."""
     return recorded(tree, "decision") == {"multiclass"}
-
-
-def other_images(tree: ResultTree) -> str:
-    """The data set of an experiment, if its images are none with CelebA's attributes; else ''."""
-    return next((str(name) for name in recorded(tree, "dataset") if not str(name).lower().startswith("celeba")), "")
 
 
 def select_pairs(tree: ResultTree, partition: str = "all", flipped_only: bool = True) -> list[Pair]:

@@ -12,9 +12,10 @@ from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError, UndefinedError
 from dime.core.metrics.features import ImageFeatures, Machine
 from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals, other_images
+from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
 from dime.core.networks.features import load_oracle
 from dime.core.results import Pair, ResultTree
+from dime.core.run_config import recorded
 
 
 def decide(logits: torch.Tensor) -> np.ndarray:
@@ -42,11 +43,12 @@ def oracle_logits(oracle_path: str | Path, machine: Machine) -> ImageFeatures:
 
 def celeba_oracle(context: Context, tree: ResultTree) -> tuple[ImageFeatures]:
     """The oracle's logits. Raises InputError for an oracle of other attributes than CelebA's, or other images."""
-    if name := other_images(tree):
-        raise InputError(
-            "needs images of CelebA and the oracle of its 40 attributes, but the images of "
-            f"{tree.exp_name} are of the data set {name!r}"
-        )
+    for name in recorded(tree, "dataset"):
+        if not str(name).lower().startswith("celeba"):
+            raise InputError(
+                "needs images of CelebA and the oracle of its 40 attributes, but the images of "
+                f"{tree.exp_name} are of the data set {name!r}"
+            )
     logits = context.once(oracle_logits, context.oracle_path, context.machine)
     found = logits(originals(tree.pairs()[:1])).shape[1]
     if found != len(ATTRIBUTES):

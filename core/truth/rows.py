@@ -116,8 +116,8 @@ def similarity(path: str, machine: Machine) -> Row:
     return Row(SMALL_FS, lambda c: face_similarity(*(outputs_on(each, network, machine) for each in (c.x, c.cf))))
 
 
-def evaluations(flags: Mapping[str, Any]) -> int:
-    """How often one attempt of a method evaluates the U-Net: counted, on a network that does nothing.
+def evaluations(flags: Mapping[str, Any], attempts: int = 1) -> int:
+    """How often a method evaluates the U-Net in so many attempts: counted, on a network that does nothing.
 
     flags: of main.py; those of the diffusion process, the method and its settings.
     """
@@ -130,7 +130,10 @@ def evaluations(flags: Mapping[str, Any]) -> int:
     settings = Settings(**{each.name: flags[each.name] for each in fields(Settings) if each.name in flags})
     x, guidance = torch.zeros(1, 3, 8, 8), Guidance(lambda x: x.mean(dim=(2, 3)), Binary())
     pull = guidance.towards(x, None, torch.ones(1), scale=0)
-    METHODS[flags["method"]](settings)(Denoiser(network, create_diffusion(flags)), x, x, pull, lambda i: torch.zeros)
+    method, denoiser = METHODS[flags["method"]](settings), Denoiser(network, create_diffusion(flags))
+    inversion = method.invert(denoiser, x, x, torch.zeros)
+    for _ in range(attempts):
+        method(denoiser, x, x, pull, noise=lambda i: torch.zeros, inversion=inversion)
     return len(calls)
 
 
@@ -140,10 +143,11 @@ def evaluations_spent(trees: Sequence[ResultTree]) -> Row:
     for tree in trees:
         flags = next(iter(configurations(tree)), {})
         try:
-            once, scales = evaluations(flags), np.float32(flags["classifier_scales"]).tolist()
+            scales = np.float32(flags["classifier_scales"]).tolist()
+            after = [evaluations(flags, attempts) for attempts in range(1, len(scales) + 1)]
             for pair in tree.pairs():
                 record = ImageRecord.from_text(pair.id, pair.info.read_text())
-                spent[pair.info] = once * (scales.index(record.scale) + 1)
+                spent[pair.info] = after[scales.index(record.scale)]
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{tree.results}: its files do not say which scales were tried ({error})") from None
     return Row(EVALUATIONS, lambda c: np.array([spent[case.pair.info] for case in c.each]), among="all")
