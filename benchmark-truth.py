@@ -14,7 +14,7 @@ from dime.core.truth import rows
 from dime.core.truth.benchmark import Benchmark, Experiment
 from dime.core.truth.cases import load_oracle
 from dime.core.truth.faces import DrawnFaces, Task
-from dime.core.truth.report import Panel, markdown, truth_plot
+from dime.core.truth.report import markdown, truth_plot
 from dime.core.truth.shortcut import Shortcut
 
 EXAMPLES = 8
@@ -51,7 +51,8 @@ def main() -> None:
     if args.json:
         write_file(args.json, as_json(report))
     plot = args.plot or args.output_path / "truth.png"
-    figure = truth_plot(benchmark.examples(EXAMPLES), report, panels(shortcut), [rows.TURNED, rows.DISTANCE])
+    drawn = [rows.FLIPS, *benchmark.rows, *(row for each in experiments for row in each.rows)]
+    figure = truth_plot(benchmark.examples(EXAMPLES), report, drawn, [rows.TURNED, rows.DISTANCE])
     write_file(plot, png(figure))
     say(f"\nFigure: {plot}")
 
@@ -79,21 +80,6 @@ def common_task(experiments: list[Experiment], celeba_path: str | None) -> Task:
             differs = f"{made.results}: explains {task}, but {first[1].exp_name} {first[0]}"
             raise InputError(f"{differs}; compare them in tables of their own")
     return first[0]
-
-
-def panels(shortcut: Shortcut | None) -> list[Panel]:
-    """The figure's axes. Without `recovered`, whose scale would hide all else: the distance to the truth shows it."""
-    shares = (rows.FLIP_RATE, rows.TURNED, rows.LOCALISATION, rows.SHARE_OUTSIDE)
-    found = [
-        Panel(shares, "share or probability", (-0.02, 1.02)),
-        Panel((rows.ALIGNMENT, rows.RECOVERED_INSIDE), "1: as the true counterfactual"),
-        Panel((rows.INSIDE, rows.OUTSIDE, rows.DISTANCE), "grey levels (0 to 255), mean over pixels"),
-    ]
-    if shortcut:
-        _, correlation, along, by_query, by_shortcut, _ = shortcut.row_names
-        label = f"{shortcut.name} as a shortcut to {shortcut.query}"
-        found.append(Panel((correlation, along, by_shortcut, by_query), label))
-    return found
 
 
 if __name__ == "__main__":

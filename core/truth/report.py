@@ -5,7 +5,6 @@ rows as dots, and quality against cost.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +15,7 @@ from dime.core.metrics.report import Report
 from dime.core.table import cell, listed, markdown_table
 from dime.core.truth.benchmark import INPUT, TRUTH
 from dime.core.truth.cases import Case
-from dime.core.truth.rows import EVALUATIONS
+from dime.core.truth.rows import EVALUATIONS, SHARES, Row
 
 COLUMN_INCHES = 1.15
 REFERENCE_MARKERS = {TRUTH: "D", INPUT: "X"}
@@ -49,26 +48,19 @@ def _number(value: float) -> str:
     return text.lstrip("-") if not float(text) else text
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Rows of the table that share an axis: their names, what the axis says, and its limits (None: as they fall)."""
-
-    rows: Sequence[str]
-    label: str
-    limits: tuple[float, float] | None = None
-
-
 def truth_plot(
-    examples: Mapping[str, Sequence[Case | None]], report: Report, panels: Sequence[Panel], against_cost: Sequence[str]
+    examples: Mapping[str, Sequence[Case | None]], report: Report, rows: Sequence[Row], against_cost: Sequence[str]
 ) -> Figure:
     """The figure.
 
-    examples: experiment -> the same images, None where it does not have one; the first one's has them all.
-    against_cost: rows that are drawn over the evaluations that they cost, where those are known.
+    examples: experiment -> the same images, None where it does not have one; the first one's has them all. rows: what
+    is drawn as dots, where it was measured. against_cost: rows over the evaluations that they cost, likewise.
     """
-    measured = report.measurements.values()
-    present = [(panel, [row for row in panel.rows if any(row in found for found in measured)]) for panel in panels]
-    drawn = [(panel, rows) for panel, rows in present if rows]
+    measured, panels = report.measurements.values(), {}
+    for row in rows:
+        if row.axis and any(row.name in found for found in measured):
+            panels.setdefault(row.axis, {})[row.name] = row
+    drawn = [(axis, list(names)) for axis, names in panels.items()]
     costs = against_cost if any(EVALUATIONS in found for found in measured) else []
     panel_height = 0.9 + (0.1 + 0.06 * len(measured)) * max(len(rows) for _, rows in drawn)
     lines = [*(drawn[i : i + 2] for i in range(0, len(drawn), 2)), *([costs] if costs else [])]
@@ -79,8 +71,9 @@ def truth_plot(
     for part, line in zip(parts[1:], lines, strict=True):
         for axes, item in zip(part.subplots(1, len(line), squeeze=False)[0], line, strict=True):
             _draw_cost(axes, item, report) if line is costs else _draw_panel(axes, *item, report)
-            axes.xaxis.label.set_size(8)
-            axes.tick_params(axis="x", labelsize=8)
+            axes.tick_params(labelsize=8)
+            for label in (axes.xaxis.label, axes.yaxis.label):
+                label.set_size(8)
     handles = parts[1].axes[0].get_legend_handles_labels()
     parts[-1].legend(*handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     return figure
@@ -105,7 +98,7 @@ def _draw_examples(part: SubFigure, examples: Mapping[str, Sequence[Case | None]
         line[0].set_ylabel(title.replace("/", "/\n"), rotation=0, ha="right", va="center", fontsize=8)
 
 
-def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[str], report: Report) -> None:
+def _draw_panel(axes: Axes, label: str, rows: Sequence[str], report: Report) -> None:
     """Dots with their intervals; the experiments of a row stand below each other, references are hollow."""
     count = len(report.measurements)
     for number, (column, found) in enumerate(report.measurements.items()):
@@ -117,9 +110,9 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[str], report: Report) -
         colour, fill = ("black", "white") if column in REFERENCE_MARKERS else (f"C{number}", f"C{number}")
         marker = {"marker": REFERENCE_MARKERS.get(column, "o"), "mfc": fill, "ms": 4}
         axes.errorbar(values, places, xerr=errors, ls="none", color=colour, elinewidth=1, label=column, **marker)
-    axes.set_yticks(range(len(rows)), rows[::-1], fontsize=8)
+    axes.set_yticks(range(len(rows)), rows[::-1])
     axes.grid(axis="x", alpha=0.3)
-    axes.set(ylim=(-0.6, len(rows) - 0.4), xlim=panel.limits, xlabel=panel.label)
+    axes.set(ylim=(-0.6, len(rows) - 0.4), xlim=(-0.02, 1.02) if label == SHARES else None, xlabel=label)
 
 
 def _draw_cost(axes: Axes, row: str, report: Report) -> None:
