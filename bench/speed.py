@@ -35,9 +35,8 @@ from dime.core.noise import PerImageNoise
 from dime.core.sampler import Denoiser
 from dime.core.settings import Settings
 from dime.core.truth.cost import evaluations
-from dime.models.classifiers import DenseNetClassifier
+from dime.models.classifiers import DenseNetClassifier, SmallCNN
 from dime.models.perceptual import PerceptualFeatures
-from dime.models.small_cnn import SmallCNN
 from guided_diffusion.script_util import create_diffusion, create_model_and_diffusion, model_and_diffusion_defaults
 from guided_diffusion.unet import UNetModel
 

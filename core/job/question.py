@@ -15,6 +15,7 @@ from dime.core.datasets import Source
 from dime.core.errors import InputError, nearest
 from dime.core.folders import read_lines
 from dime.core.guidance import Binary, Decision, MultiClass
+from dime.core.networks.classifiers import output_column
 
 RUNNER_UP = "runner-up"
 
@@ -85,7 +86,7 @@ def _ask_binary(config: Config, source: Source, classifier: nn.Module, own: Sequ
     query = 0 if config.query_label == -1 else config.query_label
     if many and not (single and config.query_label == -1):  # attributes: the source's own numbers, as published
         query = index_of(query, source.names, "--query_label")
-        output = 0 if single else _output_of(source.names[query], query, classifier, own, config.classifier_path)
+        output = 0 if single else output_column(classifier, query, config.classifier_path, source.names[query], own)
         return Question(Binary(output, config.use_logits), query, labels=source.targets(query))
     names = list(own or [])
     output = index_of(query, names or list(map(str, range(classifier.num_outputs))), "--query_label")
@@ -98,17 +99,6 @@ def _ask_binary(config: Config, source: Source, classifier: nn.Module, own: Sequ
             "is meant is unknown; name the classifier's outputs with --class_names, or give --decision multiclass"
         )
     return Question(Binary(output, config.use_logits), output, labels=labels)
-
-
-def _output_of(name: str, query: int, classifier: nn.Module, own: Sequence[str] | None, path: str) -> int:
-    """The classifier's output for an attribute: by name where it has names, else by position."""
-    if own is not None:
-        if name in own:
-            return list(own).index(name)
-        raise InputError(f"--query_label {query} ({name}): {path} decides on {', '.join(own)} only")
-    if query >= classifier.num_outputs:
-        raise InputError(f"--query_label {query}: {path} has {classifier.num_outputs} outputs, counted from 0")
-    return query
 
 
 def _class_labels(config: Config, source: Source, names: list[str]) -> np.ndarray | None:

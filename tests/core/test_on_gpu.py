@@ -20,7 +20,7 @@ from dime.core.arithmetic import prepare_unet
 from dime.core.guidance import Binary, Guidance
 from dime.core.methods import METHODS, Settings
 from dime.core.sampler import Denoiser
-from dime.models.small_cnn import SmallCNN
+from dime.models.classifiers import SmallCNN
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
 from tests.helpers import BASE, rnd
 from tests.toys import ToyPull

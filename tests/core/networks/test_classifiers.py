@@ -19,7 +19,7 @@ from dime.core.networks.checks import check_classifier
 from dime.core.networks.classifiers import Classifier, load_classifier, output_column
 from dime.core.networks.files import read_checkpoint, write_safetensors
 from dime.core.training.classifier_files import to_file
-from dime.models.small_cnn import SmallCNN
+from dime.models.classifiers import SmallCNN
 from guided_diffusion.checkpoint_util import save
 from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
 
@@ -253,7 +253,7 @@ def test_onnx(tmp_path):
     onnx.save(model, tmp_path / "net.onnx")
     assert "dynamo=False" in refusal(tmp_path / "net.onnx")
     (tmp_path / "net.onnx").write_bytes(b"hello")
-    assert "damaged or not an ONNX model" in refusal(tmp_path / "net.onnx")
+    assert "cannot be loaded (DecodeError" in refusal(tmp_path / "net.onnx")
     assert "no such file" in refusal(tmp_path / "none.onnx")
 
 
@@ -301,7 +301,7 @@ def test_ones_own_code(own_code, tmp_path, capsys):
         ("", {}, "expected python:FILE.py:FACTORY"),
         (":build@no.pth", {}, "no such file"),
         (":spatial", {}, "expected logits (N, K)"),
-        (":flat", {"size": 32}, "takes no images of (32, 32)"),
+        (":flat", {"size": 32}, "cannot take images (1, 3, 32, 32)"),
         (":build", {"std": 0}, "std be above 0"),
         (":build", {"value_range": (1, 0)}, "range must rise"),
     ],

@@ -15,9 +15,9 @@ from dime.core.errors import InputError
 from dime.core.networks import features, files
 from dime.core.networks.classifiers import load_classifier
 from dime.core.training.classifier_files import to_file
+from dime.models.classifiers import SmallCNN
 from dime.models.perceptual import IMAGENET_MEAN, IMAGENET_STD, PerceptualFeatures
 from dime.models.resnet import BGR_MEAN, Oracle, vggface2_input
-from dime.models.small_cnn import SmallCNN
 from guided_diffusion.checkpoint_util import save
 from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
 
@@ -75,18 +75,18 @@ def test_perceptual_weights_from_models_or_the_hub_cache(tmp_path, monkeypatch):
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     state = filled({k: v.shape for k, v in PerceptualFeatures(18).state_dict().items()})
     torch.save(state | {"classifier.6.bias": torch.zeros(1000)}, tmp_path / "hub" / "checkpoints" / VGG19_FILE)
-    network = features.load_perceptual(18, CPU)
+    network = features.load_perceptual(18)
     assert torch.equal(network.features[0].weight, state["features.0.weight"])
     assert not any(p.requires_grad for p in network.parameters())
 
     (tmp_path / "models").mkdir()
     first = {name: value + 1 for name, value in state.items()}
     torch.save(first, tmp_path / "models" / VGG19_FILE)
-    assert torch.equal(features.load_perceptual(3, CPU).features[2].bias, first["features.2.bias"])
+    assert torch.equal(features.load_perceptual(3).features[2].bias, first["features.2.bias"])
     with pytest.raises(InputError, match="entries are missing"):
-        features.load_perceptual(20, CPU)
+        features.load_perceptual(20)
     with pytest.raises(InputError, match="layers 1 to 37"):
-        features.load_perceptual(38, CPU)
+        features.load_perceptual(38)
 
 
 def test_weights_that_cannot_be_had_say_which_file_goes_where(tmp_path, monkeypatch):
@@ -103,16 +103,16 @@ def test_a_small_cnn_stands_in_for_the_oracle_and_vgg19(small, tmp_path):
     found, logits = oracle(x)
     assert found.shape == (3, 16) and torch.equal(logits, classifier(x))
     assert not oracle.training and not any(p.requires_grad for p in oracle.parameters())
-    assert torch.equal(features.load_perceptual(1, CPU, small)(x), classifier.feat_extract[0](x.clamp(-1, 1)))
-    assert features.load_perceptual(2, CPU, small)(x[:, :1]).shape == (3, 16, 8, 8)  # grey as three equal channels
+    assert torch.equal(features.load_perceptual(1, small)(x), classifier.feat_extract[0](x.clamp(-1, 1)))
+    assert features.load_perceptual(2, small)(x[:, :1]).shape == (3, 16, 8, 8)  # grey as three equal channels
     with pytest.raises(InputError, match=r"--l_perc_layer 3: .* levels 1 to 2"):
-        features.load_perceptual(3, CPU, small)
+        features.load_perceptual(3, small)
 
 
 def test_a_network_of_another_kind_is_refused(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "x.pth")
     with pytest.raises(InputError, match="expected a small CNN"):
-        features.load_perceptual(1, CPU, tmp_path / "x.pth")
+        features.load_perceptual(1, tmp_path / "x.pth")
     with pytest.raises(InputError, match="expected an oracle"):
         features.load_oracle(tmp_path / "x.pth", CPU)
 
