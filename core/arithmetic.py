@@ -41,8 +41,7 @@ def prepare_unet(model: UNetModel, precision: str, device: torch.device, publish
 def keep_freed_memory() -> None:
     """Let this process keep the memory of freed tensors for the next ones; without glibc, do nothing.
 
-    glibc returns large blocks to the system at once and gets them back empty, page by page: on a CPU that takes up to
-    a quarter of an evaluation's time.
+    glibc gives large blocks back at once, and gets them empty, page by page: up to a quarter of a CPU's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

@@ -41,8 +41,6 @@ from dime.core.presets import PRESETS
 from dime.models.classifiers import DenseNetClassifier, SmallCNN
 
 CPU = torch.device("cpu")
-PROBES = (256, 224, 299, 128, 64, 32, 28)
-"""Sizes at which a network that does not say its input's is asked how many outputs it has."""
 
 
 class Loaded(NamedTuple):
@@ -157,9 +155,10 @@ def output_column(
 
 @torch.no_grad()
 def _count_outputs(classifier: Classifier, spec: str, device: torch.device) -> int:
-    """K, by asking for the logits of one grey image, of three channels or of one."""
+    """K, by asking for the logits of one grey image of its size, or of usual ones, of three channels or of one."""
     errors = []
-    for channels, size in itertools.product((3, 1), [classifier.size] if classifier.size else [(s, s) for s in PROBES]):
+    sizes = [classifier.size] if classifier.size else [(side, side) for side in (256, 224, 299, 128, 64, 32, 28)]
+    for channels, size in itertools.product((3, 1), sizes):
         try:
             return logits_of(classifier, torch.zeros(1, channels, *size, device=device), spec).shape[1]
         except InputError as error:

@@ -35,7 +35,7 @@ UNET = {
 """The settings of a UNet2DModel with the library's defaults; a tuple: supported with these values alone."""
 SCHEDULER = {
     "_class_name": tuple(
-        f"{kind}Scheduler" for kind in ["DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep"]
+        f"{kind}Scheduler" for kind in ("DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep")
     ),
     **{"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "trained_betas": None},
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -135,7 +135,8 @@ def _described(
     variance, schedule, trained = (settings[key] for key in ("variance_type", "beta_schedule", "trained_betas"))
     if height != width:
         raise ValueError(f"images of {height}x{width}, expected square ones")
-    if (not learned and config["out_channels"] != channels) or (variance and learned != (variance == "learned_range")):
+    is_told = variance is None or learned == (variance == "learned_range")
+    if not is_told or config["out_channels"] not in (channels, 2 * channels):
         raise ValueError(f"{channels} channels in, {config['out_channels']} out, and variance_type {variance}")
     if config["attn_norm_num_groups"] not in (None, config["norm_num_groups"]):
         raise ValueError("attn_norm_num_groups other than norm_num_groups")

@@ -114,10 +114,8 @@ def load_diffusion(path: str | Path, flags: Mapping[str, Any], device: torch.dev
     asked = [] if "image_size" in known else ["--image_size"]
     if "num_heads" not in known and known.get("num_head_channels", -1) == -1:
         asked.append("--num_heads or --num_head_channels (of attention)")
-    if asked:
-        raise InputError(
-            f"{path}: its weights do not tell everything: give {' and '.join(asked)} as it was trained with"
-        )
+    if flags := " and ".join(asked):
+        raise InputError(f"{path}: its weights do not tell everything: give {flags} as it was trained with")
 
     config = {**model_and_diffusion_defaults(), **needed, **known, **{key: needed[key] for key in LABELS if needed}}
     if "channel_mult" not in known and not differing_flags({**config, "channel_mult": ""}, config):

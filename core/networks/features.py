@@ -37,8 +37,6 @@ VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )
-LPIPS_HEADS = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
-"""The calibrated layer weights, which come with the lpips package."""
 VGGFACE2_FILES = ("resnet50_vggface2_model.pkl", "resnet50_ft_weight.pkl")
 """The VGGFace2 weights, under the name the metric scripts use and the one they are downloaded as."""
 
@@ -79,8 +77,7 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
     with torch.device("meta"):
         network = caffe_resnet50()
     known = {name: state[name] for name in network.state_dict() if name in state}
-    unknown = [name for name in state if name not in known and name not in ("fc.weight", "fc.bias")]
-    if unknown:
+    if unknown := [name for name in state if name not in known and name not in ("fc.weight", "fc.bias")]:
         say(f"{found}: {len(unknown)} unknown entries are skipped ({', '.join(unknown[:3])})")
     return install(network, known, found, device)
 
@@ -123,7 +120,8 @@ def load_lpips(device: torch.device) -> LPIPSDistance:
     with torch.device("meta"):
         network = LPIPSDistance()
     scaling = {f"scaling_layer.{name}": value for name, value in lpips.ScalingLayer().state_dict().items()}
-    published = {**read_state_dict(path), **read_state_dict(LPIPS_HEADS), **scaling}
+    heads = read_state_dict(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth")  # of the package
+    published = {**read_state_dict(path), **heads, **scaling}
     names = {own: LPIPSDistance.published_name(own) for own in network.state_dict()}
     return install(network, {own: published[name] for own, name in names.items() if name in published}, path, device)
 

@@ -118,8 +118,8 @@ def bare(state: State) -> OrderedDict[str, torch.Tensor]:
 
 def is_state_dict(content: Any) -> bool:
     """Whether this is a table of names and tensors, not an empty one."""
-    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
-    return named and bool(content) and all(isinstance(value, torch.Tensor) for value in content.values())
+    entries = content.items() if isinstance(content, dict) else ()
+    return bool(entries) and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in entries)
 
 
 def install(network: Network, state: State, path: str | Path, device: torch.device) -> Network:
@@ -186,11 +186,10 @@ def read_numpy_pickle(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: {error}") from None
     except Exception:  # a damaged pickle fails in nearly any way
         raise InputError(f"{path}: damaged, or not a pickle of numpy arrays; get the file again") from None
-    arrays = content if isinstance(content, dict) else {}
-    numeric = all(isinstance(value, np.ndarray) and value.dtype.kind in "fiu" for value in arrays.values())
-    if not arrays or not numeric or not all(isinstance(name, str) for name in arrays):
-        raise InputError(f"{path}: expected a pickled dict of names and numpy arrays, found {describe(content)}")
-    return arrays
+    for name, value in content.items() if isinstance(content, dict) and content else ((None, None),):
+        if not isinstance(name, str) or not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+            raise InputError(f"{path}: expected a pickled dict of names and numpy arrays, found {describe(content)}")
+    return content
 
 
 def read_json(path: Path) -> dict[str, Any]:

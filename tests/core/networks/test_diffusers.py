@@ -55,11 +55,7 @@ def write(folder: Path, kind: str = "train_unconditional", unet: dict | None = N
     if kind == "learned_variance":
         scheduler = {"variance_type": "learned_range", **scheduler}
     for file, content in {
-        "model_index.json": {
-            "_class_name": "DDPMPipeline",
-            "unet": ["diffusers", "X"],
-            "scheduler": ["diffusers", "X"],
-        },
+        "model_index.json": {"_class_name": "DDPMPipeline", "unet": ["", "X"], "scheduler": ["", "X"]},
         "unet/config.json": config | (unet or {}),
         "scheduler/scheduler_config.json": {"_class_name": "DDPMScheduler", **scheduler},
     }.items():
