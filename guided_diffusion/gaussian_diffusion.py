@@ -124,13 +124,10 @@ class GaussianDiffusion(Process):
         model: Model,
         shape: tuple[int, ...],
         noise: Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: DenoisedFn = None,
-        cond_fn: CondFn = None,
-        model_kwargs: Kwargs = None,
+        *,
         device: torch.device | str | None = None,
         progress: bool = False,
-        **settings: Any,
+        **options: Any,
     ) -> Iterator[Tensors]:
         """Yield what a step returns, from the highest index down to 0.
 
@@ -139,7 +136,7 @@ class GaussianDiffusion(Process):
             shape: of the samples, (N, C, H, W).
             noise: the start, of that shape; None: drawn on `device` (None: where the model's parameters are).
             progress: show a bar.
-            settings: what the step takes beside the others.
+            options: what the step takes beside them, by name.
         """
         x = noise
         if x is None:
@@ -148,7 +145,7 @@ class GaussianDiffusion(Process):
             raise ValueError(f"noise is {tuple(x.shape)} where {tuple(shape)} was asked for")
         for t in self._descending(shape[0], x.device, progress):
             with torch.no_grad():
-                out = getattr(self, step)(model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, **settings)
+                out = getattr(self, step)(model, x, t, **options)
             yield out
             x = out["sample"]
 
