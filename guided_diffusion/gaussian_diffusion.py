@@ -124,10 +124,13 @@ class GaussianDiffusion(Process):
         model: Model,
         shape: tuple[int, ...],
         noise: Tensor | None = None,
-        *,
+        clip_denoised: bool = True,
+        denoised_fn: DenoisedFn = None,
+        cond_fn: CondFn = None,
+        model_kwargs: Kwargs = None,
         device: torch.device | str | None = None,
         progress: bool = False,
-        **options: Any,
+        **settings: Any,
     ) -> Iterator[Tensors]:
         """Yield what a step returns, from the highest index down to 0.
 
@@ -136,7 +139,7 @@ class GaussianDiffusion(Process):
             shape: of the samples, (N, C, H, W).
             noise: the start, of that shape; None: drawn on `device` (None: where the model's parameters are).
             progress: show a bar.
-            options: what the step takes beside them, by name.
+            settings: what the step takes beside the others.
         """
         x = noise
         if x is None:
@@ -145,7 +148,7 @@ class GaussianDiffusion(Process):
             raise ValueError(f"noise is {tuple(x.shape)} where {tuple(shape)} was asked for")
         for t in self._descending(shape[0], x.device, progress):
             with torch.no_grad():
-                out = getattr(self, step)(model, x, t, **options)
+                out = getattr(self, step)(model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, **settings)
             yield out
             x = out["sample"]
 
