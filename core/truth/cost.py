@@ -25,15 +25,17 @@ EVALUATIONS = "evaluations per image"
 SECONDS = "seconds per image"
 
 
-def evaluations(flags: Mapping[str, Any]) -> int:
-    """How often one attempt of a method evaluates the U-Net: counted, on a network that does nothing.
+def evaluations(flags: Mapping[str, Any], attempts: int = 1) -> int:
+    """How often a method evaluates the U-Net in so many attempts: counted, on a network that does nothing.
 
     flags: of main.py; those of the diffusion process, the method and its settings.
     """
     network, x = _Counter(2 if flags["learn_sigma"] else 1), torch.zeros(1, 3, 8, 8)
     settings = Settings(**{each.name: flags[each.name] for each in fields(Settings) if each.name in flags})
     method, denoiser = METHODS[flags["method"]](settings), Denoiser(network, create_diffusion(flags))
-    method(denoiser, x, x, _NoPull(), noise=lambda i: torch.zeros)
+    inversion = method.invert(denoiser, x, x, torch.zeros)
+    for _ in range(attempts):
+        method(denoiser, x, x, _NoPull(), noise=lambda i: torch.zeros, inversion=inversion)
     return network.count
 
 
@@ -67,10 +69,11 @@ def evaluations_spent(trees: Sequence[ResultTree]) -> Row:
     for tree in trees:
         flags = next(iter(configurations(tree)), {})
         try:
-            once, scales = evaluations(flags), np.float32(flags["classifier_scales"]).tolist()
+            scales = np.float32(flags["classifier_scales"]).tolist()
+            after = [evaluations(flags, attempts) for attempts in range(1, len(scales) + 1)]
             for pair in tree.pairs():
                 record = ImageRecord.from_text(pair.id, pair.info.read_text())
-                spent[pair.info] = once * (scales.index(record.scale) + 1)
+                spent[pair.info] = after[scales.index(record.scale)]
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{tree.results}: its files do not say which scales were tried ({error})") from None
     return Row(EVALUATIONS, lambda c: np.array([spent[case.pair.info] for case in c.each]), among="all")

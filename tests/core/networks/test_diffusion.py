@@ -12,7 +12,7 @@ from dime.core.config import parse_config
 from dime.core.errors import InputError
 from dime.core.networks.diffusion import DiffusionModel, differing_flags, infer_flags, load_diffusion
 from dime.core.sampler import Denoiser
-from guided_diffusion.checkpoint_util import save_state_dict
+from guided_diffusion.checkpoint_util import portable, save
 from guided_diffusion.gaussian_diffusion import ModelVarType
 from guided_diffusion.script_util import (
     create_gaussian_diffusion,
@@ -151,7 +151,7 @@ def test_flags_that_no_network_has(tmp_path, flags, message):
 def test_the_stored_configuration_tells_what_weights_cannot(tmp_path, key, value):
     network, _ = create_model_and_diffusion(**BASE)
     path = tmp_path / "model000123.pt"
-    save_state_dict(path, network.state_dict(), network.config)
+    save(path, portable(network.state_dict(), network.config))
     model = load_diffusion(path, {}, "cpu")
     assert model.flags == network.config | {"num_classes": None}  # an unconditional network has none
     assert model.process.original_num_steps == 500

@@ -14,7 +14,7 @@ from torch import nn
 
 from dime.core.errors import InputError
 from dime.core.networks.files import install, read_checkpoint, read_numpy_pickle, read_state_dict, write_safetensors
-from guided_diffusion.checkpoint_util import save_state_dict, stored_config
+from guided_diffusion.checkpoint_util import portable, save, stored_config
 from tests.helpers import fill_, rnd
 
 CPU = torch.device("cpu")
@@ -131,7 +131,7 @@ def test_missing_unknown_misshapen_and_broken_weights_are_named():
 
 def test_half_the_size_keeps_weights_and_configuration(tmp_path):
     big = fill_(nn.Linear(300, 300))
-    save_state_dict(tmp_path / "m.pt", big.state_dict(), {"num_heads": 4})
+    save(tmp_path / "m.pt", portable(big.state_dict(), {"num_heads": 4}))
     write_safetensors(tmp_path / "m.safetensors", read_checkpoint(tmp_path / "m.pt"))
     assert (tmp_path / "m.safetensors").stat().st_size < 0.55 * (tmp_path / "m.pt").stat().st_size
     whole, half = (read_state_dict(tmp_path / name) for name in ("m.pt", "m.safetensors"))
