@@ -178,12 +178,13 @@ def _as_stored(folder: str, names: pd.Series) -> pd.Series:
 
 def _read_attributes(path: str) -> pd.DataFrame:
     table = read_table(path, (FILE, *ATTRIBUTES))
-    values = table[list(ATTRIBUTES)]
+    found = table[list(ATTRIBUTES)]
+    values = found.apply(pd.to_numeric, errors="coerce")  # one odd value makes texts of its whole column
     valid = values.isin([-1, 1]).to_numpy()
     if not valid.all():
         row, column = np.argwhere(~valid)[0]
-        image, found = table[FILE].iat[row], values.iat[row, column]
-        raise InputError(f"{path}: {image} has {ATTRIBUTES[column]} = {found}, expected -1 or 1")
+        image, value = table[FILE].iat[row], found.iat[row, column]
+        raise InputError(f"{path}: {image} has {ATTRIBUTES[column]} = {value}, expected -1 or 1")
     if table[FILE].duplicated().any():
         raise InputError(f"{path}: {table[FILE][table[FILE].duplicated()].iat[0]} is listed twice")
     names = table[FILE].map(lambda name: require_plain(name, path))
