@@ -101,10 +101,6 @@ class ResultTree:
         chunks = self.results.glob(f"chunk-*_num-chunks-*_{name}")
         return sorted(path for path in (self.results / name, *chunks) if path.is_file())
 
-    def holds_images(self) -> bool:
-        """Whether any counterfactual lies there."""
-        return any(image_files(self.results / cell / "CF") for cell in CELLS)
-
     def folders(self) -> list[Path]:
         """Every folder that all images share."""
         folders = [self._originals(correct) for correct in (True, False)]

@@ -145,7 +145,7 @@ def read_stats(path: Path) -> list[ImageRecord]:
     """The records that `write_stats` wrote. Raises InputError for a file that holds anything else."""
     try:
         stats = checkpoint_util.load(path)
-        columns = {field: stats[column].tolist() for field, column in STATS_COLUMNS.items()}
-        return [ImageRecord(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+        columns = [stats[column].tolist() for column in STATS_COLUMNS.values()]
+        return [ImageRecord(*row) for row in zip(*columns, strict=True)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not the statistics of a run ({error}); remove it and run again") from None

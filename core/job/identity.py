@@ -19,7 +19,7 @@ from torch import nn
 from dime.core.config import Accepted, Config
 from dime.core.errors import InputError
 from dime.core.files import located, read_yaml
-from dime.core.results import ResultTree
+from dime.core.results import CELLS, ResultTree, image_files
 from dime.core.summary import Summary, write_summary
 from guided_diffusion.files import is_remote, open_file
 
@@ -87,7 +87,7 @@ def short_hash(identity: Identity) -> int:
 def require_same_run(tree: ResultTree, identity: Identity) -> None:
     """Raise InputError, naming what differs, if the experiment's folder holds results of another run."""
     configs = tree.reports("config.yaml")
-    if not configs and tree.holds_images():
+    if not configs and any(image_files(tree.results / cell / "CF") for cell in CELLS):
         raise InputError(
             f"{tree.results}: holds results of an unknown run (no config.yaml); choose another --exp_name, or start "
             "afresh with --overwrite True"

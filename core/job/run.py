@@ -7,7 +7,6 @@ import csv
 import io
 import sys
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 import yaml
@@ -61,9 +60,7 @@ class Run:
         self.files = ChunkFiles(self.tree, config, self.ids)
         self.flags = {**config.flags(), **self.setup.explainer.diffusion.flags, "classes": list(self.question.classes)}
 
-    @cached_property
-    def identity(self) -> Identity:
-        """What makes this run the one that it is."""
+    def _identity(self) -> Identity:
         config, explainer, selection = self.config, self.setup.explainer, self.setup.selection
         digests = {
             "model_path": digest_of(config.model_path, explainer.diffusion.network),
@@ -83,7 +80,7 @@ class Run:
         """
         in_float32 = self.setup.in_float32 if self.config.precision != "fp32" else None
         explain = RecoveringExplainer(self.setup.explainer, in_float32)
-        self.identity  # noqa: B018  from here on nothing but the disk can fail
+        self.identity = self._identity()  # from here on nothing but the disk can fail
         self.tree.create()
         with exclusive(self.files.report(LOCK)):
             self._begin()

@@ -49,19 +49,9 @@ def records_of(result: Explanations, binary: bool) -> list[ImageRecord]:
     before, after = result.p_target, result.cf_p_target
     if binary:
         before, after = (torch.where(result.target == 1, p, 1 - p) for p in (before, after))
-    columns = {
-        "id": result.ids,
-        "label": result.label.tolist(),
-        "pred": result.pred.tolist(),
-        "target": result.target.tolist(),
-        "cf_pred": result.cf_pred.tolist(),
-        "bkl": (1 - result.cf_p_target).tolist(),
-        "l_1": result.l_1.tolist(),
-        "orig_conf": before.tolist(),
-        "cf_conf": after.tolist(),
-        "scale": result.scale.tolist(),
-    }
-    return [ImageRecord(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    whole_numbers = (result.label, result.pred, result.target, result.cf_pred)
+    columns = (*whole_numbers, 1 - result.cf_p_target, result.l_1, before, after, result.scale)  # as in ImageRecord
+    return [ImageRecord(*row) for row in zip(result.ids, *(column.tolist() for column in columns), strict=True)]
 
 
 def write_explanations(
