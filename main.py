@@ -16,19 +16,13 @@ import torch
 from dime.core.arithmetic import keep_freed_memory
 from dime.core.cli import run, say, select_device, stoppable
 from dime.core.config import Config, parse_config
-from dime.core.datasets import PUBLISHED
-from dime.core.job.chunk_files import ChunkFiles
-from dime.core.job.identity import digest_of, identity_of
 from dime.core.job.merging import merge_chunks
-from dime.core.job.recovery import RecoveringExplainer
-from dime.core.job.run import Job
-from dime.core.job.setup import Setup, kept_frames, set_up
+from dime.core.job.run import Run
+from dime.core.job.setup import set_up
 from dime.core.metrics.faces import face_features
 from dime.core.metrics.features import Machine
 from dime.core.metrics.mnac import oracle_logits
 from dime.core.metrics.protocol import summary_figures
-from dime.core.networks.features import VGG19_URL
-from dime.core.networks.files import pretrained_weights
 from dime.core.results import ResultTree
 from dime.core.summary import Summary, write_summary
 
@@ -69,54 +63,15 @@ def explain(config: Config, tree: ResultTree) -> Summary:
     if (config.save_x_t or config.save_z_t) and not config.save_images:
         say("--save_images False: no image is written, and no frame of --save_x_t and --save_z_t.")
     keep_freed_memory()
-    setup = set_up(config, device)
-    job = build_job(setup, tree)
+    run = Run(set_up(config, device), tree)
     figures = build_figures(config, device) if config.oracle_figures and config.num_chunks == 1 else None
-    in_float32 = setup.in_float32 if setup.config.precision != "fp32" else None
-    return with_figures(job.run(RecoveringExplainer(setup.explainer, in_float32), device), figures, tree)
+    return with_figures(run(), figures, tree)
 
 
 def merge(config: Config, tree: ResultTree) -> Summary:
     """Join the summaries of all chunks."""
     figures = build_figures(config, select_device(config.gpu)) if config.oracle_figures else None
     return with_figures(merge_chunks(tree, config.num_chunks, config.allow_partial), figures, tree)
-
-
-def build_job(setup: Setup, tree: ResultTree) -> Job:
-    """The images of this chunk, and what makes this run the one that it is."""
-    config, source, question, explainer = setup.config, setup.source, setup.question, setup.explainer
-    ids = setup.selection[config.chunk :: config.num_chunks]
-    if ids:  # else there are more chunks than images: this one's summary says so
-        source.require_images(ids, all_of_them=config.on_bad_image != "record")
-    flags = {**config.flags(), **explainer.diffusion.flags, "classes": list(question.classes)}
-    digests = {
-        "model_path": digest_of(config.model_path, explainer.diffusion.network),
-        "classifier_path": digest_of(config.classifier_path, explainer.classifier),
-    }
-    if config.l_perc:
-        digests["perceptual_path"] = digest_of(config.perceptual_path or pretrained_weights(VGG19_URL))
-    if question.target and question.fixed_target is None:
-        digests["target"] = digest_of(config.target)
-    identity = identity_of(flags, source.rows(setup.selection), len(setup.selection), digests, setup.device)
-    return Job(
-        source=source,
-        files=ChunkFiles(
-            *(tree, ids, config.num_chunks, config.chunk, config.save_images),
-            frames=kept_frames(config),
-            steps=config.settings.steps,
-        ),
-        selection=setup.selection,
-        batch_size=config.batch_size,
-        config=flags,
-        identity=identity,
-        labels=question.labels,
-        targets=question.target,
-        classes=question.classes,
-        conditional=explainer.diffusion.class_cond,
-        index=config.dataset not in PUBLISHED or bool(config.images),
-        abort_on_bad_image=config.on_bad_image == "abort",
-        overwrite=config.overwrite,
-    )
 
 
 Figures = Callable[[ResultTree], dict[str, float]]

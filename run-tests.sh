@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 source tools/environment.sh
-dime_environment test
+dime_environment test timm hf onnx diffusers # with the libraries that make the files of every kind
 
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .

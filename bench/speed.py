@@ -26,9 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.common import RESULTS, described, share_of_peak, write_section
 from bench.plain_loop import plain_loop
-from dime.core.arithmetic import keep_freed_memory, prepare_unet
+from dime.core.arithmetic import compile_unet, keep_freed_memory, prepare_unet
 from dime.core.cli import Parser, boolean, integer, run, say, select_device
-from dime.core.compiled import compile_unet
 from dime.core.errors import InputError
 from dime.core.guidance import Binary, Guidance, Pull
 from dime.core.methods import METHODS

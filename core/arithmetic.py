@@ -1,4 +1,4 @@
-"""How the U-Net computes: number format, memory layout, and the memory behind it (docs/speed.md).
+"""How the U-Net computes: number format, memory layout, compiled code, and the memory behind it (docs/speed.md).
 
 The classifier is left as it is: it is what is being explained, and its gradients are held to the published figures.
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from dime.core.cli import say
 from guided_diffusion.unet import UNetModel
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# the parameters of glibc's mallopt (malloc.h)
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far compiled code may be from eager code, relative to the output: TF32, and roundings in another order."""
 
 
 def prepare_unet(model: UNetModel, precision: str, device: torch.device, published: bool = False) -> UNetModel:
@@ -41,8 +43,66 @@ def keep_freed_memory() -> None:
     glibc returns large blocks to the system at once and gets them back empty, page by page: on a CPU that takes up to
     a quarter of an evaluation's time.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt:
-            mallopt(_M_MMAP_MAX, 0)
-            mallopt(_M_TRIM_THRESHOLD, -1)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(-4, 0)  # M_MMAP_MAX of malloc.h
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD
+
+
+class CompiledUNet:
+    """A network (--compile) that evaluates images of one shape in compiled code, all else, gradients too, eagerly.
+
+    It has every attribute of the network.
+
+    Args:
+        model: the network. fast: its compiled form. shape: of the images (N, C, H, W) that `fast` is for.
+    """
+
+    def __init__(self, model: UNetModel, fast: Callable[..., torch.Tensor], shape: torch.Size) -> None:
+        self.model, self.fast, self.shape = model, fast, shape
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, x: torch.Tensor, timesteps: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        """As UNetModel.forward."""
+        if x.shape != self.shape or timesteps.shape != (1,) or torch.is_grad_enabled():
+            return self.model(x, timesteps, y)
+        if x.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()
+        return self.fast(x, timesteps, y).clone()  # the next evaluation overwrites a CUDA graph's output
+
+
+@torch.no_grad()
+def compile_unet(
+    model: UNetModel, shape: torch.Size, compiler: Callable[..., Callable[..., torch.Tensor]] | None = None
+) -> UNetModel | CompiledUNet:
+    """The network compiled for images (N, C, H, W) of this shape; itself where that fails or is wrong, which is said.
+
+    Args:
+        model: on its device, in the precision and layout that it will have.
+        compiler: takes the network and gives its compiled form; torch.compile unless another is given.
+    """
+    device = next(model.parameters()).device
+    x, y = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device), None
+    if model.num_classes is not None:
+        labels = (shape[0], model.num_classes) if model.multiclass else shape[:1]
+        y = torch.zeros(labels, dtype=torch.float32 if model.multiclass else torch.long, device=device)
+    try:
+        if compiler is None:  # on a GPU with CUDA graphs: small batches spend their time on launching kernels
+            mode = "reduce-overhead" if device.type == "cuda" else "default"
+            fast = torch.compile(model, dynamic=False, fullgraph=True, mode=mode)
+        else:
+            fast = compiler(model)
+        compiled = CompiledUNet(model, fast, shape)
+        for t in torch.tensor([[0], [250]], device=device):
+            ours, eager = (network(x, t, y).double() for network in (compiled, model))
+            error = float((ours - eager).norm() / eager.norm().clamp_min(1e-30))
+            if not error <= TOLERANCE[model.dtype]:  # NaN is wrong, too
+                say(f"--compile: the compiled U-Net is wrong and is not used (off by {error:.1e})")
+                return model
+    except Exception as error:  # whatever a missing C++ compiler, Triton or driver ends in
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(f"--compile is not possible here, the U-Net runs uncompiled: {reason}")
+        return model
+    return compiled

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -41,8 +42,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         """Parse, after spelling every flag the way it was declared."""
-        args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._declared_spelling(arg) for arg in args], namespace)
+        args = [self._declared_spelling(arg) for arg in (sys.argv[1:] if args is None else args)]
+        for place in reversed(range(1, len(args))):  # argparse takes lists such as -1,1 for flags
+            if re.match(r"-[\d.]+,", args[place]) and args[place - 1].startswith("--"):
+                args[place - 1 : place + 1] = [f"{args[place - 1]}={args[place]}"]
+        return super().parse_known_args(args, namespace)
 
     def given(self, args: Sequence[str] | None = None) -> dict[str, Any]:
         """The flags that are given, without the defaults of the others."""

@@ -17,7 +17,7 @@ from dime.core.errors import InputError
 from dime.core.files import read_yaml
 from dime.core.methods import WITH_INNER_CHAIN
 from dime.core.presets import PRESETS
-from dime.core.results import IMAGE_FORMATS
+from dime.core.results import FRAME_KINDS, IMAGE_FORMATS
 from dime.core.settings import Settings, flag
 from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
 
@@ -265,3 +265,9 @@ def _require_consistent(config: Config) -> None:
         raise InputError(f"--inner_steps, --inner_sampler: --method {config.method} has no inner chain; leave them out")
     if config.target and config.decision != "multiclass":
         raise InputError("--target: a binary decision has one opposite; leave it out, or give --decision multiclass")
+
+
+def kept_frames(config: Config) -> frozenset[str]:
+    """Which kinds of frames are written."""
+    keep = {"x_t": config.save_x_t, "z_t": config.save_z_t}
+    return frozenset(kind for kind in FRAME_KINDS if keep[kind] and config.save_images)

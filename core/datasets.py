@@ -20,7 +20,7 @@ from dime.core.errors import InputError
 from dime.core.folders import FILE, Listing, Sample, Source, read_table, require_plain
 from dime.core.photos import existing, holdings, image_transform, is_image_name, names_in, read_image
 
-__all__ = ["ATTRIBUTES", "CelebA", "Sample", "Source", "image_transform", "open_dataset", "read_image", "select_ids"]
+__all__ = ["ATTRIBUTES", "CelebA", "Sample", "Source", "image_transform", "open_dataset", "read_image"]
 
 ATTRIBUTES = tuple(
     """5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair
@@ -135,28 +135,6 @@ DATASETS: dict[str, Callable[[str, bool, Sequence[str] | None], Listing]] = {
     "bdd": folders.list_bdd,
 }
 """What --dataset may be -> (folder, use_train, class_names) -> the images. A new kind is one function, entered here."""
-
-
-def select_ids(dataset: Source, query_label: int | None, target_label: int, limit: int) -> list[int]:
-    """The ids that a run explains, all its chunks together: filter by label, then cut to `limit`.
-
-    A target_label keeps the images that do not carry it yet, as the value of attribute query_label or, without one,
-    as their class; -1 keeps all. Raises InputError where a label is asked for and there is none.
-    """
-    ids = range(len(dataset))
-    if target_label != -1:
-        labels = dataset.targets(query_label)
-        if labels is None:
-            raise InputError(
-                f"--target_label {target_label}: the images have no labels to choose them by; leave it out"
-            )
-        ids = np.flatnonzero(labels != target_label).tolist()
-    return list(ids[:limit])
-
-
-def chunk_of(ids: list[int], num_chunks: int, chunk: int) -> list[int]:
-    """The part of a run's ids that one of its chunks explains: every num_chunks-th, from number `chunk` on."""
-    return ids[chunk::num_chunks]
 
 
 def read_annotations(data_dir: str, partition: str) -> pd.DataFrame:

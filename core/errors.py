@@ -1,5 +1,10 @@
 """The one exception that means "what the user gave is wrong"."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
 
 class InputError(Exception):
     """A flag, file or folder is not what the program needs.
@@ -11,3 +16,9 @@ class InputError(Exception):
 
 class UndefinedError(InputError):
     """A metric has no value on these images: too few of them, or none of the kind that it looks at."""
+
+
+def nearest(text: str, names: Sequence[str]) -> str:
+    """The end of a message about an unknown name: those like it, in brackets; '' where none is."""
+    near = difflib.get_close_matches(text, names, n=3, cutoff=0.4)
+    return f" (is {' or '.join(near)} meant?)" if near else ""

@@ -5,7 +5,6 @@ An image's *id* is its position in the whole set, so that every experiment gives
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
 import re
@@ -22,7 +21,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dime.core.errors import InputError
+from dime.core.errors import InputError, nearest
 from dime.core.photos import existing, holdings, images_below, read_image
 from guided_diffusion.files import is_remote, open_file
 
@@ -308,8 +307,7 @@ def _classified(folder: str, files: list[str], labels: Sequence[str], class_name
     numbers = {str(number): number for number in range(len(classes))} | {name: i for i, name in enumerate(classes)}
     unknown = next((label for label in labels if label not in numbers), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, classes, n=3, cutoff=0.4) or classes[:3]
-        raise InputError(f"{folder}: {unknown} is none of the {len(classes)} classes; near it are {', '.join(near)}")
+        raise InputError(f"{folder}: {unknown} is none of the {len(classes)} classes{nearest(unknown, classes)}")
     return Listing(folder, table_of(files).assign(label=[numbers[label] for label in labels]), classes)
 
 

@@ -27,10 +27,10 @@ def load_diffusion(
 
     Raises InputError for a file that is missing, damaged, unsafe or of another network.
     """
-    device, known = torch.device(device), PRESETS.get(str(model), {})
+    known = PRESETS.get(str(model), {})
     own = {name: value for name, value in known.items() if name in model_and_diffusion_defaults()}
     loaded = diffusion.load_diffusion(known.get("model_path", model), own | flags, device)
-    prepare_unet(loaded.network, precision, device)
+    prepare_unet(loaded.network, precision, loaded.device)
     return loaded
 
 
@@ -44,7 +44,7 @@ def load_classifier(spec: str | Path, *, device: str | torch.device = "cpu", **d
     Its attributes `num_outputs` and `names` tell what the outputs are. Raises InputError.
     """
     path = PRESETS.get(str(spec), {}).get("classifier_path", spec)
-    return classifiers.load_classifier(str(path), torch.device(device), **description)
+    return classifiers.load_classifier(path, torch.device(device), **description)
 
 
 def load_perceptual(

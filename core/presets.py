@@ -1,7 +1,7 @@
 """Named settings of main.py: --preset NAMES gives several flags other defaults; flags that are given win.
 
-A preset is an entry here. bench/quality.py measures what they are worth; docs/methods.md
-says what came out.
+A preset is an entry here. Those of methods are measured in docs/methods.md; those of public diffusion models are the
+flags that their authors publish (models/README.md says where the files are).
 """
 
 from __future__ import annotations
@@ -20,6 +20,17 @@ _INVERTED: dict[str, Any] = {
     "l1_loss": 0,
     "l_perc": 0,
 }
+
+_ADM = {
+    "attention_resolutions": "32,16,8",
+    "num_res_blocks": 2,
+    "learn_sigma": True,
+    "resblock_updown": True,
+    "use_scale_shift_norm": True,
+    "noise_schedule": "linear",
+}
+"""What Dhariwal and Nichol 2021 train, and those who build on their code."""
+_256 = _ADM | {"image_size": 256, "num_channels": 256, "num_head_channels": 64, "diffusion_steps": 1000}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {"method": "dime", "inner_steps": "0"},
@@ -40,16 +51,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "turbo": {**_INVERTED, "outer_steps": 6},
     # the paper's settings for CelebA, as in its published commands
     "celeba": {
+        **_ADM,
         "image_size": 128,
         "num_channels": 128,
-        "num_res_blocks": 2,
         "num_heads": 4,
-        "attention_resolutions": "32,16,8",
-        "learn_sigma": True,
-        "resblock_updown": True,
-        "use_scale_shift_norm": True,
         "diffusion_steps": 500,
-        "noise_schedule": "linear",
         "use_fp16": True,
         "timestep_respacing": "200",
         "start_step": 60,
@@ -82,5 +88,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "l_perc": 300,
         "l_perc_layer": 2,
     },
+    # OpenAI's for ImageNet: 256x256_diffusion_uncond.pt, 256x256_diffusion.pt, 64x64_diffusion.pt
+    "imagenet256": _256 | {"class_cond": False},
+    "imagenet256-classes": _256 | {"class_cond": True},
+    "imagenet64": _256
+    | {"image_size": 64, "num_channels": 192, "num_res_blocks": 3, "class_cond": True, "dropout": 0.1}
+    | {"noise_schedule": "cosine", "use_new_attention_order": True},
+    # ACE's for CelebA-HQ and BDD100k
+    "celebahq256": _256 | {"num_channels": 128, "diffusion_steps": 500},
+    "bdd256": _256 | {"num_channels": 128, "channel_mult": "1,2,3,4", "attention_resolutions": "16,8"},
+    # P2-weighting's for FFHQ, CelebA-HQ, CUB, AFHQ, flowers and MetFaces
+    "p2-256": _256 | {"num_channels": 128, "num_res_blocks": 1, "attention_resolutions": "16"},
 }
 """Name -> flag -> value."""

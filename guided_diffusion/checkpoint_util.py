@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from guided_diffusion import files
 from guided_diffusion.files import open_file
@@ -23,39 +23,52 @@ from guided_diffusion.files import open_file
 _PREFIX = "module."  # DistributedDataParallel and DataParallel put it before every name
 
 
-def save_state_dict(path: str | Path, state_dict: Mapping[str, torch.Tensor], config: dict | None = None) -> None:
-    """Write a network's weights to `path` in float32, under the network's own names; atomic (see `save`).
-
-    `config`: plain numbers, strings and booleans that describe the network; `stored_config` gives them back.
-    Raises OSError when the file cannot be written; what had that name before is then still whole.
-    """
+def save_state_dict(path: str | Path, state_dict: Mapping[str, Tensor], config: dict | None = None) -> None:
+    """Write a network's weights as `portable` gives them; atomic, errors as in `save`."""
     save(path, portable(state_dict, config))
 
 
-def portable(state_dict: Mapping[str, torch.Tensor], config: dict | None = None) -> OrderedDict[str, torch.Tensor]:
-    """The content that `save_state_dict` writes: copies on the CPU, with the configuration in the metadata."""
-    weights = OrderedDict((_own_name(name), _to_disk(tensor)) for name, tensor in state_dict.items())
-    weights._metadata = _own_metadata(state_dict)
+def portable(state_dict: Mapping[str, Tensor], config: dict | None = None) -> OrderedDict[str, Tensor]:
+    """Copies of a network's weights on the CPU, in float32 where they are floating point, under its own names.
+
+    `config`: plain numbers, strings and booleans that describe the network; `stored_config` gives them back.
+    """
+    weights = _own_names(state_dict)
+    for name, tensor in weights.items():  # copies: a view would drag its whole storage along
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        weights[name] = tensor.detach().to("cpu", dtype, copy=True)
     if config is not None:
         weights._metadata[""] = {**weights._metadata.get("", {}), "config": dict(config)}
     return weights
 
 
-def load_state_dict(path: str | Path, map_location: str | torch.device = "cpu") -> OrderedDict[str, torch.Tensor]:
+def load_state_dict(path: str | Path, map_location: str | torch.device = "cpu") -> OrderedDict[str, Tensor]:
     """Read a network's weights, without the `module.` that parallel wrappers put before names.
 
     Raises FileNotFoundError, or ValueError when the file is not a plain dictionary of names and tensors.
     """
     loaded = load(path, map_location)
-    is_state_dict = isinstance(loaded, dict) and all(isinstance(value, torch.Tensor) for value in loaded.values())
-    if not is_state_dict or not loaded:
-        raise ValueError(f"{path}: expected a state dict (parameter names and tensors), found {_outline(loaded)}")
-    weights = OrderedDict((_own_name(name), tensor) for name, tensor in loaded.items())
-    weights._metadata = _own_metadata(loaded)
+    if not isinstance(loaded, dict):
+        found = f"a {type(loaded).__name__}"
+    elif loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+        return _own_names(loaded)
+    else:
+        found = f"a dictionary with {', '.join(map(str, list(loaded)[:4])) or 'nothing in it'}"
+    raise ValueError(f"{path}: expected a state dict (parameter names and tensors), found {found}")
+
+
+def _own_names(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The same tensors and metadata under the network's own names (a wrapper's own entry gives way)."""
+    weights = OrderedDict((name.removeprefix(_PREFIX), tensor) for name, tensor in state_dict.items())
+    wrapped = all(name.startswith(_PREFIX) for name in state_dict)
+    metadata = {
+        f"{name}.": value for name, value in getattr(state_dict, "_metadata", {}).items() if name or not wrapped
+    }
+    weights._metadata = OrderedDict((name.removeprefix(_PREFIX).rstrip("."), value) for name, value in metadata.items())
     return weights
 
 
-def mismatch(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:
+def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """What keeps one table of weights from standing in for another, in a few words; '' when nothing does."""
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
@@ -72,16 +85,16 @@ def mismatch(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Ten
     return ", ".join(parts)
 
 
-def require_same_names(module: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
+def require_same_names(module: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
     """Raise ValueError, in one line, unless these weights have the names and shapes of the network's own."""
     if problem := mismatch(module.state_dict(), state_dict):
         raise ValueError(f"{source}: another network than the flags describe: {problem}")
 
 
-def require_finite(state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
+def require_finite(state_dict: Mapping[str, Tensor], source: str | Path) -> None:
     """Raise ValueError, naming the first, if a weight is infinite or no number."""
     for name, tensor in state_dict.items():
-        if not bool(tensor.isfinite().all()):
+        if not tensor.isfinite().all():
             raise ValueError(f"{source}: {name} holds numbers that are not finite; use an earlier file")
 
 
@@ -91,7 +104,7 @@ def load_optimizer(opt: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):
         for moment in state["state"].get(number, {}).values():
-            if isinstance(moment, torch.Tensor) and moment.ndim and moment.shape != parameter.shape:
+            if isinstance(moment, Tensor) and moment.ndim and moment.shape != parameter.shape:
                 raise ValueError("the optimizer's state is of a network with other shapes")
     opt.load_state_dict(state)
 
@@ -113,10 +126,7 @@ def stored_config(state_dict: Mapping[str, Any]) -> dict | None:
 
 
 def save(path: str | Path, content: Any) -> None:
-    """`torch.save`, atomic: whenever the power fails, `path` holds the old content or the new, whole.
-
-    Paths with a scheme (`gs://…`) go through blobfile. Raises OSError when the file cannot be written.
-    """
+    """`torch.save`, here or in an object store, as `files.write_atomically`: whole or not at all, or OSError."""
     files.write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -138,7 +148,7 @@ def partial_path(path: str | Path) -> Path:
 
 def plain(value: Any) -> Any:
     """The same value on the CPU, made so that equal values pickle to equal bytes: pickle marks repeated *objects*."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):
         return {sys.intern(key) if isinstance(key, str) else key: plain(item) for key, item in value.items()}
@@ -159,34 +169,8 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", mmap: bool 
     with file:
         try:
             return torch.load(path if mmap else file, map_location=map_location, weights_only=True, mmap=mmap)
-        except pickle.UnpicklingError as error:
-            reason = "not a checkpoint of tensors and plain values, so it is not loaded"
-            raise ValueError(f"{path}: {reason}") from error
         except Exception as error:  # torch's readers fail in many ways, IndexError among them
             reason = "damaged or not a torch checkpoint; give a file that torch.save wrote"
+            if isinstance(error, pickle.UnpicklingError):
+                reason = "not a checkpoint of tensors and plain values, so it is not loaded"
             raise ValueError(f"{path}: {reason}") from error
-
-
-def _to_disk(tensor: torch.Tensor) -> torch.Tensor:
-    """A CPU copy, in float32 where it is floating point; a view would drag its whole storage along."""
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to("cpu", dtype, copy=True)
-
-
-def _own_name(name: str) -> str:
-    return name.removeprefix(_PREFIX)
-
-
-def _own_metadata(state_dict: Mapping[str, Any]) -> OrderedDict[str, dict]:
-    """The metadata of a state dict under the network's own names (a wrapper's own entry gives way)."""
-    metadata = getattr(state_dict, "_metadata", None) or {}
-    wrapped = all(name.startswith(_PREFIX) for name in state_dict)
-    inner = {name: value for name, value in metadata.items() if name or not wrapped}
-    return OrderedDict((_own_name(f"{name}.").rstrip("."), value) for name, value in inner.items())
-
-
-def _outline(value: Any) -> str:
-    if not isinstance(value, dict):
-        return f"a {type(value).__name__}"
-    keys = ", ".join(map(str, list(value)[:4]))
-    return f"a dictionary with {keys or 'nothing in it'}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -16,13 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from guided_diffusion import checkpoint_util
+from guided_diffusion.checkpoint_util import load_state_dict  # noqa: F401 (published)
 from guided_diffusion.launch import Launch, detect, leave_mpiexec, open_store
 
-# Others may wait long while rank 0 draws samples; that a process died shows in `watched`, not by this.
-_COLLECTIVE_TIMEOUT = timedelta(days=1)
-_LONGER_THAN_ANY_TRAINING = timedelta(days=3650)
 _GRACE = 2.0
 """Seconds that a process whose neighbour has ended still has to end by an error of its own, which says more."""
 
@@ -32,15 +29,13 @@ _device: torch.device | None = None
 def setup_dist(devices: str = "") -> None:
     """Open the process group that the launcher asks for: of one process too, and on a CPU too. Twice is once.
 
-    `devices`: GPU indices separated by commas; the process with local rank r takes entry r. '' gives it GPU number r.
-    Where there is no GPU, every process uses the CPU (gloo). Raises ValueError when a process would have no device,
-    and as `launch.open_store`.
+    Raises as `choose_device` and `launch.open_store`.
     """
     global _device
     if dist.is_initialized():
         return
     launch = detect()
-    _device = _choose_device(launch, devices)
+    _device = choose_device(launch, devices)
     if _device.type == "cuda":
         torch.cuda.set_device(_device)
     dist.init_process_group(
@@ -48,8 +43,38 @@ def setup_dist(devices: str = "") -> None:
         store=open_store(launch),
         rank=launch.rank,
         world_size=launch.world_size,
-        timeout=_COLLECTIVE_TIMEOUT,
+        timeout=timedelta(days=1),  # rank 0 may draw samples for long; that a process died shows in `watched`
     )
+
+
+def choose_device(launch: Launch, devices: str = "") -> torch.device:
+    """The device of a process: GPU number local rank, or that entry of `devices`, GPU indices separated by commas.
+
+    Where there is no GPU, it is the CPU. Raises ValueError when there is no such GPU, or nothing says which.
+    """
+    chosen = [entry.strip() for entry in devices.split(",")] if devices else []
+    if not all(entry.isdecimal() for entry in chosen):
+        raise ValueError(f"gpus {devices!r}: expected GPU indices separated by commas, such as 0,1")
+    place = launch.local_rank
+    if chosen and place is not None and len(chosen) < (launch.local_size or place + 1):
+        raise ValueError(
+            f"gpus {devices!r} names {len(chosen)} GPU(s) for {launch.local_size or 'more'} processes on this machine: "
+            "name one for each, or start fewer"
+        )
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    present = torch.cuda.device_count()
+    choice = [int(entry) for entry in chosen] or range(present)
+    if place is None and len(choice) > 1:
+        raise ValueError(
+            f"{launch}: which of {len(choice)} GPUs is this process's? Set LOCAL_RANK and LOCAL_WORLD_SIZE, or "
+            "name one by --gpus"
+        )
+    place = place or 0
+    if place >= len(choice) or choice[place] >= present:
+        asked = f"gpus {devices!r}" if chosen else f"{launch.local_size or launch.world_size} processes"
+        raise ValueError(f"{asked}: this machine has {present} GPU(s), counted from 0, one for each process")
+    return torch.device("cuda", choice[place])
 
 
 def close() -> None:
@@ -75,13 +100,12 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else detect().world_size
 
 
-def load_state_dict(path: str, **kwargs) -> OrderedDict[str, torch.Tensor]:
-    """Read a network's weights in every process (see `checkpoint_util.load_state_dict`)."""
-    return checkpoint_util.load_state_dict(path, **kwargs)
+def _alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
 
 
 @torch.no_grad()
-def sync_params(params: Iterable[torch.Tensor]) -> None:
+def sync_params(params: Iterable[Tensor]) -> None:
     """Give every process rank 0's values, in place."""
     for parameter in () if _alone() else params:
         dist.broadcast(parameter, src=0)
@@ -115,7 +139,7 @@ def any_rank(flag: bool) -> bool:
     return bool(sum_over_ranks(torch.tensor(int(flag))))
 
 
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum over all processes, in place."""
     if not _alone():
         dist.all_reduce(tensor)
@@ -133,10 +157,8 @@ def watched() -> Iterator[None]:
         yield
         return
     own, following = rank(), (rank() + 1) % world_size()
-    group = dist.new_group(backend="gloo", timeout=_LONGER_THAN_ANY_TRAINING)
-    leaving = threading.Event()
-
-    unsaid = threading.Lock()
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=3650))  # longer than any training
+    leaving, unsaid = threading.Event(), threading.Lock()
 
     def say_farewell(all_well: bool) -> None:
         if unsaid.acquire(blocking=False):
@@ -168,34 +190,3 @@ def watched() -> Iterator[None]:
         say_farewell(False)
         watch.join(2 * _GRACE)
         raise
-
-
-def _alone() -> bool:
-    return not dist.is_initialized() or dist.get_world_size() == 1
-
-
-def _choose_device(launch: Launch, devices: str) -> torch.device:
-    chosen = [entry.strip() for entry in devices.split(",")] if devices else []
-    if not all(entry.isdecimal() for entry in chosen):
-        raise ValueError(f"gpus {devices!r}: expected GPU indices separated by commas, such as 0,1")
-    if chosen and launch.local_rank is not None and len(chosen) < (launch.local_size or launch.local_rank + 1):
-        raise ValueError(
-            f"gpus {devices!r} names {len(chosen)} GPU(s) for {launch.local_size or 'more'} processes on this machine: "
-            "name one for each, or start fewer"
-        )
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    present = torch.cuda.device_count()
-    choice = [int(entry) for entry in chosen] or range(present)
-    place = launch.local_rank
-    if place is None:
-        if len(choice) > 1:
-            raise ValueError(
-                f"{launch}: which of {len(choice)} GPUs is this process's? Set LOCAL_RANK and LOCAL_WORLD_SIZE, or "
-                "name one by --gpus"
-            )
-        place = 0
-    if place >= len(choice) or choice[place] >= present:
-        asked = f"gpus {devices!r}" if chosen else f"{launch.local_size or launch.world_size} processes"
-        raise ValueError(f"{asked}: this machine has {present} GPU(s), counted from 0, one for each process")
-    return torch.device("cuda", choice[place])

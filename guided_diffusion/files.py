@@ -8,17 +8,13 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-Content = bytes | Callable[[BinaryIO], None]
-"""What a file is to hold, or a function that writes it."""
-
+_TEMPORARY = re.compile(r"\.(?P<pid>\d+)-(?P<host>.+)-[0-9a-f]{8}\.tmp$")
 _FOREIGN_ORPHAN_AGE = 24 * 3600.0
 """Seconds after which a temporary file of another machine, whose processes cannot be asked after, is an orphan."""
-
-_TEMPORARY = re.compile(r"\.(?P<pid>\d+)-(?P<host>.+)-[0-9a-f]{8}\.tmp$")
 
 
 def is_remote(path: str | Path) -> bool:
@@ -49,45 +45,35 @@ def walk(folder: str | Path) -> Iterator[str]:
     yield from sorted(shown, key=lambda path: path.split("/"))
 
 
-def write_atomically(path: str | Path, content: Content) -> None:
+def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file so that no reader, and no crash, ever finds a part of it: temporary sibling, on the disk, rename.
 
-    Raises OSError, in one line, when it cannot be written; what had that name before is then whole.
+    `content`: what it is to hold, or a function that writes it. Raises OSError, in one line, when it cannot be
+    written; what had that name before is then whole.
     """
+    write = content if callable(content) else lambda file: file.write(content)
     if is_remote(path):  # object stores show an object only when its upload is complete
         with open_file(path, "wb") as file:
-            _fill(file, content)
+            write(file)
         return
     path = Path(path)
-    owner = f"{os.getpid()}-{socket.gethostname()}"
-    temporary = path.with_name(f".{path.name}.{owner}-{uuid.uuid4().hex[:8]}.tmp")
-    write_to_disk(temporary, content, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{socket.gethostname()}-{uuid.uuid4().hex[:8]}.tmp")
+    write_to_disk(temporary, write, path)
     publish(temporary, path)
 
 
-def write_to_disk(temporary: Path, content: Content, path: Path) -> None:
+def write_to_disk(temporary: Path, write: Callable[[BinaryIO], object], path: Path) -> None:
     """The first half of `write_atomically`: the content of `path` is on the disk, under another name."""
-    try:
-        with temporary.open("wb") as file:
-            _fill(file, content)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, (OSError, RuntimeError)):  # torch hides a full disk in a RuntimeError of many lines
-            raise _could_not_write(path, error) from error
-        raise
+    with _cleared_away(temporary, path), temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def publish(temporary: Path, path: Path) -> None:
     """The second half: what was written takes its name."""
-    try:
+    with _cleared_away(temporary, path):
         temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise _could_not_write(path, error) from error
     with suppress(OSError):  # Windows, CIFS and FUSE cannot; the file is whole without it too
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
@@ -96,45 +82,36 @@ def publish(temporary: Path, path: Path) -> None:
             os.close(descriptor)
 
 
+@contextmanager
+def _cleared_away(temporary: Path, path: Path) -> Iterator[None]:
+    """What goes wrong within leaves no temporary file, and is an OSError of one line."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, (OSError, RuntimeError)):  # torch hides a full disk in a RuntimeError of many lines
+            reason = getattr(error, "strerror", None) or "is the disk full?"
+            raise OSError(f"{path}: could not be written ({reason}); nothing that was there was changed") from error
+        raise
+
+
 def remove_orphans(folders: Iterable[Path]) -> None:
     """Remove the temporary files that dead processes left in these folders; those of living ones stay."""
-    for folder in folders:
-        for path in folder.glob(".*.tmp"):
-            if _is_orphan(path):
-                path.unlink(missing_ok=True)
-
-
-def _fill(file: BinaryIO, content: Content) -> None:
-    if isinstance(content, bytes):
-        file.write(content)
-    else:
-        content(file)
-
-
-def _could_not_write(path: Path, error: Exception) -> OSError:
-    reason = getattr(error, "strerror", None) or "is the disk full?"
-    return OSError(f"{path}: could not be written ({reason}); nothing that was there was changed")
-
-
-def _is_orphan(path: Path) -> bool:
-    found = _TEMPORARY.search(path.name)
-    if found is None:
-        return False
-    if found["host"] == socket.gethostname() and not _is_alive(int(found["pid"])):
-        return True
-    try:
-        return time.time() - path.stat().st_mtime > _FOREIGN_ORPHAN_AGE
-    except FileNotFoundError:  # its writer has just finished
-        return False
+    for path in (path for folder in folders for path in folder.glob(".*.tmp")):
+        if found := _TEMPORARY.search(path.name):
+            with suppress(FileNotFoundError):  # its writer has just finished
+                is_old = time.time() - path.stat().st_mtime > _FOREIGN_ORPHAN_AGE
+                if is_old or (found["host"] == socket.gethostname() and not _is_alive(int(found["pid"]))):
+                    path.unlink()
 
 
 def _is_alive(pid: int) -> bool:
-    if os.name != "posix":  # there, asking ends the process
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
+    if os.name == "posix":  # elsewhere, asking ends the process
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except (PermissionError, OverflowError):
+            pass
     return True

@@ -1,32 +1,34 @@
 """Gaussian diffusion: sampling, and the losses of training.
 
 Notation of Ho et al. 2020 (DDPM): x_0 = x_start is the clean image, x_t the noisy one, ᾱ_t = alphas_cumprod[t].
-Images are (N, C, H, W) in [-1, 1]; t is (N,), integer indices of this process. Three layers build on each other:
-ForwardProcess (the schedule alone), ReverseProcess (a network's step back), GaussianDiffusion (loops and losses).
+Images are (N, C, H, W) in [-1, 1]; t is (N,), integer indices of this process. Single steps are in process.py.
 """
 
 from __future__ import annotations
 
 import enum
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 
-from guided_diffusion.forward_process import betas_for_alpha_bar, get_named_beta_schedule  # noqa: F401 (published)
 from guided_diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
 from guided_diffusion.nn import mean_flat
-from guided_diffusion.reverse_process import (
+from guided_diffusion.process import (  # noqa: F401 (some are published as names of this module)
     CondFn,
     DenoisedFn,
     Kwargs,
     Model,
     ModelMeanType,
-    ModelVarType,  # noqa: F401 (published)
+    ModelVarType,
     ReverseProcess,
     Tensors,
+    betas_for_alpha_bar,
+    get_named_beta_schedule,
 )
 
 
@@ -44,12 +46,7 @@ class LossType(enum.Enum):
 
 
 class GaussianDiffusion(ReverseProcess):
-    """A diffusion process with its sampling loops and training losses.
-
-    Args:
-        loss_type: what training_losses returns.
-        settings: betas, model_mean_type, model_var_type and rescale_timesteps of ReverseProcess.
-    """
+    """A diffusion process with its sampling loops and training losses; settings: those of ReverseProcess."""
 
     def __init__(self, *, loss_type: LossType, **settings: Any) -> None:
         super().__init__(**settings)
@@ -58,37 +55,34 @@ class GaussianDiffusion(ReverseProcess):
     def p_sample(
         self,
         model: Model,
-        x: torch.Tensor,
-        t: torch.Tensor,
+        x: Tensor,
+        t: Tensor,
         clip_denoised: bool = True,
-        denoised_fn: DenoisedFn | None = None,
-        cond_fn: CondFn | None = None,
-        model_kwargs: Kwargs | None = None,
+        denoised_fn: DenoisedFn = None,
+        cond_fn: CondFn = None,
+        model_kwargs: Kwargs = None,
     ) -> Tensors:
         """A draw of x_{t-1}: sample and pred_xstart. At index 0 it is the mean; noise is drawn even there."""
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
         noise = torch.randn_like(x)
-        mean = out["mean"]
-        if cond_fn is not None:
-            mean = self.condition_mean(cond_fn, out, x, t, model_kwargs)
+        mean = out["mean"] if cond_fn is None else self.condition_mean(cond_fn, out, x, t, model_kwargs)
         sample = mean + _above_zero(t, x) * torch.exp(0.5 * out["log_variance"]) * noise
         return {"sample": sample, "pred_xstart": out["pred_xstart"]}
 
     def ddim_sample(
         self,
         model: Model,
-        x: torch.Tensor,
-        t: torch.Tensor,
+        x: Tensor,
+        t: Tensor,
         clip_denoised: bool = True,
-        denoised_fn: DenoisedFn | None = None,
-        cond_fn: CondFn | None = None,
-        model_kwargs: Kwargs | None = None,
+        denoised_fn: DenoisedFn = None,
+        cond_fn: CondFn = None,
+        model_kwargs: Kwargs = None,
         eta: float = 0.0,
     ) -> Tensors:
         """x_{t-1} by DDIM: sample and pred_xstart (Song et al. 2021, equation 12).
 
-        Args:
-            eta: the share of noise, from 0 (none, though it is drawn) to 1 (as much as DDPM).
+        eta: the share of noise, from 0 (none, though it is drawn) to 1 (as much as DDPM).
         """
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
         if cond_fn is not None:
@@ -104,11 +98,11 @@ class GaussianDiffusion(ReverseProcess):
     def ddim_reverse_sample(
         self,
         model: Model,
-        x: torch.Tensor,
-        t: torch.Tensor,
+        x: Tensor,
+        t: Tensor,
         clip_denoised: bool = True,
-        denoised_fn: DenoisedFn | None = None,
-        model_kwargs: Kwargs | None = None,
+        denoised_fn: DenoisedFn = None,
+        model_kwargs: Kwargs = None,
         eta: float = 0.0,
     ) -> Tensors:
         """x_{t+1} by DDIM, towards noise: sample and pred_xstart.
@@ -123,100 +117,70 @@ class GaussianDiffusion(ReverseProcess):
         sample = pred_xstart * alpha_bar_next.sqrt() + torch.sqrt(1 - alpha_bar_next) * eps
         return {"sample": sample, "pred_xstart": pred_xstart}
 
-    # Sampling loops
+    # Sampling loops. Their arguments after `shape` are those of `sample_progressively`.
 
-    def p_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Samples of this shape from noise; the arguments are those of p_sample_loop_progressive."""
-        return _last(self.p_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
+    def p_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> Tensor:
+        """Samples of this shape from noise."""
+        return deque(self.p_sample_loop_progressive(model, shape, *args, **kwargs), maxlen=1)[0]["sample"]
 
     def p_sample_loop_progressive(
-        self,
-        model: Model,
-        shape: tuple[int, ...],
-        noise: torch.Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: DenoisedFn | None = None,
-        cond_fn: CondFn | None = None,
-        model_kwargs: Kwargs | None = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
+        self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any
     ) -> Iterator[Tensors]:
-        """Yield what p_sample returns, from the highest index down to 0.
+        """Yield what p_sample returns, from the highest index down to 0."""
+        return self.sample_progressively(self.p_sample, model, shape, *args, **kwargs)
 
-        Args:
-            shape: of the samples, (N, C, H, W).
-            noise: the start, of that shape; None: drawn.
-            device: where to draw it; None: where the model's parameters are.
-            progress: show a bar (needs tqdm).
-        """
-        step = partial(self.p_sample, model, clip_denoised=clip_denoised, denoised_fn=denoised_fn)
-        step = partial(step, cond_fn=cond_fn, model_kwargs=model_kwargs)
-        yield from self._loop(step, model, shape, noise, device, progress)
-
-    def ddim_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Samples of this shape from noise; the arguments are those of ddim_sample_loop_progressive."""
-        return _last(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
+    def ddim_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> Tensor:
+        """Samples of this shape from noise, by DDIM; eta as in ddim_sample."""
+        return deque(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs), maxlen=1)[0]["sample"]
 
     def ddim_sample_loop_progressive(
-        self,
-        model: Model,
-        shape: tuple[int, ...],
-        noise: torch.Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: DenoisedFn | None = None,
-        cond_fn: CondFn | None = None,
-        model_kwargs: Kwargs | None = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-        eta: float = 0.0,
+        self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any
     ) -> Iterator[Tensors]:
-        """Yield what ddim_sample returns, from the highest index down to 0.
+        """Yield what ddim_sample returns, from the highest index down to 0; eta as in ddim_sample."""
+        return self.sample_progressively(self.ddim_sample, model, shape, *args, **kwargs)
 
-        Arguments as in p_sample_loop_progressive, and eta as in ddim_sample.
-        """
-        step = partial(self.ddim_sample, model, clip_denoised=clip_denoised, denoised_fn=denoised_fn, eta=eta)
-        step = partial(step, cond_fn=cond_fn, model_kwargs=model_kwargs)
-        yield from self._loop(step, model, shape, noise, device, progress)
-
-    def _loop(
+    def sample_progressively(
         self,
         step: Callable[..., Tensors],
         model: Model,
         shape: tuple[int, ...],
-        x: torch.Tensor | None,
-        device: torch.device | str | None,
-        progress: bool,
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        denoised_fn: DenoisedFn = None,
+        cond_fn: CondFn = None,
+        model_kwargs: Kwargs = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+        **settings: Any,
     ) -> Iterator[Tensors]:
-        """Yield step(x=…, t=…) from noise x (None: drawn) down to index 0."""
+        """Yield what a step (p_sample, ddim_sample) returns, from the highest index down to 0.
+
+        Args:
+            shape: of the samples, (N, C, H, W).
+            noise: the start, of that shape; None: drawn on `device` (None: where the model's parameters are).
+            progress: show a bar.
+            settings: what the step takes beside the others.
+        """
+        x = noise
         if x is None:
             x = torch.randn(*shape, device=device or next(model.parameters()).device)
         elif x.shape != tuple(shape):
             raise ValueError(f"noise is {tuple(x.shape)} where {tuple(shape)} was asked for")
         for t in self._descending(shape[0], x.device, progress):
             with torch.no_grad():
-                out = step(x=x, t=t)
+                out = step(model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, **settings)
             yield out
             x = out["sample"]
 
-    def _descending(self, batch: int, device: torch.device, progress: bool = False) -> Iterator[torch.Tensor]:
+    def _descending(self, batch: int, device: torch.device, progress: bool = False) -> Iterator[Tensor]:
         """Index tensors (batch,) from num_timesteps - 1 down to 0."""
-        indices = reversed(range(self.num_timesteps))
-        if progress:
-            from tqdm.auto import tqdm
-
-            indices = tqdm(indices, total=self.num_timesteps)
-        for i in indices:
+        for i in tqdm(reversed(range(self.num_timesteps)), total=self.num_timesteps, disable=not progress):
             yield torch.full((batch,), i, device=device)
 
     # Losses
 
     def training_losses(
-        self,
-        model: Model,
-        x_start: torch.Tensor,
-        t: torch.Tensor,
-        model_kwargs: Kwargs | None = None,
-        noise: torch.Tensor | None = None,
+        self, model: Model, x_start: Tensor, t: Tensor, model_kwargs: Kwargs = None, noise: Tensor | None = None
     ) -> Tensors:
         """Losses of a batch at indices t: `loss`, and `mse` and `vb` where they are parts of it, each (N,).
 
@@ -236,28 +200,21 @@ class GaussianDiffusion(ReverseProcess):
             losses["vb"], _ = self._vb_terms(frozen, x_start, x_t, t, clip_denoised=False)
             if self.loss_type is LossType.RESCALED_MSE:
                 losses["vb"] = losses["vb"] * (self.num_timesteps / 1000)
-        losses["mse"] = mean_flat((self._target(x_start, x_t, t, noise) - prediction) ** 2)
+        if self.model_mean_type is ModelMeanType.EPSILON:
+            target = noise
+        elif self.model_mean_type is ModelMeanType.START_X:
+            target = x_start
+        elif self.model_mean_type is ModelMeanType.V:
+            target = self.q_sample(noise, t, noise=-x_start)  # sqrt(ᾱ) ε - sqrt(1 - ᾱ) x_0
+        else:
+            target = self.posterior_mean(x_start, x_t, t)
+        losses["mse"] = mean_flat((target - prediction) ** 2)
         losses["loss"] = losses["mse"] + losses["vb"] if "vb" in losses else losses["mse"]
         return losses
 
-    def _target(self, x_start: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What the network should have predicted."""
-        if self.model_mean_type is ModelMeanType.EPSILON:
-            return noise
-        if self.model_mean_type is ModelMeanType.START_X:
-            return x_start
-        if self.model_mean_type is ModelMeanType.V:
-            return self.velocity(x_start, t, noise)
-        return self.posterior_mean(x_start, x_t, t)
-
     def _vb_terms(
-        self,
-        model_output: torch.Tensor,
-        x_start: torch.Tensor,
-        x_t: torch.Tensor,
-        t: torch.Tensor,
-        clip_denoised: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, model_output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool
+    ) -> tuple[Tensor, Tensor]:
         """A term of the variational bound in bits per dimension, (N,), and pred_xstart.
 
         At t > 0 it is the KL divergence between posterior and step back, at t = 0 the negative log-likelihood
@@ -270,25 +227,15 @@ class GaussianDiffusion(ReverseProcess):
         nats = torch.where(t == 0, mean_flat(nll), mean_flat(kl))
         return nats / math.log(2.0), out["pred_xstart"]
 
-    def _prior_bpd(self, x_start: torch.Tensor) -> torch.Tensor:
-        """KL(q(x_T | x_0) || N(0, 1)) in bits per dimension, (N,)."""
-        t = torch.full((x_start.shape[0],), self.num_timesteps - 1, device=x_start.device)
-        mean, _, log_variance = self.q_mean_variance(x_start, t)
-        return mean_flat(normal_kl(mean, log_variance, 0.0, 0.0)) / math.log(2.0)
-
     def calc_bpd_loop(
-        self,
-        model: Model,
-        x_start: torch.Tensor,
-        clip_denoised: bool = True,
-        model_kwargs: Kwargs | None = None,
+        self, model: Model, x_start: Tensor, clip_denoised: bool = True, model_kwargs: Kwargs = None
     ) -> Tensors:
         """The variational bound of images, in bits per dimension, with fresh noise for each term.
 
         Returns total_bpd and prior_bpd, (N,); vb, xstart_mse and mse (of ε), (N, num_timesteps), their columns
         from the highest index down to 0.
         """
-        terms: dict[str, list[torch.Tensor]] = {"vb": [], "xstart_mse": [], "mse": []}
+        terms: dict[str, list[Tensor]] = {"vb": [], "xstart_mse": [], "mse": []}
         for t in self._descending(x_start.shape[0], x_start.device):
             noise = torch.randn_like(x_start)
             x_t = self.q_sample(x_start, t, noise)
@@ -299,16 +246,12 @@ class GaussianDiffusion(ReverseProcess):
             terms["xstart_mse"].append(mean_flat((pred_xstart - x_start) ** 2))
             terms["mse"].append(mean_flat((self.eps_from_xstart(x_t, t, pred_xstart) - noise) ** 2))
         columns = {name: torch.stack(values, dim=1) for name, values in terms.items()}
-        prior_bpd = self._prior_bpd(x_start)
+        last = torch.full((x_start.shape[0],), self.num_timesteps - 1, device=x_start.device)
+        mean, _, log_variance = self.q_mean_variance(x_start, last)  # of x_T, compared with N(0, 1)
+        prior_bpd = mean_flat(normal_kl(mean, log_variance, 0.0, 0.0)) / math.log(2.0)
         return {"total_bpd": columns["vb"].sum(dim=1) + prior_bpd, "prior_bpd": prior_bpd, **columns}
 
 
-def _above_zero(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _above_zero(t: Tensor, x: Tensor) -> Tensor:
     """1[t > 0], shaped to broadcast against x."""
     return (t > 0).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
-
-
-def _last(steps: Iterator[Tensors]) -> Tensors:
-    for step in steps:  # noqa: B007 (only the last one matters)
-        pass
-    return step

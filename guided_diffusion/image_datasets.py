@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from guided_diffusion import dist_util
@@ -19,7 +20,6 @@ from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.files import is_remote, open_file, walk
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".gif"}
-_MOST_WORKERS = 4
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -60,7 +60,7 @@ def load_data(
     deterministic: bool = False,
     random_crop: bool = False,
     random_flip: bool = True,
-) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Endless batches (images float32 (N, 3, S, S) in [-1, 1], {'y': int64 (N,)} or {}) of this process's share.
 
     jpg, jpeg, png and gif files are found recursively and sorted. With `class_cond` a file's class is its name up to
@@ -69,13 +69,15 @@ def load_data(
     """
     if not data_dir:
         raise ValueError("data_dir: no folder of images was named")
-    paths = _list_image_files_recursively(data_dir)
+    paths = [path for path in walk(data_dir) if PurePosixPath(path).suffix.lower() in _SUFFIXES]
     if not paths:
         raise ValueError(f"data_dir {data_dir}: no jpg, jpeg, png or gif file in it or below it")
+    names = [PurePosixPath(path).name.split("_")[0] for path in paths]
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     dataset = ImageDataset(
         image_size,
         paths,
-        classes=_classes(paths) if class_cond else None,
+        classes=[numbers[name] for name in names] if class_cond else None,
         shard=dist_util.rank(),
         num_shards=dist_util.world_size(),
         random_crop=random_crop,
@@ -86,14 +88,14 @@ def load_data(
         batch_size,
         shuffle=not deterministic,
         seed=(torch.initial_seed() + dist_util.rank()) % 2**63,
-        num_workers=min(_MOST_WORKERS, os.cpu_count() or 1),
+        num_workers=min(4, os.cpu_count() or 1),
     )
 
 
 class ImageDataset(Dataset):
     """Items (image float32 (3, S, S) in [-1, 1], {'y': int64} or {}); random choices come from torch's generator.
 
-    Every `num_shards`-th of the paths (and of their classes), from number `shard` on. The paths may come first.
+    Every `num_shards`-th of the paths (and of their classes), from number `shard` on.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class ImageDataset(Dataset):
         random_crop: bool = False,
         random_flip: bool = True,
     ) -> None:
-        if not isinstance(resolution, int):
+        if not isinstance(resolution, int):  # the order of our first version
             resolution, image_paths = image_paths, resolution
         self.resolution = resolution
         self.local_images = image_paths[shard::num_shards]
@@ -139,8 +141,8 @@ def random_crop_arr(
 ) -> np.ndarray:
     """A random square, scaled to uint8 (S, S, 3); its side is that fraction of the image's shorter one."""
     longest, shortest = math.ceil(image_size / min_crop_frac), math.ceil(image_size / max_crop_frac)
-    pixels = np.array(_with_shorter_side(pil_image, _draw(shortest, longest)))
-    top, left = (_draw(0, side - image_size) for side in pixels.shape[:2])
+    pixels = np.array(_with_shorter_side(pil_image, int(torch.randint(shortest, longest + 1, ()))))
+    top, left = (int(torch.randint(side - image_size + 1, ())) for side in pixels.shape[:2])
     return pixels[top : top + image_size, left : left + image_size]
 
 
@@ -150,18 +152,3 @@ def _with_shorter_side(image: Image.Image, size: int) -> Image.Image:
         image = image.resize(tuple(side // 2 for side in image.size), resample=Image.Resampling.BOX)
     scale = size / min(image.size)
     return image.resize(tuple(round(side * scale) for side in image.size), resample=Image.Resampling.BICUBIC)
-
-
-def _draw(low: int, high: int) -> int:
-    """A whole number in [low, high]."""
-    return int(torch.randint(low, high + 1, ()))
-
-
-def _list_image_files_recursively(data_dir: str) -> list[str]:
-    return [path for path in walk(data_dir) if PurePosixPath(path).suffix.lower() in _SUFFIXES]
-
-
-def _classes(paths: list[str]) -> list[int]:
-    names = [PurePosixPath(path).name.split("_")[0] for path in paths]
-    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-    return [numbers[name] for name in names]

@@ -13,9 +13,10 @@ import socket
 import sys
 import threading
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 
@@ -57,20 +58,16 @@ def detect() -> Launch:
     A launcher that tells the place on the machine goes before one that does not: srun sets some of MPICH's variables,
     and mpiexec inside a job of Slurm runs below tasks of srun.
     """
-    places = [_place(launcher, *names) for launcher, names in _VARIABLES.items()]
-    told = [place for place in places if place is not None]
+    told = []
+    for launcher, names in _VARIABLES.items():
+        rank, size, local_rank, local_size = (_numbers(os.environ.get(name)) for name in names)
+        if rank and size == [1]:
+            told.append(Launch(launcher))
+        elif rank and size:
+            node = (_numbers(os.environ.get("SLURM_NODEID")) or [0])[0]
+            here = local_size[min(node, len(local_size) - 1)] if local_size else None
+            told.append(Launch(launcher, rank[0], size[0], local_rank[0] if local_rank else None, here))
     return next((place for place in told if place.local_rank is not None), told[0] if told else Launch("python"))
-
-
-def _place(launcher: str, *names: str) -> Launch | None:
-    rank, size, local_rank, local_size = (_numbers(os.environ.get(name)) for name in names)
-    if not rank or not size:
-        return None
-    if size[0] == 1:
-        return Launch(launcher)
-    node = (_numbers(os.environ.get("SLURM_NODEID")) or [0])[0]
-    here = local_size[min(node, len(local_size) - 1)] if local_size else None
-    return Launch(launcher, rank[0], size[0], local_rank[0] if local_rank else None, here)
 
 
 def _numbers(text: str | None) -> list[int]:
@@ -80,41 +77,49 @@ def _numbers(text: str | None) -> list[int]:
 
 
 def open_store(launch: Launch) -> dist.Store:
-    """The key-value store where the processes of this launch meet, once all of them are there.
+    """The key-value store where the processes of this launch meet, once all of them are there; a long wait is said.
 
     Raises ValueError when nothing says where rank 0 is, and TimeoutError when they do not meet in MEETING_TIMEOUT.
     """
     if launch.world_size == 1:
         return dist.HashStore()
-    with _limited_wait(launch):
+    told = os.environ.keys() >= {"MASTER_ADDR", "MASTER_PORT"}
+    place = "at {MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ) if told else "to meet"
+    what = f"{launch}: waiting for the other processes {place}, {MEETING_TIMEOUT.seconds // 60} minutes at most"
+    notice = threading.Timer(_SILENCE, lambda: print(what, file=sys.stderr, flush=True))
+    notice.daemon = True
+    notice.start()
+    try:
         store = _connect(launch)
         everyone = [f"arrived/{rank}" for rank in range(launch.world_size)]
         store.set(everyone[launch.rank], "")
         store.wait(everyone, MEETING_TIMEOUT)
-    return store
+        return store
+    except (RuntimeError, OSError) as error:  # torch's errors of stores are RuntimeErrors of many lines
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
+        raise TimeoutError(
+            f"{launch}: the processes did not meet; see that all of them start, or set {_WHERE} ({reason})"
+        ) from error
+    finally:
+        notice.cancel()
 
 
 def _connect(launch: Launch) -> dist.Store:
-    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+    if os.environ.keys() >= {"MASTER_ADDR", "MASTER_PORT"}:
         return next(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=MEETING_TIMEOUT))[0]
+    store = partial(dist.TCPStore, is_master=launch.rank == 0, timeout=MEETING_TIMEOUT, wait_for_workers=False)
     one_machine = launch.local_size == launch.world_size
     if launch.launcher == "srun":
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "localhost")
         step = "{SLURM_JOB_ID}.{SLURM_STEP_ID}".format_map({"SLURM_JOB_ID": 0, "SLURM_STEP_ID": 0, **os.environ})
-        return _tcp_store(launch, first_host(nodes), _port(step))
+        return store(first_host(nodes), _port(step))
     if launch.launcher == "Open MPI" and one_machine and "PMIX_NAMESPACE" in os.environ:
-        return _tcp_store(launch, "localhost", _port(os.environ["PMIX_NAMESPACE"]))
+        return store("localhost", _port(os.environ["PMIX_NAMESPACE"]))
     tell = _told_by_mpiexec if "PMI_FD" in os.environ and _MPI not in sys.modules else _told_by_mpi
-    own = _tcp_store(launch, "", 0) if launch.rank == 0 else None  # on a port that the system chooses
-    host = "localhost" if one_machine else socket.getfqdn()
-    address = tell(launch, f"{host}:{own.port}" if own else None)
-    return own or _tcp_store(launch, *address.rsplit(":", 1))
-
-
-def _tcp_store(launch: Launch, host: str, port: int | str) -> dist.TCPStore:
-    return dist.TCPStore(
-        host or "localhost", int(port), is_master=launch.rank == 0, timeout=MEETING_TIMEOUT, wait_for_workers=False
-    )
+    own = store("localhost", 0) if launch.rank == 0 else None  # on a port that the system chooses
+    here = "localhost" if one_machine else socket.getfqdn()
+    host, port = tell(launch, own and f"{here}:{own.port}").rsplit(":", 1)
+    return own or store(host, int(port))
 
 
 def first_host(nodes: str) -> str:
@@ -165,29 +170,9 @@ def leave_mpiexec() -> None:
 
 
 def _told_by_mpi(launch: Launch, address: str | None) -> str:
-    try:
+    with suppress(ImportError, RuntimeError):
         from mpi4py.MPI import COMM_WORLD
-    except (ImportError, RuntimeError):
-        COMM_WORLD = None  # noqa: N806
-    if COMM_WORLD is None or COMM_WORLD.size != launch.world_size:
-        raise ValueError(f"{launch}: nothing says where rank 0 is; set {_WHERE}, or install mpi4py for this MPI")
-    return COMM_WORLD.bcast(address, root=0)
 
-
-@contextmanager
-def _limited_wait(launch: Launch):
-    """Say that the meeting takes long, and in one line that it failed."""
-    place = "at {MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ) if "MASTER_PORT" in os.environ else "to meet"
-    what = f"{launch}: waiting for the other processes {place}, {MEETING_TIMEOUT.seconds // 60} minutes at most"
-    notice = threading.Timer(_SILENCE, lambda: print(what, file=sys.stderr, flush=True))
-    notice.daemon = True
-    notice.start()
-    try:
-        yield
-    except (RuntimeError, OSError) as error:  # torch's errors of stores are RuntimeErrors of many lines
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TimeoutError(
-            f"{launch}: the processes did not meet; see that all of them start, or set {_WHERE} ({reason})"
-        ) from error
-    finally:
-        notice.cancel()
+        if COMM_WORLD.size == launch.world_size:
+            return COMM_WORLD.bcast(address, root=0)
+    raise ValueError(f"{launch}: nothing says where rank 0 is; set {_WHERE}, or install mpi4py for this MPI")

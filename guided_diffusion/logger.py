@@ -28,83 +28,44 @@ Values = dict[str, Any]
 
 
 class Logger:
-    """Collects named numbers until they are dumped; passes lines and dumps on to the terminal and files of `formats`.
-
-    A file that cannot be written any more is left out from then on, which is said: it is no reason to end a training.
-    """
+    """The numbers collected since the last dump, and the outputs for lines and for dumps, by their names."""
 
     def __init__(self, folder: Path, formats: list[str], suffix: str = "") -> None:
         self.folder = folder
         self.values: Values = {}
-        self._means: dict[str, tuple[float, int]] = {}  # sum, count
-        self._lines: dict[str, Callable[[str], None]] = {}
-        self._tables: dict[str, Callable[[Values], None]] = {}
-        self._open_files = ExitStack()
+        self.means: dict[str, tuple[float, int]] = {}  # sum, count
+        self.lines: dict[str, Callable[[str], None]] = {}
+        self.tables: dict[str, Callable[[Values], None]] = {}
+        self.files = ExitStack()
         for name in formats:
             if name == "stdout":
-                self._lines["terminal"] = partial(print, flush=True)
+                self.lines["terminal"] = partial(print, flush=True)
             elif name == "log":
                 path = folder / f"log{suffix}.txt"
-                file = self._open_files.enter_context(path.open("a", encoding="utf-8"))
-                self._lines[path.name] = partial(print, file=file, flush=True)
+                file = self.files.enter_context(path.open("a", encoding="utf-8"))
+                self.lines[path.name] = partial(print, file=file, flush=True)
             elif name == "csv":
-                self._tables[f"progress{suffix}.csv"] = CSV(folder / f"progress{suffix}.csv").write
+                self.tables[f"progress{suffix}.csv"] = Table(folder / f"progress{suffix}.csv").write
             elif name == "tensorboard":
-                self._tables["tensorboard"] = Curves(folder / f"tb{suffix}", self._open_files).write
+                self.tables["tensorboard"] = partial(self._draw, folder / f"tb{suffix}", [])
             else:
                 raise ValueError(f"log format {name!r}: expected one of stdout, log, csv, tensorboard")
 
-    def log(self, text: str) -> None:
-        """One line to every text output, at once."""
-        _pass_on(text, self._lines)
-
-    def logkv_mean(self, key: str, val: float | None) -> None:
-        """Add to a number that is the mean of all calls since the last dump."""
-        if val is not None:
-            total, count = self._means.get(key, (0.0, 0))
-            self._means[key] = (total + float(val), count + 1)
-
-    def getkvs(self) -> Values:
-        """The numbers collected since the last dump."""
-        return {**self.values, **{key: total / count for key, (total, count) in self._means.items()}}
-
-    def dumpkvs(self) -> Values:
-        """Write the numbers collected, forget them and return them."""
-        values = self.getkvs()
-        self.values, self._means = {}, {}
-        if values:
-            self.log(_table(values))
-            _pass_on(values, self._tables)
-        return values
-
-    def close(self) -> None:
-        """Close every file."""
-        with suppress(OSError):  # on a full disk; said when it was written to
-            self._open_files.close()
-
-
-class Curves:
-    """TensorBoard's scalars against `step`."""
-
-    def __init__(self, folder: Path, open_files: ExitStack) -> None:
-        self._folder, self._open_files = folder, open_files
-        self._writer: Any = None
-
-    def write(self, values: Values) -> None:
-        """Add a point to the curve of each name."""
+    def _draw(self, folder: Path, opened: list, values: Values) -> None:
+        """Add a point to TensorBoard's curve of each name."""
         step = int(values.get("step", 0))
-        if self._writer is None:
+        if not opened:
             from torch.utils.tensorboard import SummaryWriter
 
             # a resumed run repeats its last steps
-            self._writer = self._open_files.enter_context(SummaryWriter(self._folder, purge_step=step))
+            opened.append(self.files.enter_context(SummaryWriter(folder, purge_step=step)))
         for key, value in values.items():
-            self._writer.add_scalar(key, value, step)
-        self._writer.flush()
+            opened[0].add_scalar(key, value, step)
+        opened[0].flush()
 
 
-class CSV:
-    """One row for each dump; new names become new columns.
+class Table:
+    """A CSV file with a row for each dump; new names become new columns.
 
     A file that is there already is continued. A row whose `step` is there too takes the place of that row and of all
     that came after it: a run that was stopped and resumed goes over its last steps again.
@@ -117,29 +78,23 @@ class CSV:
 
     def write(self, values: Values) -> None:
         """Append a row, under a new header where names are new."""
-        new = sorted(set(values) - set(self._columns))
-        if new or self._is_continued:
-            self._rewrite(new, before=values.get("step") if self._is_continued else None)
+        if self._is_continued or values.keys() - set(self._columns):
+            rows: list[dict[str, str]] = []
+            if self._path.exists():
+                with self._path.open(newline="", encoding="utf-8") as file:
+                    reader = csv.DictReader(file)
+                    rows, self._columns = list(reader), list(reader.fieldnames or [])
+            if self._is_continued and "step" in values:
+                rows = [row for row in rows if row.get("step") and float(row["step"]) < values["step"]]
+            self._columns += [name for name in sorted(values) if name not in self._columns]
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, self._columns)
+            writer.writeheader()
+            writer.writerows({key: row.get(key, "") for key in self._columns} for row in rows)
+            write_atomically(self._path, text.getvalue().encode())
             self._is_continued = False
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(values)
-
-    def _rewrite(self, new: list[str], before: float | None) -> None:
-        """Write header and rows anew, without the rows from step `before` on."""
-        rows: list[dict[str, str]] = []
-        if self._path.exists():
-            with self._path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                rows = list(reader)
-                self._columns = list(reader.fieldnames or [])
-        self._columns += [name for name in new if name not in self._columns]
-        if before is not None:
-            rows = [row for row in rows if row.get("step") and float(row["step"]) < before]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns)
-        writer.writeheader()
-        writer.writerows({key: row.get(key, "") for key in self._columns} for row in rows)
-        write_atomically(self._path, text.getvalue().encode())
 
 
 _current: Logger | None = None
@@ -152,6 +107,7 @@ def configure(
 
     `format_strs`: any of stdout, log (log.txt), csv (progress.csv) and tensorboard (tb/); the default is the first
     three on rank 0, and log on the others, each in a file of its own. `comm` has no effect: means are of one process.
+    A file that cannot be written later on is left out from then on, which is said: it is no reason to end a training.
     Raises ValueError for an unknown format.
     """
     global _current
@@ -174,7 +130,8 @@ def reset() -> None:
     """Close the files; what is logged next goes where an unconfigured run's goes."""
     global _current
     if _current is not None:
-        _current.close()
+        with suppress(OSError):  # on a full disk; said when it was written to
+            _current.files.close()
     _current = None
 
 
@@ -204,9 +161,9 @@ def get_dir() -> str:
 
 
 def log(*args: Any, level: int = INFO) -> None:
-    """Write a line, from level INFO up."""
+    """Write a line, from level INFO up, to every text output, at once."""
     if level >= INFO:
-        get_current().log(" ".join(map(str, args)))
+        _pass_on(" ".join(map(str, args)), get_current().lines)
 
 
 info = log
@@ -226,18 +183,34 @@ def logkvs(d: Values) -> None:
 
 
 def logkv_mean(key: str, val: float | None) -> None:
-    """Add to a mean for the next dump."""
-    get_current().logkv_mean(key, val)
+    """Add to a number that is the mean of all calls since the last dump (None: nothing)."""
+    if val is not None:
+        total, count = get_current().means.get(key, (0.0, 0))
+        get_current().means[key] = (total + float(val), count + 1)
 
 
 def getkvs() -> Values:
     """The numbers collected since the last dump."""
-    return get_current().getkvs()
+    means = {key: total / count for key, (total, count) in get_current().means.items()}
+    return {**get_current().values, **means}
 
 
 def dumpkvs() -> Values:
-    """Write the numbers collected since the last dump, and return them."""
-    return get_current().dumpkvs()
+    """Write the numbers collected since the last dump, forget them and return them."""
+    values, current = getkvs(), get_current()
+    current.values, current.means = {}, {}
+    if values:
+        rows = {key: _short(value) for key, value in sorted(values.items())}
+        left, right = (max(map(len, column)) for column in (rows, rows.values()))
+        rule = "-" * (left + right + 7)
+        log("\n".join([rule, *(f"| {key:<{left}} | {value:<{right}} |" for key, value in rows.items()), rule]))
+        _pass_on(values, current.tables)
+    return values
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _pass_on(content: Any, outputs: dict[str, Callable[[Any], None]]) -> None:
@@ -248,15 +221,3 @@ def _pass_on(content: Any, outputs: dict[str, Callable[[Any], None]]) -> None:
             del outputs[name]
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             print(f"{name} cannot be written ({reason}): going on without it", flush=True)
-
-
-def _table(values: Values) -> str:
-    rows = {key: _short(value) for key, value in sorted(values.items())}
-    left, right = (max(map(len, column)) for column in (rows, rows.values()))
-    rule = "-" * (left + right + 7)
-    return "\n".join([rule, *(f"| {key:<{left}} | {value:<{right}} |" for key, value in rows.items()), rule])
-
-
-def _short(value: Any) -> str:
-    text = f"{value:.3g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 40 else text[:37] + "..."

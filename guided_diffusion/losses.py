@@ -5,22 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 BIN_HALF_WIDTH = 1 / 255
 """Half of one of the 256 grey levels on the scale [-1, 1]."""
 
 
-def normal_kl(
-    mean1: torch.Tensor | float,
-    logvar1: torch.Tensor | float,
-    mean2: torch.Tensor | float,
-    logvar2: torch.Tensor | float,
-) -> torch.Tensor:
+def normal_kl(mean1: Tensor | float, logvar1: Tensor | float, mean2: Tensor | float, logvar2: Tensor | float) -> Tensor:
     """KL(N(mean1, exp logvar1) || N(mean2, exp logvar2)) element by element, in nats; arguments broadcast.
 
     Raises TypeError when none of the arguments is a tensor.
     """
-    like = next((v for v in (mean1, logvar1, mean2, logvar2) if isinstance(v, torch.Tensor)), None)
+    like = next((v for v in (mean1, logvar1, mean2, logvar2) if isinstance(v, Tensor)), None)
     if like is None:
         raise TypeError("normal_kl: at least one argument must be a tensor")
     logvar1, logvar2 = (torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (logvar1, logvar2))
@@ -28,22 +24,16 @@ def normal_kl(
     return 0.5 * (logvar2 - logvar1 - 1 + torch.exp(logvar1 - logvar2) + squared_distance * torch.exp(-logvar2))
 
 
-def approx_standard_normal_cdf(x: torch.Tensor) -> torch.Tensor:
+def approx_standard_normal_cdf(x: Tensor) -> Tensor:
     """The standard normal distribution function, by its tanh approximation."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def discretized_gaussian_log_likelihood(
-    x: torch.Tensor, *, means: torch.Tensor, log_scales: torch.Tensor
-) -> torch.Tensor:
-    """Log-probability, in nats, of 8-bit images under a Gaussian integrated over each grey level.
+def discretized_gaussian_log_likelihood(x: Tensor, *, means: Tensor, log_scales: Tensor) -> Tensor:
+    """Log-probability, in nats, of 8-bit images x in [-1, 1] under a Gaussian integrated over each grey level.
 
-    The first and the last level reach to infinity (Ho et al. 2020, equation 13).
-
-    Args:
-        x: images in [-1, 1], of any shape.
-        means: of that shape.
-        log_scales: logarithm of the standard deviations, of that shape.
+    The first and the last level reach to infinity (Ho et al. 2020, equation 13). log_scales: logarithm of the
+    standard deviations. All have the same shape, any.
     """
     centred = x - means
     inverse_std = torch.exp(-log_scales)

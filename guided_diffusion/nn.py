@@ -8,24 +8,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 linear, SiLU = nn.Linear, nn.SiLU
 """Torch's own, under the names that scripts import from here."""
 
 NORM_GROUPS = 32
-MIXED_KERNEL_FROM = 1024
-"""Pixels from which the CPU's kernel for half-precision features and float32 parameters pays: on fewer, channels-last,
-it is five times slower than casts (torch 2.15)."""
 
 
 class GroupNorm32(nn.GroupNorm):
     """Group normalisation with the statistics and arithmetic of its parameters (float32), whatever the input's type."""
 
-    def forward(
-        self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """Normalise x (N, C, ...), the result in the type of x; then times 1 + scale plus shift, where they are given.
 
         scale, shift: (N, C), or (1, C) for all images: then they join the norm's own parameters and cost nothing.
@@ -34,35 +29,32 @@ class GroupNorm32(nn.GroupNorm):
         if scale is not None and len(scale) == 1:
             weight, bias = weight * (1 + scale[0]), torch.addcmul(shift[0], bias, 1 + scale[0])
             scale = None
-        y = self._normalised(x, weight, bias)
+        on_cpu, dtype = x.device.type == "cpu", x.dtype
+        if not on_cpu and not torch.is_grad_enabled():
+            weight, bias = weight.to(dtype), bias.to(dtype)  # the kernel computes in float32 inside
+        elif not on_cpu or x.shape[2:].numel() < 1024:
+            x = x.to(weight.dtype)
+        # else the CPU's kernel takes half-precision features and float32 parameters; it pays from 1024 pixels: on
+        # fewer, channels-last, it is five times slower than casts (torch 2.15)
+        y = F.group_norm(x, self.num_groups, weight, bias, self.eps).to(dtype)
         if scale is None:
             return y
-        scale, shift = (values.to(x.dtype)[..., None, None] for values in (scale, shift))
+        scale, shift = (values.to(dtype)[..., None, None] for values in (scale, shift))
         return torch.addcmul(shift, y, 1 + scale)
-
-    def _normalised(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        on_cpu = x.device.type == "cpu"
-        if on_cpu and x.shape[2:].numel() >= MIXED_KERNEL_FROM:
-            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
-        if not on_cpu and not torch.is_grad_enabled():
-            # this kernel computes in float32 inside, from rounded parameters
-            return F.group_norm(x, self.num_groups, weight.to(x.dtype), bias.to(x.dtype), self.eps)
-        return F.group_norm(x.to(weight.dtype), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 class SiLUInPlace(nn.SiLU):
     """SiLU of an intermediate result: where no gradient is needed, it takes that result's memory."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x · sigmoid(x), of any shape."""
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def own_precision(x: torch.Tensor) -> torch.autocast:
+def own_precision(x: Tensor) -> torch.autocast:
     """A context in which layers compute in the type of their weights, whatever torch.autocast says around it.
 
-    For the embeddings' linear layers and the head, which are float32 in half precision too: the gradient of the head,
-    scaled by 2^20, is no number of float16.
+    For linear layers and head, float32 in half precision too: the head's gradient times 2^20 is no float16.
     """
     return torch.autocast(x.device.type, enabled=False)
 
@@ -98,15 +90,13 @@ def scale_module(module: nn.Module, scale: float) -> nn.Module:
 
 
 @torch.no_grad()
-def update_ema(
-    target_params: Iterable[torch.Tensor], source_params: Iterable[torch.Tensor], rate: float = 0.99
-) -> None:
+def update_ema(target_params: Iterable[Tensor], source_params: Iterable[Tensor], rate: float = 0.99) -> None:
     """Move averaged parameters towards current ones: target = rate · target + (1 - rate) · source."""
     torch._foreach_lerp_(list(target_params), list(source_params), 1 - rate)
 
 
 def checkpoint(
-    func: Callable[..., Any], inputs: Sequence[Any], params: Iterable[torch.Tensor] = (), flag: bool = True
+    func: Callable[..., Any], inputs: Sequence[Any], params: Iterable[Tensor] = (), flag: bool = True
 ) -> Any:
     """func(*inputs); with flag, its activations are recomputed in the backward pass instead of kept.
 
@@ -118,8 +108,8 @@ def checkpoint(
 
 
 def timestep_embedding(
-    timesteps: torch.Tensor, dim: int, max_period: float = 10000, *, sin_first: bool = False, freq_shift: float = 0.0
-) -> torch.Tensor:
+    timesteps: Tensor, dim: int, max_period: float = 10000, *, sin_first: bool = False, freq_shift: float = 0.0
+) -> Tensor:
     """Sinusoidal embedding cat(cos, sin)(t · max_period^(-k/half)), k = 0 … half-1, half = dim // 2.
 
     Args:
@@ -136,6 +126,6 @@ def timestep_embedding(
     return F.pad(embedding, (0, 1)) if dim % 2 else embedding
 
 
-def mean_flat(tensor: torch.Tensor) -> torch.Tensor:
+def mean_flat(tensor: Tensor) -> Tensor:
     """Mean over all but the first dimension: (N, ...) -> (N,)."""
     return tensor.flatten(1).mean(dim=1)

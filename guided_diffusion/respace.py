@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 
@@ -24,9 +25,21 @@ def space_timesteps(num_timesteps: int, section_counts: str | Iterable[int]) -> 
     Raises ValueError when there is no such choice.
     """
     if isinstance(section_counts, str):
-        if section_counts.startswith("ddim"):
-            return _strided_timesteps(num_timesteps, section_counts)
-        section_counts = _counts(section_counts)
+        text = section_counts
+        if text.startswith("ddim"):
+            for stride in range(1, num_timesteps):
+                chosen = range(0, num_timesteps, stride)
+                if str(len(chosen)) == text.removeprefix("ddim"):
+                    return set(chosen)
+            raise ValueError(
+                f"--timestep_respacing {text!r}: no whole stride gives that many of {num_timesteps} timesteps"
+            )
+        try:
+            section_counts = [int(part) for part in text.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"--timestep_respacing {text!r}: expected a count, counts separated by commas, or ddimN"
+            ) from None
     counts = list(section_counts)
     if not counts:
         raise ValueError("--timestep_respacing: expected at least one count")
@@ -42,28 +55,11 @@ def space_timesteps(num_timesteps: int, section_counts: str | Iterable[int]) -> 
             )
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
-        for _ in range(count):
+        for _ in range(count):  # a running sum, as published: products round otherwise
             chosen.add(start + round(position))
             position += stride
         start += size
     return chosen
-
-
-def _counts(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--timestep_respacing {text!r}: expected a count, counts separated by commas, or ddimN"
-        ) from None
-
-
-def _strided_timesteps(num_timesteps: int, text: str) -> set[int]:
-    count = int(text[len("ddim") :]) if text[len("ddim") :].isdecimal() else 0
-    for stride in range(1, num_timesteps):
-        if len(range(0, num_timesteps, stride)) == count:
-            return set(range(0, num_timesteps, stride))
-    raise ValueError(f"--timestep_respacing {text!r}: no whole stride gives that many of {num_timesteps} timesteps")
 
 
 class SpacedDiffusion(GaussianDiffusion):
@@ -71,11 +67,7 @@ class SpacedDiffusion(GaussianDiffusion):
 
     Its ᾱ are those of the longer process at the timesteps that are kept. Methods take indices of the short
     process; networks and cond_fn see the timesteps of the long one (Nichol and Dhariwal 2021, section 4).
-
-    Args:
-        use_timesteps: the timesteps to keep.
-        betas: β of the long process.
-        settings: the other arguments of GaussianDiffusion.
+    use_timesteps: those to keep; betas: β of the long process; settings: the other arguments of GaussianDiffusion.
     """
 
     def __init__(self, use_timesteps: Iterable[int], *, betas: np.ndarray, **settings: Any) -> None:
@@ -84,7 +76,7 @@ class SpacedDiffusion(GaussianDiffusion):
         self.original_num_steps = len(betas)
         kept = np.cumprod(1.0 - np.asarray(betas, dtype=np.float64))[self.timestep_map]
         super().__init__(betas=1 - kept / np.append(1.0, kept[:-1]), **settings)
-        self._timestep_maps: dict[torch.device, torch.Tensor] = {}
+        self._timestep_maps: dict[torch.device, Tensor] = {}
         self._long = {"betas": betas, **settings}
         self._subsets: dict[tuple[int, ...], SpacedDiffusion] = {}
 
@@ -100,8 +92,9 @@ class SpacedDiffusion(GaussianDiffusion):
             self._subsets[key] = SpacedDiffusion(timesteps, **self._long)
         return self._subsets[key]
 
-    def network_timesteps(self, t: torch.Tensor) -> torch.Tensor:
+    def network_timesteps(self, t: Tensor) -> Tensor:
         """The timesteps of the long process that these indices stand for."""
         if t.device not in self._timestep_maps:
             self._timestep_maps[t.device] = torch.tensor(self.timestep_map, device=t.device)
-        return self._rescaled(self._timestep_maps[t.device][t], self.original_num_steps)
+        timesteps = self._timestep_maps[t.device][t]
+        return timesteps.float() * (1000.0 / self.original_num_steps) if self.rescale_timesteps else timesteps

@@ -92,24 +92,21 @@ def create_model_and_diffusion(
     together, TypeError for unknown flags.
     """
     defaults = model_and_diffusion_defaults()
-    unknown = sorted(flags.keys() - defaults.keys())
-    if unknown:
+    if unknown := sorted(flags.keys() - defaults.keys()):
         raise TypeError(f"create_model_and_diffusion: unknown flags {', '.join(unknown)}; known: {', '.join(defaults)}")
     flags = {**defaults, **flags}
+    if not isinstance(flags["timestep_respacing"], str):
+        flags["timestep_respacing"] = ",".join(map(str, flags["timestep_respacing"]))
     beside = {"num_classes": num_classes, "multiclass": multiclass, "image_channels": image_channels}
-
     model = create_model(**{key: flags[key] for key in MODEL_FLAGS}, learn_sigma=flags["learn_sigma"], **beside)
     model.config = {**flags, **beside}
-    if not isinstance(flags["timestep_respacing"], str):
-        model.config["timestep_respacing"] = ",".join(str(count) for count in flags["timestep_respacing"])
     return model, create_diffusion(flags)
 
 
 def create_diffusion(flags: Mapping[str, Any], **beside: Any) -> SpacedDiffusion:
     """The diffusion process that a program's flags describe: keys of diffusion_defaults(), others are left alone.
 
-    beside: what create_gaussian_diffusion takes and no flag says. Raises ValueError for values that do not fit
-    together.
+    beside: what create_gaussian_diffusion takes and no flag says. Raises ValueError for values that do not fit.
     """
     settings = {key: flags[key] for key in DIFFUSION_FLAGS}
     return create_gaussian_diffusion(steps=settings.pop("diffusion_steps"), **settings, **beside)
@@ -134,7 +131,13 @@ def create_model(
     options: those that UNetModel has under the same name and with the same default.
     """
     factors = _numbers("attention_resolutions", attention_resolutions, int)
-    widths = level_widths(channel_mult, image_size)
+    if not channel_mult and image_size not in CHANNEL_MULT:
+        sizes = ", ".join(str(size) for size in sorted(CHANNEL_MULT))
+        raise ValueError(
+            f"--image_size {image_size} has no default widths (there are some for {sizes}): "
+            "give --channel_mult, for example 1,2,3,4"
+        )
+    widths = _numbers("channel_mult", channel_mult, float) if channel_mult else CHANNEL_MULT[image_size]
     smallest = 2 ** (len(widths) - 1)
     if image_size < 1 or image_size % smallest:
         raise ValueError(f"--image_size {image_size}: {len(widths)} levels need a positive multiple of {smallest}")
@@ -177,26 +180,15 @@ def create_gaussian_diffusion(
     """
     if steps < 1:
         raise ValueError(f"--diffusion_steps {steps}: expected at least 1")
-    if use_kl:
-        loss_type = gd.LossType.RESCALED_KL
-    elif rescale_learned_sigmas:
-        loss_type = gd.LossType.RESCALED_MSE
-    else:
-        loss_type = gd.LossType.MSE
-    if learn_sigma:
-        var_type = gd.ModelVarType.LEARNED_RANGE
-    else:
-        var_type = gd.ModelVarType.FIXED_SMALL if sigma_small else gd.ModelVarType.FIXED_LARGE
-    if predict_v:
-        mean_type = gd.ModelMeanType.V
-    else:
-        mean_type = gd.ModelMeanType.START_X if predict_xstart else gd.ModelMeanType.EPSILON
+    means, variances, losses = gd.ModelMeanType, gd.ModelVarType, gd.LossType
+    fixed = variances.FIXED_SMALL if sigma_small else variances.FIXED_LARGE
+    squared = losses.RESCALED_MSE if rescale_learned_sigmas else losses.MSE
     return SpacedDiffusion(
         use_timesteps=space_timesteps(steps, timestep_respacing or [steps]),
         betas=gd.get_named_beta_schedule(noise_schedule, steps) if betas is None else betas,
-        model_mean_type=mean_type,
-        model_var_type=var_type,
-        loss_type=loss_type,
+        model_mean_type=means.V if predict_v else means.START_X if predict_xstart else means.EPSILON,
+        model_var_type=variances.LEARNED_RANGE if learn_sigma else fixed,
+        loss_type=losses.RESCALED_KL if use_kl else squared,
         rescale_timesteps=rescale_timesteps,
     )
 
@@ -217,26 +209,12 @@ def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any
 
 def str2bool(value: str | bool) -> bool:
     """Flag type: yes/true/t/y/1 and no/false/f/n/0, in any case."""
-    if isinstance(value, bool):
-        return value
-    if value.lower() in ("yes", "true", "t", "y", "1"):
+    text = str(value).lower()
+    if text in ("yes", "true", "t", "y", "1"):
         return True
-    if value.lower() in ("no", "false", "f", "n", "0"):
+    if text in ("no", "false", "f", "n", "0"):
         return False
     raise argparse.ArgumentTypeError(f"{value!r} is not a truth value: expected True or False")
-
-
-def level_widths(text: str, image_size: int) -> tuple[float, ...]:
-    """What --channel_mult means at this image size. Raises ValueError where it means nothing."""
-    if text:
-        return tuple(_numbers("channel_mult", text, float))
-    if image_size not in CHANNEL_MULT:
-        sizes = ", ".join(str(size) for size in sorted(CHANNEL_MULT))
-        raise ValueError(
-            f"--image_size {image_size} has no default widths (there are some for {sizes}): "
-            "give --channel_mult, for example 1,2,3,4"
-        )
-    return CHANNEL_MULT[image_size]
 
 
 def _numbers(flag: str, text: str, kind: type) -> list[Any]:

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
-from types import FrameType
-
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class StopSignal:
-    """A context in which these signals, where the system has them, do nothing but set `received` to their name."""
+    """A context in which SIGINT, SIGTERM and SIGUSR1, where the system has them, only set `received` to their name."""
 
-    def __init__(self, names: Sequence[str] = _SIGNALS) -> None:
-        self.names = names
+    def __init__(self) -> None:
         self.received: str | None = None
-        self._previous: dict[signal.Signals, object] = {}
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
+        def receive(number: int, frame: object) -> None:
+            self.received = signal.Signals(number).name
+
         if threading.current_thread() is threading.main_thread():  # handlers can be set nowhere else
-            for name in self.names:
+            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
                 if number := getattr(signal, name, None):
-                    self._previous[number] = signal.signal(number, self._receive)
+                    self._previous[number] = signal.signal(number, receive)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name

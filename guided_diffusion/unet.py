@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from guided_diffusion.nn import NORM_GROUPS, SiLUInPlace, normalization, own_precision, timestep_embedding, zero_module
 from guided_diffusion.unet_blocks import (  # noqa: F401 (all of them are published as names of this module)
@@ -27,32 +27,22 @@ from guided_diffusion.unet_blocks import (  # noqa: F401 (all of them are publis
 class Level(NamedTuple):
     """What the blocks of one resolution are."""
 
-    attention: bool
-    """Attention follows each residual block."""
-    updown: bool
-    """A residual block changes the resolution, instead of a plain convolution."""
+    attention: bool  # follows each residual block
+    updown: bool  # a residual block changes the resolution, instead of a plain convolution
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """In what the U-Nets of other libraries differ from this one; the defaults are this one's own.
-
-    Attributes:
-        norm_groups, norm_eps: of group normalisation.
-        sin_first, freq_shift: see timestep_embedding.
-        pad_end: see Downsample.
-        middle_attention, middle_norm: whether the middle attends, and normalises before that.
-        down, up: the levels of either way, from the full resolution down, in place of attention_resolutions and
-            resblock_updown.
-    """
+    """In what the U-Nets of other libraries differ from this one; the defaults are this one's own."""
 
     norm_groups: int = NORM_GROUPS
     norm_eps: float = 1e-5
-    sin_first: bool = False
+    sin_first: bool = False  # as freq_shift, see timestep_embedding
     freq_shift: float = 0.0
-    pad_end: bool = False
-    middle_attention: bool = True
-    middle_norm: bool = True
+    pad_end: bool = False  # see Downsample
+    middle_attention: bool = True  # whether the middle attends, and
+    middle_norm: bool = True  # normalises before that
+    # the levels of either way, from the full resolution down, in place of attention_resolutions and resblock_updown
     down: tuple[Level, ...] = ()
     up: tuple[Level, ...] = ()
 
@@ -63,12 +53,11 @@ class UNetModel(nn.Module):
     Args:
         image_size: side of the images it is meant for; it runs on any side that its levels can halve.
         in_channels, out_channels: channels of its input and of its output.
-        model_channels: base width.
+        model_channels, channel_mult: base width, and the width of each level in units of it.
         num_res_blocks: residual blocks at each level.
         attention_resolutions: downsampling factors at which there is attention (4: at a quarter of the side).
         dropout: probability, inside residual blocks.
-        channel_mult: width of each level in units of model_channels.
-        conv_resample: convolve when changing the resolution (without resblock_updown).
+        conv_resample: convolve when changing the resolution; resblock_updown: residual blocks change it.
         dims: 2, the only kind of image there is here.
         num_classes: number of labels, or None for an unconditional network.
         use_checkpoint: recompute activations in the backward pass: less memory, more time.
@@ -76,7 +65,6 @@ class UNetModel(nn.Module):
         num_heads, num_heads_upsample: attention heads on the way down and up; -1: up as on the way down.
         num_head_channels: channels of a head, in place of num_heads; -1: num_heads decides.
         use_scale_shift_norm: the embedding scales and shifts normalised features instead of being added.
-        resblock_updown: residual blocks change the resolution.
         use_new_attention_order: attention splits q, k, v before the heads.
         multiclass: labels are 0/1 vectors (N, num_classes) instead of class indices (N,).
         dialect: what another library does otherwise.
@@ -120,7 +108,13 @@ class UNetModel(nn.Module):
         self.multiclass = multiclass
         self.use_fp16 = use_fp16
         self.dialect = dialect
-        widths = [_width(model_channels, mult, dialect.norm_groups) for mult in channel_mult]
+        widths = [round(mult * model_channels) for mult in channel_mult]
+        for mult, width in zip(channel_mult, widths, strict=True):
+            if width <= 0 or width % dialect.norm_groups:
+                raise ValueError(
+                    f"--num_channels {model_channels} times {mult:g} of --channel_mult is {width} channels: "
+                    f"expected a multiple of {dialect.norm_groups}, for group normalisation"
+                )
         self.downsampling = 2 ** (len(widths) - 1)
         same = [Level(2**i in attention_resolutions, resblock_updown) for i in range(len(widths))]
         emb_width = 4 * model_channels
@@ -143,8 +137,9 @@ class UNetModel(nn.Module):
             norm=norm,
         )
 
-        layers = nn.Linear(model_channels, emb_width), nn.SiLU(), nn.Linear(emb_width, emb_width)
-        self.time_embed = nn.Sequential(*layers)
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_width), nn.SiLU(), nn.Linear(emb_width, emb_width)
+        )
         if num_classes is not None:
             self.label_emb = (nn.Linear if multiclass else nn.Embedding)(num_classes, emb_width)
 
@@ -191,11 +186,6 @@ class UNetModel(nn.Module):
         """The type in which the blocks compute."""
         return self.input_blocks[0][0].weight.dtype
 
-    @property
-    def head_dtype(self) -> torch.dtype:
-        """The type in which embeddings, norms and head compute."""
-        return self.out[2].weight.dtype
-
     def convert_to(self, dtype: torch.dtype) -> None:
         """Turn the convolutions of input, middle and output blocks into float16, bfloat16 or float32.
 
@@ -206,15 +196,10 @@ class UNetModel(nn.Module):
                 if isinstance(module, (nn.Conv1d, nn.Conv2d)):
                     module.to(dtype)
 
-    def convert_to_fp16(self) -> None:
-        """convert_to(torch.float16), under its published name."""
-        self.convert_to(torch.float16)
+    convert_to_fp16 = partialmethod(convert_to, torch.float16)
+    convert_to_fp32 = partialmethod(convert_to, torch.float32)
 
-    def convert_to_fp32(self) -> None:
-        """convert_to(torch.float32), under its published name."""
-        self.convert_to(torch.float32)
-
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """The network's output for noisy images.
 
         Args:
@@ -222,15 +207,15 @@ class UNetModel(nn.Module):
             timesteps: (N,), integers or reals; (1,) where all images share it, which is faster.
             y: labels: class indices (N,), with multiclass 0/1 vectors (N, num_classes); None without classes.
 
-        Returns (N, out_channels, H, W) in the type and memory layout of x, whatever those of the weights. Raises
-        ValueError for labels and sides that do not fit.
+        Returns (N, out_channels, H, W) in the type and layout of x. Raises ValueError for what does not fit.
         """
-        self._check_input(x, y)
+        self._require_fitting(x, y)
         sinusoids = timestep_embedding(
             timesteps, self.model_channels, sin_first=self.dialect.sin_first, freq_shift=self.dialect.freq_shift
         )
+        head_dtype = self.out[2].weight.dtype  # of embeddings, norms and head
         with own_precision(x):
-            emb = self.time_embed(sinusoids.to(self.head_dtype))  # (N, E)
+            emb = self.time_embed(sinusoids.to(head_dtype))  # (N, E)
             if y is not None:
                 emb = emb + self.label_emb(y.to(emb.dtype) if self.multiclass else y)
 
@@ -244,33 +229,21 @@ class UNetModel(nn.Module):
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         last = x.is_contiguous(memory_format=torch.channels_last)
         with own_precision(x):
-            output = self.out(h.to(self.head_dtype)).to(x.dtype)
+            output = self.out(h.to(head_dtype)).to(x.dtype)
         return output.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
-    def _check_input(self, x: torch.Tensor, y: torch.Tensor | None) -> None:
-        height, width = x.shape[-2:]
+    def _require_fitting(self, x: Tensor, y: Tensor | None) -> None:
+        count, channels, height, width = x.shape
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(
                 f"images are {height}x{width}: the levels (--channel_mult) need sides divisible by {self.downsampling}"
             )
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"images have {x.shape[1]} channels: this network is for {self.in_channels}")
-        if y is None:
-            if self.num_classes is not None:
-                raise ValueError(f"this network is conditioned on {self.num_classes} classes: give labels y")
-            return
-        if self.num_classes is None:
+        if channels != self.in_channels:
+            raise ValueError(f"images have {channels} channels: this network is for {self.in_channels}")
+        if self.num_classes is None and y is not None:
             raise ValueError("labels y were given to a network without classes")
-        expected = (x.shape[0], self.num_classes) if self.multiclass else (x.shape[0],)
-        if y.shape != expected:
+        if self.num_classes is not None and y is None:
+            raise ValueError(f"this network is conditioned on {self.num_classes} classes: give labels y")
+        expected = (count, self.num_classes) if self.multiclass else (count,)
+        if y is not None and y.shape != expected:
             raise ValueError(f"labels y are {tuple(y.shape)}: expected {expected}")
-
-
-def _width(model_channels: int, mult: float, groups: int) -> int:
-    width = round(mult * model_channels)
-    if width <= 0 or width % groups:
-        raise ValueError(
-            f"--num_channels {model_channels} times {mult:g} of --channel_mult is {width} channels: "
-            f"expected a multiple of {groups}, for group normalisation"
-        )
-    return width

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from guided_diffusion.nn import SiLUInPlace, checkpoint, normalization, own_precision, zero_module
 
@@ -15,18 +13,20 @@ Norm = Callable[[int], nn.Module]
 """Makes the normalisation of so many channels."""
 
 
-class TimestepBlock(nn.Module):
-    """A module whose forward takes the embedding beside the features."""
+def require_images(dims: int) -> None:
+    """Raise ValueError for signals and volumes."""
+    if dims != 2:
+        raise ValueError(f"dims is {dims}: this network is for images, dims 2")
 
-    @abstractmethod
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        """Apply the module to x (N, C, H, W) with emb (N, E)."""
+
+class TimestepBlock(nn.Module):
+    """A module whose forward takes the embedding (N, E) beside the features (N, C, H, W)."""
 
 
 class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
     """A sequence in which those that take the embedding are given it."""
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Run the layers on x (N, C, H, W) with emb (N, E)."""
         for layer in self:
             x = layer(x, emb) if isinstance(layer, TimestepBlock) else layer(x)
@@ -45,11 +45,11 @@ class Downsample(nn.Module):
         super().__init__()
         require_images(dims)
         self.pad_end = pad_end
-        padding = 0 if pad_end else 1
-        conv = nn.Conv2d(channels, out_channels or channels, 3, stride=2, padding=padding) if use_conv else None
-        self.op = conv or nn.AvgPool2d(2)
+        self.op = nn.AvgPool2d(2)
+        if use_conv:
+            self.op = nn.Conv2d(channels, out_channels or channels, 3, stride=2, padding=0 if pad_end else 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, out_channels, H/2, W/2)."""
         return self.op(F.pad(x, (0, 1, 0, 1)) if self.pad_end else x)
 
@@ -62,7 +62,7 @@ class Upsample(nn.Module):
         require_images(dims)
         self.conv = nn.Conv2d(channels, out_channels or channels, 3, padding=1) if use_conv else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, out_channels, 2H, 2W)."""
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
@@ -75,9 +75,7 @@ class ResBlock(TimestepBlock):
         emb_channels: width of the embedding.
         dropout: probability, before the second convolution.
         use_conv: a 3x3 convolution, not 1x1, where the skip connection changes the width.
-        use_scale_shift_norm: the embedding scales and shifts the second normalisation's result instead of being
-            added before it.
-        dims: 2.
+        use_scale_shift_norm: the embedding scales and shifts the second norm's result instead of being added before.
         use_checkpoint: recompute the activations in the backward pass.
         up, down: double or halve the resolution of both branches.
         norm: makes its normalisations.
@@ -113,15 +111,16 @@ class ResBlock(TimestepBlock):
             nn.Dropout(dropout),
             zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
-        kernel = 3 if use_conv else 1
-        same = channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2)
+        self.skip_connection = nn.Identity()
+        if channels != out_channels:
+            kernel = 3 if use_conv else 1
+            self.skip_connection = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2)
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(N, channels, H, W) and (N, emb_channels) -> (N, out_channels, H', W')."""
         return checkpoint(self._forward, (x, emb), self.parameters(), self.use_checkpoint)
 
-    def _forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm, activation, conv = self.in_layers
         h = conv(self.resample(activation(norm(x))))
         with own_precision(x):
@@ -138,38 +137,32 @@ class ResBlock(TimestepBlock):
 class QKVAttention(nn.Module):
     """Self-attention of n_heads heads, for channels that are q, k and v, each of all heads."""
 
+    heads_first = False
+
     def __init__(self, n_heads: int) -> None:
         super().__init__()
         self.n_heads = n_heads
 
-    def forward(self, qkv: torch.Tensor) -> torch.Tensor:
+    def forward(self, qkv: Tensor) -> Tensor:
         """(N, 3C, T) -> (N, C, T)."""
+        split = (self.n_heads, 3, -1) if self.heads_first else (3, self.n_heads, -1)
+        parts = qkv.unflatten(1, split).unbind(2 if self.heads_first else 1)  # q, k, v: (N, heads, ch, T)
         # Its scale ch^(-1/2) is the published ch^(-1/4) on q and on k.
-        q, k, v = (part.transpose(-2, -1) for part in self._split(qkv))  # (N, heads, T, ch)
+        q, k, v = (part.transpose(-2, -1) for part in parts)
         return F.scaled_dot_product_attention(q, k, v).transpose(-2, -1).flatten(1, 2)
-
-    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """q, k and v, each (N, heads, ch, T)."""
-        return qkv.unflatten(1, (3, self.n_heads, -1)).unbind(1)
 
 
 class QKVAttentionLegacy(QKVAttention):
     """Self-attention of n_heads heads, for channels that are heads, each of q, k and v."""
 
-    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return qkv.unflatten(1, (self.n_heads, 3, -1)).unbind(2)
+    heads_first = True
 
 
 class AttentionBlock(nn.Module):
     """Self-attention between all positions, with a residual connection.
 
-    Args:
-        num_heads: heads, each of channels // num_heads channels, unless num_head_channels says their channels.
-        use_checkpoint: recompute the activations in the backward pass.
-        use_new_attention_order: split the channels of qkv into q, k, v and then into heads, instead of heads first.
-        norm: makes its normalisation.
-
-    Raises ValueError where the heads do not divide the channels.
+    Of num_heads heads, or of as many as have num_head_channels channels each (-1: num_heads decides). The other
+    arguments are those of UNetModel and ResBlock. Raises ValueError where the heads do not divide the channels.
     """
 
     def __init__(
@@ -195,20 +188,14 @@ class AttentionBlock(nn.Module):
         self.attention = (QKVAttention if use_new_attention_order else QKVAttentionLegacy)(self.num_heads)
         self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         return checkpoint(self._forward, (x,), self.parameters(), self.use_checkpoint)
 
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (N, T, C), T = H·W
         # A 1x1 convolution is a matrix product over channels; written so, the heads are views: nothing is copied.
         qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)  # (N, T, 3C)
         h = self.attention(qkv.transpose(1, 2)).transpose(1, 2)  # (N, T, C)
         h = F.linear(h, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
         return x + h.transpose(1, 2).reshape(x.shape)
-
-
-def require_images(dims: int) -> None:
-    """Raise ValueError for signals and volumes."""
-    if dims != 2:
-        raise ValueError(f"dims is {dims}: this network is for images, dims 2")

@@ -1,14 +1,10 @@
-"""The classifier that is explained: a DenseNet-121 trunk and one linear layer, under the published parameter
-names.
-"""
+"""The classifier of the DiME paper, under the published parameter names."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 from torchvision.models import densenet121
-
-DENSENET_FEATURES = 1024
 
 
 class DenseNetTrunk(nn.Module):
@@ -34,7 +30,7 @@ class DenseNetClassifier(nn.Module):
         super().__init__()
         self.num_outputs = num_outputs
         self.feat_extract = DenseNetTrunk()
-        self.classifier = nn.Linear(DENSENET_FEATURES, num_outputs)
+        self.classifier = nn.Linear(1024, num_outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of images: x (N, 3, H, W) in [-1, 1] -> (N, num_outputs)."""

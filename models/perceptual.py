@@ -1,4 +1,4 @@
-"""Perceptual distances between images: VGG19 features, and LPIPS (Zhang et al. 2018) on VGG16."""
+"""Features that images are compared by: VGG19's, LPIPS (Zhang et al. 2018) on VGG16, and the FID's Inception-V3."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import lpips
 import torch
+import torch.nn.functional as F
+from pytorch_fid import inception as fid
 from torch import nn
-from torchvision.models import vgg19
+from torchvision.models import inception_v3, vgg19
 
 VGG19_LAYERS = 37
 """How many layers the convolutional part of VGG19 has."""
@@ -33,7 +35,8 @@ class PerceptualFeatures(nn.Module):
         self.features = whole.features[:layer].to_empty(device=torch.get_default_device())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features (N, C, h, w) of images x (N, 3, H, W); x is clamped to [-1, 1]."""
+        """Features (N, C, h, w) of images x, clamped to [-1, 1]: (N, 3, H, W), or grey (N, 1, H, W)."""
+        x = x.expand(-1, 3, -1, -1)
         mean, std = x.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1), x.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
         return self.features(((x.clamp(-1, 1) + 1) / 2 - mean) / std)
 
@@ -61,3 +64,28 @@ class LPIPSDistance(lpips.LPIPS):
     def published_name(own: str) -> str:
         """How an entry is published: `net.slice3.12.bias` as `features.12.bias`, `lins.0.…` as `lin0.…`."""
         return re.sub(r"^lins\.", "lin", re.sub(r"^net\.slice\d\.", "features.", own))
+
+
+class InceptionFeatures(nn.Module):
+    """Inception-V3 as the FID knows it: TensorFlow's network of 2015, whose pooling differs from torchvision's.
+
+    pytorch-fid's own InceptionV3 cannot be built without a download, so its blocks are put into torchvision's here.
+    `network` carries the names of its published weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = inception_v3(
+            weights=None, init_weights=False, aux_logits=False, transform_input=False, num_classes=1008
+        )
+        for name, width, pooled in (("5b", 192, 32), ("5c", 256, 64), ("5d", 288, 64)):
+            setattr(network, f"Mixed_{name}", fid.FIDInceptionA(width, pooled))
+        for name, width in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
+            setattr(network, f"Mixed_{name}", fid.FIDInceptionC(768, width))
+        network.Mixed_7b, network.Mixed_7c = fid.FIDInceptionE_1(1280), fid.FIDInceptionE_2(2048)
+        network.fc = nn.Identity()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (N, 2048) of images x (N, 3, H, W) in [-1, 1]."""
+        return self.network(F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False))

@@ -16,11 +16,9 @@ from torch import nn
 from torchvision.models import resnet50
 from torchvision.transforms import functional as transforms
 
-RESNET_FEATURES = 2048
 INPUT_SIZE = 224
 BGR_MEAN = (91.4953, 103.8827, 131.0912)
 """Mean blue, green and red of VGGFace2, 0..255."""
-ORACLE_FEATURES = 128
 
 
 def caffe_resnet50() -> nn.Module:
@@ -57,8 +55,8 @@ class Oracle(nn.Module):
         super().__init__()
         self.num_outputs = num_outputs
         self.trunk = caffe_resnet50()
-        self.bottleneck = nn.Conv2d(RESNET_FEATURES, ORACLE_FEATURES, kernel_size=1, bias=False)
-        self.classifier = nn.Linear(ORACLE_FEATURES, num_outputs)
+        self.bottleneck = nn.Conv2d(2048, 128, kernel_size=1, bias=False)
+        self.classifier = nn.Linear(128, num_outputs)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (N, 128) and logits (N, num_outputs) of RGB images x (N, 3, H, W) in [-1, 1]."""
@@ -69,16 +67,9 @@ class Oracle(nn.Module):
         return features, self.classifier(features)
 
 
-_LAYER_OF_CAFFE_NAME = {
-    "1x1_reduce": "conv1",
-    "1x1_reduce_bn": "bn1",
-    "3x3": "conv2",
-    "3x3_bn": "bn2",
-    "1x1_increase": "conv3",
-    "1x1_increase_bn": "bn3",
-    "1x1_proj": "downsample.0",
-    "1x1_proj_bn": "downsample.1",
-}
+_LAYERS = {"1x1_reduce": ("conv1", "bn1"), "3x3": ("conv2", "bn2"), "1x1_increase": ("conv3", "bn3")}
+_LAYERS["1x1_proj"] = ("downsample.0", "downsample.1")
+"""Caffe's name of a convolution in a block -> torchvision's, and that of its batch norm."""
 
 
 def oracle_parameter_name(published: str) -> str:
@@ -90,7 +81,8 @@ def oracle_parameter_name(published: str) -> str:
     stem = {"conv1_7x7_s2": "trunk.conv1", "conv1_7x7_s2_bn": "trunk.bn1", "feat_extract": "bottleneck"}
     if layer in stem:
         return f"{stem[layer]}.{entry}"
-    block = re.fullmatch(r"conv([2-5])_(\d+)_(\w+)", layer)
-    if block is None or block[3] not in _LAYER_OF_CAFFE_NAME:
+    block = re.fullmatch(rf"conv([2-5])_(\d+)_({'|'.join(_LAYERS)})(_bn)?", layer)
+    if block is None:
         return published
-    return f"trunk.layer{int(block[1]) - 1}.{int(block[2]) - 1}.{_LAYER_OF_CAFFE_NAME[block[3]]}.{entry}"
+    stage, number, part, norm = block.groups()
+    return f"trunk.layer{int(stage) - 1}.{int(number) - 1}.{_LAYERS[part][bool(norm)]}.{entry}"

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-WIDTHS = (32, 64, 128, 256)
-
 
 class SmallCNN(nn.Module):
     """Four levels of two 3x3 convolutions, the mean over the image, and one linear layer; 1.2 M parameters.
@@ -18,11 +16,18 @@ class SmallCNN(nn.Module):
     num_outputs: how many logits there are, one binary decision each. channels: C, of the images.
     """
 
-    def __init__(self, num_outputs: int = 40, widths: tuple[int, ...] = WIDTHS, channels: int = 3) -> None:
+    def __init__(self, num_outputs: int = 40, widths: tuple[int, ...] = (32, 64, 128, 256), channels: int = 3) -> None:
         super().__init__()
         self.num_outputs = num_outputs
         self.levels = len(widths)
-        levels = [_level(width_in, width) for width_in, width in zip((channels, *widths), widths, strict=False)]
+
+        def convolution(width_in: int, width: int) -> tuple[nn.Module, ...]:
+            return nn.Conv2d(width_in, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.SiLU()
+
+        levels = [
+            nn.Sequential(*convolution(width_in, width), *convolution(width, width), nn.AvgPool2d(2))
+            for width_in, width in zip((channels, *widths), widths, strict=False)
+        ]
         self.feat_extract = nn.Sequential(*levels, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(widths[-1], num_outputs)
 
@@ -31,16 +36,15 @@ class SmallCNN(nn.Module):
         return self.classifier(self.feat_extract(x))
 
     @classmethod
-    def shaped_like(cls, trunk: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> SmallCNN:
-        """The network whose tables `feat_extract` and `classifier` these are, without their weights."""
-        levels = range(sum(name.endswith(".0.weight") and value.ndim == 4 for name, value in trunk.items()))
-        widths = tuple(trunk[f"{level}.0.weight"].shape[0] for level in levels)
-        return cls(head["weight"].shape[0], widths, channels=trunk["0.0.weight"].shape[1])
+    def shaped_like(cls, state: Mapping[str, torch.Tensor]) -> SmallCNN:
+        """The network that these weights are recognised as, without them."""
+        firsts = [state[name] for name in sorted(state) if name.endswith(".0.weight") and state[name].ndim == 4]
+        return cls(len(state["classifier.weight"]), tuple(map(len, firsts)), channels=firsts[0].shape[1])
 
     @staticmethod
-    def recognises(trunk: Mapping[str, torch.Tensor]) -> bool:
-        """Whether a table `feat_extract` is this network's: its first convolution and its norm are `0.0` and `0.1`."""
-        return "0.0.weight" in trunk and trunk["0.0.weight"].shape[2:] == (3, 3) and "0.1.running_var" in trunk
+    def recognises(state: Mapping[str, torch.Tensor]) -> bool:
+        """Whether these are such a network's weights, by the names of its first convolution, its norm, and its head."""
+        return {"feat_extract.0.0.weight", "feat_extract.0.1.running_var", "classifier.weight"} <= state.keys()
 
 
 class SmallOracle(nn.Module):
@@ -59,28 +63,13 @@ class SmallOracle(nn.Module):
 class SmallPerceptual(nn.Module):
     """The first levels of a SmallCNN in the place of VGG19's layers, for the perceptual distance.
 
-    levels: how many, 1 to all. Raises ValueError for another number.
+    levels: how many, 1 to network.levels.
     """
 
     def __init__(self, network: SmallCNN, levels: int) -> None:
         super().__init__()
-        if not 1 <= levels <= network.levels:
-            raise ValueError(f"this small CNN has levels 1 to {network.levels}, not {levels}")
         self.features = network.feat_extract[:levels]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features (N, C, h, w) of images x (N, 3, H, W); x is clamped to [-1, 1]."""
-        return self.features(x.clamp(-1, 1))
-
-
-def _level(width_in: int, width: int) -> nn.Sequential:
-    """Two convolutions, each with its norm, and half the resolution."""
-    return nn.Sequential(
-        nn.Conv2d(width_in, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.SiLU(),
-        nn.Conv2d(width, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.SiLU(),
-        nn.AvgPool2d(2),
-    )
+        """Features (N, C, h, w) of images x, clamped to [-1, 1]: (N, 3, H, W), or grey (N, 1, H, W)."""
+        return self.features(x.expand(-1, self.features[0][0].in_channels, -1, -1).clamp(-1, 1))

@@ -18,7 +18,7 @@ from torchvision.models import vgg16
 
 from dime.core.cli import run
 from dime.core.results import CELLS, ResultTree
-from dime.models.inception import InceptionFeatures
+from dime.models.perceptual import InceptionFeatures
 from tests.helpers import GOLDEN, filled, filled_tensor, golden
 from tests.worlds import Run, World
 

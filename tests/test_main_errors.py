@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from tests.worlds import World, refused, run_main
 
@@ -199,31 +198,3 @@ def test_output_path_that_is_a_file(world, out):
     out.write_text("mine")
     assert str(out) in refused(world, out)
     assert out.read_text() == "mine"
-
-
-# Merging
-
-
-def merge(world: World, out: Path, num_chunks: int) -> str:
-    return refused(world, out, merge_and_eval=True, num_chunks=num_chunks)
-
-
-def test_merging_nothing(world, out):
-    assert "summary.yaml" in merge(world, out, 1)
-
-
-def test_merging_names_the_missing_chunk(world, out):
-    for chunk in (0, 2):
-        world.explain(out, num_batches=1, num_chunks=3, chunk=chunk, save_images=False)
-    line = merge(world, out, 3)
-    assert "chunk-1_num-chunks-3_summary.yaml" in line
-    assert "chunk-0_" not in line and "chunk-2_" not in line
-
-
-@pytest.mark.parametrize("content", ["", "n: [", "- 1\n- 2\n", "bkl: 0.5\n", "n: many\n", "n: 3\nbkl: high\n"])
-def test_merging_a_damaged_summary(world, out, content):
-    results = out / "Results/exp"
-    results.mkdir(parents=True)
-    (results / "chunk-0_num-chunks-2_summary.yaml").write_text(yaml.safe_dump({"n": 3, "bkl": 0.5}))
-    (results / "chunk-1_num-chunks-2_summary.yaml").write_text(content)
-    assert "chunk-1_num-chunks-2_summary.yaml" in merge(world, out, 2)

@@ -25,6 +25,7 @@ from torch import nn
 
 import main as main_script
 from dime.core.cli import run
+from dime.core.job import setup
 from dime.core.networks import files
 from tests.helpers import BASE, GOLDEN, filled, golden
 
@@ -173,14 +174,14 @@ def run_main(*arguments: str) -> Run:
 
 def watched(patch: pytest.MonkeyPatch, loader: str, install: Callable[[nn.Module], object]) -> None:
     """Let main.py's loader (load_diffusion, load_classifier) pass its network to `install` first."""
-    load = getattr(main_script, loader)
+    load = getattr(setup, loader)
 
     def load_and_install(*args: Any, **options: Any) -> Any:
         loaded = load(*args, **options)
         install(getattr(loaded, "network", loaded))
         return loaded
 
-    patch.setattr(main_script, loader, load_and_install)
+    patch.setattr(setup, loader, load_and_install)
 
 
 def run_command(command: Sequence[str], **options: Any) -> Run:

@@ -1,4 +1,4 @@
-"""What of a chunk already stands on disk: which images are finished.
+"""What of a chunk already stands on disk: which images are finished, and whether somebody is at work on them.
 
 An image is finished when its Info file is there, which is written last, and every other file of it too. A run that
 saves no images keeps its records in stats.pth, batch by batch.
@@ -7,16 +7,20 @@ saves no images keeps its records in stats.pth, batch by batch.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
+from dime.core.cli import say
+from dime.core.config import Config, kept_frames
 from dime.core.errors import InputError
 from dime.core.files import remove_orphans, write_atomically
-from dime.core.job.lock import exclusive
 from dime.core.results import CELLS, FRAME_KINDS, IMAGE_FORMATS, ResultTree, image_files
 from dime.core.summary import ImageRecord, read_stats
 
@@ -29,27 +33,20 @@ REPORTS = (CONFIG, STATS, SUMMARY, FAILED, INDEX)
 
 @dataclass(frozen=True)
 class ChunkFiles:
-    """The files of one chunk.
-
-    ids: its images. save_images: whether the tree is written. frames: the kinds of frames saved, `steps` for an image.
-    """
+    """The files of one chunk of a command. ids: its images."""
 
     tree: ResultTree
+    config: Config
     ids: Sequence[int]
-    num_chunks: int = 1
-    chunk: int = 0
-    save_images: bool = True
-    frames: frozenset[str] = frozenset()
-    steps: int = 0
 
     def report(self, name: str) -> Path:
         """Where a report of this chunk lies."""
-        return self.tree.report(name, self.num_chunks, self.chunk)
+        return self.tree.report(name, self.config.num_chunks, self.config.chunk)
 
     def finished(self) -> dict[int, ImageRecord]:
         """The records of all finished images of this chunk, by id."""
         own = set(self.ids)
-        if self.save_images:
+        if self.config.save_images:
             return {record.id: record for record in self._written() if record.id in own}
         path = self.report(STATS)
         return {record.id: record for record in read_stats(path) if record.id in own} if path.exists() else {}
@@ -57,7 +54,7 @@ class ChunkFiles:
     def clean(self, finished: Mapping[int, ImageRecord]) -> None:
         """Remove what dead runs left half done: temporary files, and the images that have only some of their files."""
         unfinished = [id for id in self.ids if id not in finished]
-        frames = [self.tree.frame_folder(kind, id) for kind in self.frames for id in unfinished]
+        frames = [self.tree.frame_folder(kind, id) for kind in kept_frames(self.config) for id in unfinished]
         remove_orphans([self.tree.results, *self.tree.folders(), *frames])
         self._remove_images(set(unfinished))
 
@@ -68,7 +65,7 @@ class ChunkFiles:
         """
         own = [self.report(name) for name in REPORTS]
         ids = set(self.ids)
-        if self.num_chunks == 1:
+        if self.config.num_chunks == 1:
             for lock in self.tree.reports(LOCK):
                 if lock != self.report(LOCK):
                     with exclusive(lock):
@@ -76,7 +73,13 @@ class ChunkFiles:
             own = [path for name in REPORTS for path in self.tree.reports(name)]
             ids |= {int(path.stem) for folder in self.tree.cell_folders() for path in _named_by_id(folder)}
         else:
-            self._require_same_split()
+            same = [self.tree.report(CONFIG, self.config.num_chunks, chunk) for chunk in range(self.config.num_chunks)]
+            for other in self.tree.reports(CONFIG):
+                if other not in same:
+                    raise InputError(
+                        f"{other}: made with another --num_chunks; one chunk cannot overwrite that: choose another "
+                        "--exp_name or remove the folder"
+                    )
             with contextlib.suppress(InputError):  # damaged statistics are removed like any others
                 ids |= {record.id for record in read_stats(self.report(STATS))}
         self._remove_images(ids)
@@ -112,13 +115,13 @@ class ChunkFiles:
         return (
             all(file.name in there[file.parent] for file in files)
             and any(original.with_suffix(f".{suffix}").name in there[original.parent] for suffix in IMAGE_FORMATS)
-            and all(self._has_frames(kind, record.id) for kind in self.frames)
+            and all(self._has_frames(kind, record.id) for kind in kept_frames(self.config))
         )
 
     def _has_frames(self, kind: str, id: int) -> bool:
         folder = self.tree.frame_folder(kind, id)
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        return all(self.tree.frame(kind, id, step).name in names for step in range(self.steps))
+        return all(self.tree.frame(kind, id, step).name in names for step in range(self.config.steps))
 
     def _remove_images(self, ids: set[int]) -> None:
         for folder in self.tree.cell_folders():
@@ -126,16 +129,36 @@ class ChunkFiles:
                 if int(path.stem) in ids:
                     path.unlink(missing_ok=True)
 
-    def _require_same_split(self) -> None:
-        same = {self.tree.report(CONFIG, self.num_chunks, chunk) for chunk in range(self.num_chunks)}
-        others = [path for path in self.tree.reports(CONFIG) if path not in same]
-        if others:
-            raise InputError(
-                f"{others[0]}: made with another --num_chunks; one chunk cannot overwrite that: choose another "
-                "--exp_name or remove the folder"
-            )
-
 
 def _named_by_id(folder: Path) -> list[Path]:
     texts = [path for path in folder.glob("*.txt") if path.stem.isdecimal()]
     return [*image_files(folder), *texts]
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which says who holds it. Raises InputError when another process does.
+
+    The lock is the operating system's: it ends with its process, however that dies, so none is ever stale. Where there
+    are no locks, that is said once and the work goes on.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = path.read_text(errors="replace") or "another process"
+        raise InputError(
+            f"{path.parent}: {holder} is working on the same images; wait for it, or end it and run again"
+        ) from None
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    except (OSError, NotImplementedError):
+        say(f"{path.parent}: no file locks there; see to it that no two processes do the same chunk.")
+        yield
+        return
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()

@@ -21,6 +21,7 @@ from guided_diffusion.files import is_remote, open_file
 Identity = dict[str, Any]
 """Name of a flag (or of what it stands for) -> its value, plain numbers and strings."""
 
+WITHOUT_EFFECT = {field.name for field in dataclasses.fields(Accepted)}
 HARMLESS = {
     *("output_path", "exp_name", "gpu", "chunk", "merge_and_eval"),
     *("overwrite", "allow_partial", "on_bad_image", "oracle_figures"),
@@ -29,7 +30,7 @@ HARMLESS = {
     # the labels, targets and names that they lead to count
     *("class_names", "classes", "trust_classifier"),
     # a preset stands in the flags that it sets, use_fp16 in precision; the others have no effect here
-    *("preset", "use_fp16", "use_checkpoint", *(field.name for field in dataclasses.fields(Accepted))),
+    *("preset", "use_fp16", "use_checkpoint", *WITHOUT_EFFECT),
 }
 """Flags that may differ between a run and its continuation; any other is part of the identity."""
 
@@ -108,7 +109,7 @@ def difference_between(ours: Identity, theirs: Identity) -> str:
     """The first thing in which two identities differ, with both values, in words; '' when they are the same."""
     if not theirs:
         return "an earlier version, which did not say with what"
-    for name in sorted((ours.keys() | theirs.keys()) - HARMLESS):
+    for name in sorted((ours.keys() | theirs.keys()) - WITHOUT_EFFECT):
         mine, other = (side.get(name, DEFAULTS.get(name, "absent")) for side in (ours, theirs))
         if mine != other:
             return f"{SAID.get(name, f'--{name}')} is {_short(mine)} here, and was {_short(other)} there"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from torch import nn
 
 from dime.core.config import Config
 from dime.core.datasets import Source
-from dime.core.errors import InputError
+from dime.core.errors import InputError, nearest
+from dime.core.folders import read_lines
 from dime.core.guidance import Binary, Decision, MultiClass
 
 RUNNER_UP = "runner-up"
@@ -119,7 +119,7 @@ def _class_labels(config: Config, source: Source, names: list[str]) -> np.ndarra
     unknown = [name for name in source.names if name not in names]
     if unknown:
         raise InputError(
-            f"{config.data_dir}: its class {unknown[0]!r} is none of the classifier's{_nearest(unknown[0], names)}; "
+            f"{config.data_dir}: its class {unknown[0]!r} is none of the classifier's{nearest(unknown[0], names)}; "
             "name its outputs as the folder does with --class_names FILE, one a line"
         )
     return np.array([names.index(name) for name in source.names])[labels]
@@ -166,19 +166,11 @@ def index_of(value: int | str, names: Sequence[str], flag: str) -> int:
     if text.isdecimal() and int(text) < len(names):
         return int(text)
     span = f"give 0 to {len(names) - 1} or a name"
-    raise InputError(f"{flag} {text}: unknown{_nearest(text, names)}; {span} such as {names[min(len(names) - 1, 31)]}")
-
-
-def _nearest(text: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
-    return f" (is {' or '.join(near)} meant?)" if near else ""
+    raise InputError(f"{flag} {text}: unknown{nearest(text, names)}; {span} such as {names[min(len(names) - 1, 31)]}")
 
 
 def _names_in(path: str) -> list[str]:
-    try:
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class_names {path}: cannot be read ({error})") from None
+    names = read_lines(path)
     if len(set(names)) < len(names):
         raise InputError(f"--class_names {path}: {next(n for n in names if names.count(n) > 1)!r} is there twice")
     return names

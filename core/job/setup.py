@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dime.core.arithmetic import prepare_unet
+from dime.core.arithmetic import CompiledUNet, compile_unet, prepare_unet
 from dime.core.cli import say
-from dime.core.compiled import CompiledUNet, compile_unet
-from dime.core.config import Config
+from dime.core.config import Config, kept_frames
 from dime.core.datasets import Source, open_dataset
 from dime.core.explain import Explainer
 from dime.core.job.question import Question, ask
@@ -18,7 +17,6 @@ from dime.core.networks.classifiers import load_classifier
 from dime.core.networks.diffusion import DiffusionModel, load_diffusion
 from dime.core.networks.features import load_perceptual
 from dime.core.photos import BadImageError
-from dime.core.results import FRAME_KINDS
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,3 @@ def usable_precision(config: Config, device: torch.device) -> str:
         say(f"{wanted} does not run on {device}: the U-Net computes in fp32.")
         return "fp32"
     return wanted
-
-
-def kept_frames(config: Config) -> frozenset[str]:
-    """Which kinds of frames are written."""
-    keep = {"x_t": config.save_x_t, "z_t": config.save_z_t}
-    return frozenset(kind for kind in FRAME_KINDS if keep[kind] and config.save_images)

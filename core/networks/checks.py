@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,16 +32,31 @@ def check_classifier(classifier: LogitsOf, x: torch.Tensor, decision: Any, name:
     """
     if mode_matters(classifier):
         say(f"{name}: is in training mode; it is used in eval mode, with batch norms and dropouts at rest")
-    x = x.detach()
-    with frozen(classifier), torch.enable_grad():
-        count, output = _logits(classifier, x, name).shape[1], getattr(decision, "output", None)
+    with frozen(classifier), torch.enable_grad(), contextlib.ExitStack() as hooks:
+        x, ends = x.detach().clone().requires_grad_(), []
+        for layer, module in classifier.named_modules() if isinstance(classifier, nn.Module) else ():
+            with contextlib.suppress(RuntimeError):  # a TorchScript module takes no hook
+                hooks.callback(module.register_forward_hook(partial(_note_end, ends, layer)).remove)
+        logits = _logits(classifier, x, name)
+        count, output = logits.shape[1], getattr(decision, "output", None)
         if isinstance(decision, int) and count != decision:
             raise InputError(f"{name}: gives {count} logits, expected {decision}, one per class")
         if isinstance(output, int) and output >= count:
             raise InputError(f"{name}: has {count} outputs, counted from 0, and the decision asks for output {output}")
         if output is None and count < 2:
             raise InputError(f"{name}: has one output, which is no choice between classes: use a binary decision")
-        _require_gradient(classifier, x, name)
+
+        uneven = logits @ torch.linspace(1, 2, count, device=x.device)  # probabilities sum to 1 whatever x is
+        gradient = torch.autograd.grad(uneven.sum(), x, allow_unused=True)[0] if logits.requires_grad else None
+        if gradient is None:
+            at = f"; it ends at its layer {ends[0]}" if ends else ""
+            raise InputError(f"{name}: is not differentiable: no gradient of its logits reaches the image{at}")
+        if not gradient.isfinite().all():
+            raise InputError(f"{name}: its gradient is not finite on these images")
+        if not gradient.any():
+            raise InputError(
+                f"{name}: its gradient is zero: it rounds, or gives saturated probabilities instead of logits"
+            )
         company = torch.cat([x[:1], x[:1].flip(-1), -x[:1]])
         alone, among = _logits(classifier, company[:1], name)[0], _logits(classifier, company, name)[0]
         if (alone - among).abs().max() > SAME * (1e-3 + alone.abs().max()):
@@ -53,20 +69,16 @@ def check_classifier(classifier: LogitsOf, x: torch.Tensor, decision: Any, name:
 @contextlib.contextmanager
 def frozen(classifier: LogitsOf) -> Iterator[None]:
     """Within it a module is in eval mode and its parameters ask for no gradient; afterwards it is as it was."""
-    modules = list(classifier.modules()) if isinstance(classifier, nn.Module) else []
-    parameters = list(classifier.parameters()) if modules else []
-    modes, wanted = [module.training for module in modules], [parameter.requires_grad for parameter in parameters]
+    module = classifier if isinstance(classifier, nn.Module) else nn.Module()
+    before = [(part, "training", part.training) for part in module.modules()]
+    before += [(parameter, "requires_grad", parameter.requires_grad) for parameter in module.parameters()]
     try:
-        for module in modules:
-            module.training = False
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+        for owner, attribute, _ in before:
+            setattr(owner, attribute, False)
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-        for parameter, want in zip(parameters, wanted, strict=True):
-            parameter.requires_grad_(want)
+        for state in before:
+            setattr(*state)
 
 
 def mode_matters(classifier: LogitsOf) -> bool:
@@ -105,33 +117,8 @@ def _logits(classifier: LogitsOf, x: torch.Tensor, name: str) -> torch.Tensor:
     return logits
 
 
-def _require_gradient(classifier: LogitsOf, x: torch.Tensor, name: str) -> None:
-    ends: list[str] = []
-
-    def watch(layer: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple, output: Any) -> None:
-            came = any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
-            if came and isinstance(output, torch.Tensor) and not output.requires_grad:
-                ends.append(layer)
-
-        return hook
-
-    named = classifier.named_modules() if isinstance(classifier, nn.Module) else ()
-    hooks = []
-    try:
-        with contextlib.suppress(RuntimeError):  # a TorchScript module takes none
-            hooks += [module.register_forward_hook(watch(layer)) for layer, module in named if layer]
-        x = x.clone().requires_grad_()
-        logits = _logits(classifier, x, name)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    uneven = logits @ torch.linspace(1, 2, logits.shape[1], device=x.device)  # probabilities sum to 1 whatever x is
-    gradient = torch.autograd.grad(uneven.sum(), x, allow_unused=True)[0] if logits.requires_grad else None
-    if gradient is None:
-        at = f"; it ends at its layer {ends[0]}" if ends else ""
-        raise InputError(f"{name}: is not differentiable: no gradient of its logits reaches the image{at}")
-    if not gradient.isfinite().all():
-        raise InputError(f"{name}: its gradient is not finite on these images")
-    if not gradient.any():
-        raise InputError(f"{name}: its gradient is zero: it rounds, or gives saturated probabilities instead of logits")
+def _note_end(ends: list[str], layer: str, _: nn.Module, inputs: tuple, output: Any) -> None:
+    """A forward hook: note the layer, inner ones first, where a gradient goes in and none comes out."""
+    came = any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
+    if came and layer and isinstance(output, torch.Tensor) and not output.requires_grad:
+        ends.append(layer)

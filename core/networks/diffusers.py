@@ -6,106 +6,68 @@ this project's under other names; what is computed otherwise is said by a Dialec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from dime.core.errors import InputError
-from dime.core.networks.files import read_state_dict
+from dime.core.networks.files import read_json, read_state_dict
 from guided_diffusion.gaussian_diffusion import get_named_beta_schedule
 from guided_diffusion.unet import Dialect, Level
 
 UNET = {
-    "sample_size": None,
-    "in_channels": 3,
-    "out_channels": 3,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
+    "_class_name": ("UNet2DModel",),
+    **{"sample_size": None, "in_channels": 3, "out_channels": 3, "center_input_sample": (False,)},
+    **{"time_embedding_type": ("positional",), "time_embedding_dim": (None,), "num_train_timesteps": None},
+    **{"freq_shift": 0, "flip_sin_to_cos": True, "class_embed_type": (None,), "num_class_embeds": None},
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "mid_block_type": ("UNetMidBlock2D",),
     "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
     "block_out_channels": [224, 448, 672, 896],
-    "layers_per_block": 2,
-    "dropout": 0.0,
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "attn_norm_num_groups": None,
-    "add_attention": True,
-    "num_class_embeds": None,
-    "num_train_timesteps": None,
+    **{"layers_per_block": 2, "dropout": 0.0, "act_fn": ("silu", "swish"), "mid_block_scale_factor": (1,)},
+    **{"downsample_type": ("conv", "resnet"), "downsample_padding": (1, 0), "upsample_type": ("conv", "resnet")},
+    **{"norm_num_groups": 32, "norm_eps": 1e-5, "resnet_time_scale_shift": ("default", "scale_shift")},
+    **{"add_attention": True, "attention_head_dim": 8, "attn_norm_num_groups": None},
 }
-"""The settings of a UNet2DModel that may have any value, with the library's defaults."""
-
-UNET_CHOICES = {
-    "_class_name": ("UNet2DModel",),
-    "act_fn": ("silu", "swish"),
-    "center_input_sample": (False,),
-    "class_embed_type": (None,),
-    "downsample_padding": (1, 0),
-    "downsample_type": ("conv", "resnet"),
-    "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2D",),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-    "time_embedding_dim": (None,),
-    "time_embedding_type": ("positional",),
-    "upsample_type": ("conv", "resnet"),
-}
-"""Those that are supported with some values alone, the library's default first."""
-
-SCHEDULER = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "trained_betas": None}
-SCHEDULER_CHOICES = {
+"""The settings of a UNet2DModel with the library's defaults; a tuple: supported with these values alone."""
+SCHEDULER = {
     # of the process that such networks are trained with; how a scheduler steps back is not used here
     "_class_name": tuple(
-        f"{name}Scheduler" for name in ("DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep")
+        f"{name}Scheduler" for name in ["DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep"]
     ),
+    **{"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "trained_betas": None},
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "prediction_type": ("epsilon", "sample", "v_prediction"),
     "rescale_betas_zero_snr": (False,),
     "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"),
 }
+"""Likewise of a scheduler, which may have others."""
 WEIGHTS = [f"diffusion_pytorch_model{kind}" for kind in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")]
 
 PARTS = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-    "group_norm": "norm",
-    "to_q": "qkv",
-    "to_out.0": "proj_out",
-    "query": "qkv",  # the library's older names
-    "proj_attn": "proj_out",
-    "linear_1": "0",
-    "linear_2": "2",
+    **{"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"},
+    **{"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"},
+    **{"linear_1": "0", "linear_2": "2", "group_norm": "norm", "to_q": "qkv", "to_out.0": "proj_out"},
+    **{"query": "qkv", "proj_attn": "proj_out"},  # the library's older names
 }
 """The parts of their blocks, and what they are called here."""
-
 QKV = {"to_q": ("to_q", "to_k", "to_v"), "query": ("query", "key", "value")}
-ATTENTION = ("to_q", "query", "to_out.0", "proj_attn")
 
 
-@dataclass(frozen=True)
-class StoredModel:
+class StoredModel(NamedTuple):
     """A diffusion model as it lies on the disk.
 
-    Attributes:
-        state: the network's weights, under UNetModel's names.
-        flags: what is stored of its flags, and of num_classes, multiclass and image_channels.
-        dialect: see UNetModel.
-        process: what create_gaussian_diffusion takes beside flags.
+    state: the network's weights, under UNetModel's names. flags: what is stored of its flags, and of num_classes,
+    multiclass and image_channels. dialect: see UNetModel. process: what create_gaussian_diffusion takes beside flags.
     """
 
     state: Mapping[str, torch.Tensor]
-    flags: dict[str, Any]
-    dialect: Dialect = field(default_factory=Dialect)
-    process: dict[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any]
+    dialect: Dialect = Dialect()
+    process: Mapping[str, Any] = {}
 
 
 def read_folder(folder: Path, image_size: int | None = None) -> StoredModel:
@@ -113,23 +75,22 @@ def read_folder(folder: Path, image_size: int | None = None) -> StoredModel:
 
     image_size: of a network that does not say its own. Raises InputError for what is missing, damaged or not supported.
     """
-    index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     others = [name for name in index if not name.startswith("_") and name not in ("unet", "scheduler")]
     if others:
         raise InputError(
             f"{folder}: a pipeline with {', '.join(others)} beside unet and scheduler: latent and conditional models "
             "are not supported, expected one that denoises pixels (DDPMPipeline, DDIMPipeline)"
         )
-    unet = _part(folder, "unet", "config.json")
-    config = _complete(unet, UNET, UNET_CHOICES)
-    unknown = [key for key in config if key not in UNET | UNET_CHOICES and not key.startswith("_")]
+    unet, config = _settings(folder, "unet", "config.json", UNET)
+    unknown = [key for key in config if key not in UNET and not key.startswith("_")]
     if unknown:
         raise InputError(f"{unet}: {unknown[0]} is no known setting of a UNet2DModel")
     config["sample_size"] = config["sample_size"] or image_size
-    settings = _complete(_part(folder, "scheduler", "scheduler_config.json"), SCHEDULER, SCHEDULER_CHOICES)
+    _, settings = _settings(folder, "scheduler", "scheduler_config.json", SCHEDULER)
     try:
-        downs = [_level(kind, "Down", config["downsample_type"]) for kind in config["down_block_types"]]
-        ups = [_level(kind, "Up", config["upsample_type"]) for kind in reversed(config["up_block_types"])]
+        downs = _levels(config["down_block_types"], "Down", config["downsample_type"])
+        ups = _levels(config["up_block_types"], "Up", config["upsample_type"])[::-1]
         flags, process = _flags(config, settings, downs), _process(config, settings)
         dialect = _dialect(config, downs, ups)
         places = dict(_places(downs, ups, config["layers_per_block"], config["add_attention"]))
@@ -139,16 +100,34 @@ def read_folder(folder: Path, image_size: int | None = None) -> StoredModel:
     return StoredModel(_renamed(read_state_dict(unet.with_name(weights)), places), flags, dialect, process)
 
 
-def _level(kind: str, way: str, resample: str) -> Level:
-    """The level that a block type of the way "Down" or "Up" stands for."""
+def _settings(folder: Path, part: str, file: str, defaults: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """A part's configuration, in its own folder or in the one folder of the flat layout, and the settings in it.
+
+    What it leaves out has the library's defaults. Raises InputError for unsupported settings.
+    """
+    path = folder / part / file if (folder / part / file).is_file() else folder / file
+    if not path.is_file():
+        raise InputError(f"{folder}: has neither {part}/{file} nor {file}; expected a folder of diffusers")
+    settings = {key: value[0] if isinstance(value, tuple) else value for key, value in defaults.items()}
+    settings |= read_json(path)
+    for key, values in defaults.items():
+        if isinstance(values, tuple) and settings[key] not in values:
+            expected = " or ".join(map(str, values))
+            raise InputError(f"{path}: {key} {settings[key]} is not supported, expected {expected}")
+    return path, settings
+
+
+def _levels(kinds: list[str], way: str, resample: str) -> list[Level]:
+    """The levels that block types of the way "Down" or "Up" stand for."""
     levels = {
         f"{way}Block2D": Level(attention=False, updown=False),
         f"Attn{way}Block2D": Level(attention=True, updown=resample == "resnet"),
         f"Resnet{way}sampleBlock2D": Level(attention=False, updown=True),
     }
-    if kind not in levels:
-        raise ValueError(f"blocks {kind}, expected {', '.join(levels)}")
-    return levels[kind]
+    unknown = [kind for kind in kinds if kind not in levels]
+    if unknown:
+        raise ValueError(f"blocks {unknown[0]}, expected {', '.join(levels)}")
+    return [levels[kind] for kind in kinds]
 
 
 def _flags(config: dict[str, Any], settings: dict[str, Any], downs: list[Level]) -> dict[str, Any]:
@@ -260,38 +239,8 @@ def _renamed(state: Mapping[str, torch.Tensor], places: Mapping[str, str]) -> di
             continue  # they come with their query
         if part in QKV:
             value = torch.cat([state[f"{block}.{part}.{kind}"] for part in QKV[part]])
-        if part in ATTENTION and kind == "weight":
+        if part in (*QKV, "to_out.0", "proj_attn") and kind == "weight":
             value = value.unsqueeze(-1)  # here it is a convolution over positions
         own = ".".join(filter(None, (places.get(block), PARTS.get(part, part), kind)))
         renamed[own if block else name] = value
     return renamed
-
-
-def _part(folder: Path, name: str, file: str) -> Path:
-    """A configuration file of the pipeline's part: in its own folder, or in the one folder of the flat layout."""
-    for path in (folder / name / file, folder / file):
-        if path.is_file():
-            return path
-    raise InputError(
-        f"{folder}: has neither {name}/{file} nor {file}; expected a folder of diffusers (a pipeline's save_pretrained)"
-    )
-
-
-def _complete(path: Path, defaults: dict[str, Any], choices: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """The settings in a file, with the library's defaults for what it leaves out; InputError for unsupported ones."""
-    settings = {**defaults, **{key: values[0] for key, values in choices.items()}, **_json(path)}
-    for key, values in choices.items():
-        if settings[key] not in values:
-            expected = " or ".join(str(value) for value in values)
-            raise InputError(f"{path}: {key} {settings[key]} is not supported, expected {expected}")
-    return settings
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a table of settings")
-    return content

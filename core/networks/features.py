@@ -7,6 +7,7 @@ InputError. Networks are built on the meta device first, so that no random weigh
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lpips
 import torch
@@ -26,8 +27,7 @@ from dime.core.networks.files import (
     read_numpy_pickle,
     read_state_dict,
 )
-from dime.models.inception import InceptionFeatures
-from dime.models.perceptual import VGG19_LAYERS, LPIPSDistance, PerceptualFeatures
+from dime.models.perceptual import VGG19_LAYERS, InceptionFeatures, LPIPSDistance, PerceptualFeatures
 from dime.models.resnet import Oracle, caffe_resnet50, oracle_parameter_name
 from dime.models.small_cnn import SmallCNN, SmallOracle, SmallPerceptual
 
@@ -47,17 +47,16 @@ def load_oracle(path: str | Path, device: torch.device) -> nn.Module:
 
     The published one has D = 128; a small CNN, which may stand in for it on small images, has that of its last level.
     """
-    content = network_entry(read_checkpoint(path), path)
-    trunk, head = trunk_and_head(content) or ({}, {})
-    if SmallCNN.recognises(trunk):
-        return SmallOracle(build_small_cnn(trunk, head, path, device)).eval()
-    if "conv1_7x7_s2.weight" not in trunk:
+    content, state = read_tables(path)
+    if SmallCNN.recognises(state):
+        return SmallOracle(build_small_cnn(state, path, device)).eval()
+    if not {"feat_extract.conv1_7x7_s2.weight", "classifier.weight"} <= state.keys():
         expected = "an oracle (a dict with feat_extract, a Caffe-style ResNet-50 or a small CNN, and classifier)"
         raise InputError(f"{path}: holds {describe(content)}, expected {expected}")
     with torch.device("meta"):
-        network = Oracle(len(head["weight"]))
-    state = {oracle_parameter_name(name): value for name, value in trunk.items()}
-    return install(network, state | {f"classifier.{name}": value for name, value in head.items()}, path, device)
+        network = Oracle(len(state["classifier.weight"]))
+    own = {oracle_parameter_name(name.removeprefix("feat_extract.")): value for name, value in state.items()}
+    return install(network, own, path, device)
 
 
 def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
@@ -75,33 +74,32 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
     state = {name: torch.from_numpy(array) for name, array in read_numpy_pickle(found).items()}
     with torch.device("meta"):
         network = caffe_resnet50()
-    wanted = network.state_dict()
-    unknown = [name for name in state if name not in wanted and name not in ("fc.weight", "fc.bias")]
+    known = _those_of(network, state)
+    unknown = [name for name in state if name not in known and name not in ("fc.weight", "fc.bias")]
     if unknown:
         say(f"{found}: {len(unknown)} unknown entries are skipped ({', '.join(unknown[:3])})")
-    return install(network, {name: state[name] for name in wanted if name in state}, found, device)
+    return install(network, known, found, device)
 
 
 def load_small_cnn(path: str | Path, device: torch.device) -> SmallCNN:
     """A network that celeba-train-classifier.py --arch small has trained."""
-    content = network_entry(read_checkpoint(path), path)
-    trunk, head = trunk_and_head(content) or ({}, {})
-    if not SmallCNN.recognises(trunk):
+    content, state = read_tables(path)
+    if not SmallCNN.recognises(state):
         raise InputError(f"{path}: holds {describe(content)}, expected a small CNN (celeba-train-classifier.py)")
-    return build_small_cnn(trunk, head, path, device)
+    return build_small_cnn(state, path, device)
 
 
 def load_perceptual(layer: int, device: torch.device, path: str | Path = "") -> nn.Module:
-    """The first `layer` layers of a feature network: x (N, 3, H, W) in [-1, 1] -> features (N, C, h, w).
+    """The first `layer` layers of a feature network: x (N, 3 or 1, H, W) in [-1, 1] -> features (N, C, h, w).
 
     path: a small CNN, whose layers are its levels; '' is torchvision's VGG19, from models/, the torch hub cache, or
     downloaded.
     """
     if path:
-        try:
-            return SmallPerceptual(load_small_cnn(path, device), layer).eval()
-        except ValueError as error:
-            raise InputError(f"--l_perc_layer {layer}: {path}: {error}") from None
+        network = load_small_cnn(path, device)
+        if not 1 <= layer <= network.levels:
+            raise InputError(f"--l_perc_layer {layer}: {path}: this small CNN has levels 1 to {network.levels}")
+        return SmallPerceptual(network, layer).eval()
     if not 1 <= layer <= VGG19_LAYERS:
         raise InputError(f"--l_perc_layer {layer}: VGG19 has layers 1 to {VGG19_LAYERS}")
     path = pretrained_weights(VGG19_URL)
@@ -117,8 +115,8 @@ def load_lpips(device: torch.device) -> LPIPSDistance:
         network = LPIPSDistance()
     scaling = {f"scaling_layer.{name}": value for name, value in lpips.ScalingLayer().state_dict().items()}
     published = {**read_state_dict(path), **read_state_dict(LPIPS_HEADS), **scaling}
-    state = {own: published.get(LPIPSDistance.published_name(own)) for own in network.state_dict()}
-    return install(network, {own: value for own, value in state.items() if value is not None}, path, device)
+    names = {own: LPIPSDistance.published_name(own) for own in network.state_dict()}
+    return install(network, {own: published[name] for own, name in names.items() if name in published}, path, device)
 
 
 def load_inception(path: str | Path, device: torch.device) -> InceptionFeatures:
@@ -129,36 +127,25 @@ def load_inception(path: str | Path, device: torch.device) -> InceptionFeatures:
     return install(network, {k: v for k, v in state.items() if k not in ("fc.weight", "fc.bias")}, path, device)
 
 
-def trunk_and_head(content: object) -> tuple[State, State] | None:
-    """The two state dicts of a published classifier or oracle; None for anything else.
+def read_tables(path: str | Path) -> tuple[Any, State]:
+    """What a file of a published classifier or oracle holds, and its weights as one state dict.
 
-    A state dict, as in a .safetensors file, cannot nest tables: there the two names are prefixes.
+    Its tables feat_extract and classifier become prefixes, as they are in a .safetensors file. The state dict of
+    anything that has no tables of that name, and is none itself, is empty.
     """
-    if not isinstance(content, dict):
-        return None
+    content, tables = network_entry(read_checkpoint(path), path), ("feat_extract", "classifier")
     if is_state_dict(content):
-        flat, parts = bare(content), ("feat_extract", "classifier")
-        content = {
-            part: {k.removeprefix(f"{part}."): v for k, v in flat.items() if k.startswith(f"{part}.")} for part in parts
-        }
-    trunk, head = content.get("feat_extract"), content.get("classifier")
-    if not (is_state_dict(trunk) and is_state_dict(head)):
-        return None
-    trunk, head = bare(trunk), bare(head)
-    return (trunk, head) if "weight" in head and head["weight"].ndim == 2 else None
+        return content, bare(content)
+    if not isinstance(content, dict) or not all(is_state_dict(content.get(table)) for table in tables):
+        return content, {}
+    return content, {f"{table}.{k}": value for table in tables for k, value in bare(content[table]).items()}
 
 
-def build_small_cnn(trunk: State, head: State, path: str | Path, device: torch.device) -> SmallCNN:
-    """The small CNN that these two tables hold."""
+def build_small_cnn(state: State, path: str | Path, device: torch.device) -> SmallCNN:
+    """The small CNN that has these weights."""
     with torch.device("meta"):
-        network = SmallCNN.shaped_like(trunk, head)
-    return install(network, joined(trunk, head), path, device)
-
-
-def joined(trunk: State, head: State) -> dict[str, torch.Tensor]:
-    """One state dict of a published classifier's two tables."""
-    tables = {"feat_extract": trunk, "classifier": head}
-    return {f"{part}.{name}": value for part, table in tables.items() for name, value in table.items()}
+        network = SmallCNN.shaped_like(state)
+    return install(network, state, path, device)
 
 
 def _those_of(network: nn.Module, state: State) -> State:

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
 from torch import nn
 
 from dime.core.cli import say
@@ -42,21 +44,24 @@ State = Mapping[str, torch.Tensor]
 def read_checkpoint(path: str | Path) -> Any:
     """What a checkpoint holds, on the CPU: a .safetensors file or one that torch.save wrote.
 
-    Only tensors, containers and plain values are read. Raises InputError for a missing, empty, damaged or unsafe file.
+    Only tensors, containers and plain values are read. Of a .safetensors file it is a state dict with the notes of
+    `write_safetensors` in its metadata. Raises InputError for a missing, empty, damaged or unsafe file.
     """
     path = located(path)
     if not is_remote(path):
         _require_file(Path(path))
-    if str(path).endswith(SAFETENSORS):
-        return _read_safetensors(path)
     try:
+        if str(path).endswith(SAFETENSORS):
+            with open_file(path, "rb") as file:
+                return _from_safetensors(file.read())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files that it refuses a moment later
             return checkpoint_util.load(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: damaged or not a safetensors file ({error})") from None
     except (ValueError, OSError) as error:
         whole = "; of a whole network save its state_dict instead: torch.save(network.state_dict(), FILE)"
-        advice = whole if isinstance(error.__cause__, pickle.UnpicklingError) else ""
-        raise InputError(f"{error}{advice}") from None
+        raise InputError(f"{error}{whole if isinstance(error.__cause__, pickle.UnpicklingError) else ''}") from None
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
@@ -66,14 +71,13 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """
     content = read_checkpoint(path)
     found = network_entry(content, path)
-    if not is_state_dict(found):
-        raise InputError(
-            f"{path}: expected a state dict (names and tensors), found {describe(content)}{_no_tensor(found)}"
-        )
-    state = bare(found)
-    config = checkpoint_util.stored_config(found)
-    state._metadata = OrderedDict({"": {"config": config}} if config else {})
-    return state
+    if is_state_dict(found):
+        return bare(found)
+    hint, entries = "", found.items() if isinstance(found, dict) else ()
+    if any(isinstance(value, torch.Tensor) for _, value in entries):  # what keeps the rest from being a state dict
+        name, value = next((name, value) for name, value in entries if not isinstance(value, torch.Tensor))
+        hint = f"; its entry {name!r} is a {type(value).__name__}: save the network's state_dict alone"
+    raise InputError(f"{path}: expected a state dict (names and tensors), found {describe(content)}{hint}")
 
 
 def network_entry(content: Any, path: str | Path) -> Any:
@@ -100,7 +104,9 @@ def bare_names(names: Iterable[str]) -> list[str]:
 
 def bare(state: State) -> OrderedDict[str, torch.Tensor]:
     """A state dict under its bare names."""
-    return OrderedDict(zip(bare_names(state), state.values(), strict=True))
+    renamed = OrderedDict(zip(bare_names(state), state.values(), strict=True))
+    renamed._metadata = getattr(state, "_metadata", OrderedDict())
+    return renamed
 
 
 def is_state_dict(content: Any) -> bool:
@@ -116,10 +122,9 @@ def install(network: Network, state: State, path: str | Path, device: torch.devi
     """
     expected = network.state_dict()
     own_names = dict(zip(bare_names(expected), expected, strict=True))
-    found = {own_names.get(name, name): value for name, value in bare(state).items()}
     # old files lack the batch norms' counters, which have no effect on an evaluation
-    counters = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
-    found = counters | found
+    found = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
+    found |= {own_names.get(name, name): value for name, value in bare(state).items()}
     problem = checkpoint_util.mismatch(expected, found)
     if problem:
         raise InputError(f"{path}: is not a {type(network).__name__} checkpoint of the expected shape: {problem}")
@@ -138,32 +143,29 @@ def ready(network: Network, path: str | Path, device: torch.device) -> Network:
         raise InputError(f"{path}: {len(broken)} of its tensors hold NaN or infinity, the first is {broken[0]}")
     with suppress(NotImplementedError):  # an exported program has no modes
         network.eval()
-    for parameter in network.parameters():
+    for parameter in network.parameters():  # of a TorchScript module one by one only
         parameter.requires_grad_(False)
     return network.float().to(device)
 
 
 def write_safetensors(path: str | Path, content: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
-    """Write what `read_checkpoint` gave, its weights in `dtype`, for it to give back.
+    """Write what `read_checkpoint` gave, its weights in `dtype`.
 
     Tables inside become prefixes; what is no tensor, and a state dict's configuration, goes into the file's metadata.
     Raises InputError for tables of anything but tensors, and when the file cannot be written.
     """
-    from safetensors.torch import save
-
-    tables = {name: table for name, table in content.items() if isinstance(table, Mapping)}
-    notes = {name: value for name, value in content.items() if not isinstance(value, (Mapping, torch.Tensor))}
+    notes = {k: v for k, v in getattr(content, "_metadata", {}).get("", {}).items() if k != "version"}  # torch's own
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    for name, table in tables.items():
-        if not all(isinstance(value, torch.Tensor) for value in table.values()):
-            raise InputError(
-                f"{path}: {name!r} holds more than tensors; give a network's weights, not a training's state"
-            )
-        tensors |= {f"{name}.{entry}": value for entry, value in table.items()}
-    config = checkpoint_util.stored_config(content)
-    notes |= ({"tables": list(tables)} if tables else {}) | ({"config": config} if config else {})
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            if not all(isinstance(entry, torch.Tensor) for entry in value.values()):
+                raise InputError(f"{path}: {name!r} holds more than tensors; give weights, not a training's state")
+            tensors |= {f"{name}.{entry}": tensor for entry, tensor in value.items()}
+        elif name not in tensors:
+            notes[name] = value
     halved = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
-    write_atomically(Path(path), save(halved, {name: json.dumps(value) for name, value in notes.items()}))
+    texts = {name: json.dumps(value) for name, value in notes.items()}
+    write_atomically(Path(path), safetensors.save(halved, texts))
 
 
 def read_numpy_pickle(path: str | Path) -> dict[str, np.ndarray]:
@@ -176,8 +178,8 @@ def read_numpy_pickle(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file, encoding="latin1").load()
-    except _ForbiddenError as error:
-        raise InputError(f"{path}: asks for {error}, which is no numpy array, so it is not loaded") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except Exception:  # a damaged pickle fails in nearly any way
         raise InputError(f"{path}: damaged, or not a pickle of numpy arrays; get the file again") from None
     arrays = content if isinstance(content, dict) else {}
@@ -185,6 +187,17 @@ def read_numpy_pickle(path: str | Path) -> dict[str, np.ndarray]:
     if not arrays or not numeric or not all(isinstance(name, str) for name in arrays):
         raise InputError(f"{path}: expected a pickled dict of names and numpy arrays, found {describe(content)}")
     return arrays
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The settings in a file. Raises InputError for one that is missing, damaged or of anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a table of settings")
+    return content
 
 
 def pretrained_weights(url: str) -> Path:
@@ -211,27 +224,16 @@ def pretrained_weights(url: str) -> Path:
 
 def describe(content: Any) -> str:
     """What a loaded file holds, in a few words for an error."""
+
+    def names(table: dict) -> str:
+        return ", ".join([*map(str, list(table)[:3]), *["…"] * (len(table) > 3)])
+
     if not isinstance(content, dict):
         return f"a {type(content).__name__}"
     if content and all(isinstance(value, (torch.Tensor, np.ndarray)) for value in content.values()):
-        return f"a table of {len(content)} tensors ({_first_names(content)})"
-    nested = [f"{name} ({_first_names(table)})" for name, table in content.items() if isinstance(table, dict) and table]
-    if nested:
-        return f"a dict with {', '.join(nested[:3])}"
-    return f"a dict with {_first_names(content)}" if content else "an empty dict"
-
-
-def _first_names(content: dict) -> str:
-    names = ", ".join(str(name) for name in list(content)[:3])
-    return f"{names}, …" if len(content) > 3 else names
-
-
-def _no_tensor(content: Any) -> str:
-    """The entry that keeps a table which is mostly tensors from being a state dict; '' for anything else."""
-    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
-        return ""
-    name, value = next((name, value) for name, value in content.items() if not isinstance(value, torch.Tensor))
-    return f"; its entry {name!r} is a {type(value).__name__}: save the network's state_dict alone"
+        return f"a table of {len(content)} tensors ({names(content)})"
+    nested = [f"{name} ({names(table)})" for name, table in content.items() if isinstance(table, dict) and table]
+    return f"a dict with {', '.join(nested[:3]) or names(content)}" if content else "an empty dict"
 
 
 def _require_file(path: Path) -> None:
@@ -243,43 +245,14 @@ def _require_file(path: Path) -> None:
         raise InputError(f"{path}: is empty, expected a file of weights; get or write it again")
 
 
-def _read_safetensors(path: str | Path) -> dict[str, Any]:
-    """What `write_safetensors` was given: its notes, and tables where it noted some; the other tensors as they are."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        with open_file(path, "rb") as file:
-            content = file.read()
-        tensors = OrderedDict(load(content))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or not a safetensors file ({error})") from None
+def _from_safetensors(content: bytes) -> OrderedDict[str, torch.Tensor]:
+    tensors, notes = OrderedDict(safetensors.load(content)), {}
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    notes = _notes(header.get("__metadata__") or {})
-    tables = notes.pop("tables", None)
-    if not isinstance(tables, list) or not all(isinstance(table, str) for table in tables):
-        tensors._metadata = OrderedDict({"": {"config": notes.get("config")}})
-        return tensors
-    parts: dict[str, Any] = {table: {} for table in tables}
-    for name, tensor in tensors.items():
-        table, _, entry = name.partition(".")
-        if table in parts:
-            parts[table][entry] = tensor
-        else:
-            parts[name] = tensor
-    return {**notes, **parts}
-
-
-def _notes(metadata: Mapping[str, str]) -> dict[str, Any]:
-    notes = {}
-    for name, text in metadata.items():  # other programs write other things there
+    for name, text in (header.get("__metadata__") or {}).items():  # other programs write other things there
         with suppress(ValueError, RecursionError):
             notes[name] = json.loads(text)
-    return notes
-
-
-class _ForbiddenError(Exception):
-    """A pickle wants something that may not be loaded."""
+    tensors._metadata = OrderedDict({"": notes})
+    return tensors
 
 
 _OF_ARRAYS = re.compile(
@@ -292,7 +265,7 @@ _OF_ARRAYS = re.compile(
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if not _OF_ARRAYS.fullmatch(f"{module}.{name}"):
-            raise _ForbiddenError(f"{module}.{name}")
+            raise InputError(f"asks for {module}.{name}, which is no numpy array, so it is not loaded")
         if module == "_codecs":  # as Python 3 writes bytes in its old protocols; other codecs would import modules
             return lambda text, encoding: text.encode("latin1")
         own_core = np.empty(1).__reduce__()[0].__module__.rpartition(".")[0]  # numpy 2 renamed numpy.core

@@ -1,21 +1,27 @@
-"""Layout and allocator: what changes is speed, not the result."""
+"""Layout, allocator and compiled code: what changes is speed, not the result."""
 
 from __future__ import annotations
 
+import functools
+import os
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from dime.core.arithmetic import prepare_unet
+from dime.core.arithmetic import CompiledUNet, compile_unet, prepare_unet
 from guided_diffusion.script_util import create_model_and_diffusion
+from guided_diffusion.unet import UNetModel
 from tests.helpers import BASE, fill_, relative_error, rnd
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-CHANNELS_LAST = torch.channels_last
+SHAPE = torch.Size((2, 3, 8, 8))
+X, T = rnd(0, *SHAPE), torch.tensor([7])
 
 
 def unet() -> torch.nn.Module:
@@ -24,25 +30,23 @@ def unet() -> torch.nn.Module:
 
 def is_channels_last(network: torch.nn.Module) -> bool:
     weights = [p for p in network.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
-    return all(weight.is_contiguous(memory_format=CHANNELS_LAST) for weight in weights)
+    return all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
-@pytest.mark.parametrize(
-    ("device", "precision", "expected"), [(CPU, "fp32", True), (GPU, "fp32", False), (GPU, "fp16", True)]
-)
-def test_the_layout_is_the_one_for_the_device(device, precision, expected):
-    assert is_channels_last(prepare_unet(unet(), precision, device)) == expected
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", False), ("fp16", True)])
+def test_the_layout_on_a_gpu(precision, expected):
+    assert is_channels_last(prepare_unet(unet(), precision, GPU)) == expected
 
 
 @torch.no_grad()
 def test_a_prepared_network_says_the_same():
-    x, t = rnd(0, 2, 3, 32, 32), torch.tensor([7])
-    expected = unet()(x, t.expand(2)).numpy()
+    x = rnd(0, 2, 3, 32, 32)
+    expected = unet()(x, T.expand(2)).numpy()
     # 2e-5: float32 sums in another order; 2e-2: bfloat16 has 8 bits, some tens of operations in a row
     for precision, tolerance in (("fp32", 2e-5), ("bf16", 2e-2)):
         model = prepare_unet(unet(), precision, CPU)
         assert is_channels_last(model)
-        assert relative_error(model(x, t), expected) < tolerance
+        assert relative_error(model(x, T), expected) < tolerance
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
@@ -66,3 +70,77 @@ print(before, min(page_faults() for _ in range(10)))  # where alignment splits a
     before, after = map(int, done.stdout.split())
     assert before > 100  # 80 MB, in pages of 4 kB or of 2 MB (nothing to see where those are larger still)
     assert after < before / 10
+
+
+# --compile
+
+
+@functools.cache
+def tiny(num_classes: int | None = None, multiclass: bool = False) -> UNetModel:
+    model = UNetModel(8, 3, 32, 6, 1, (2,), channel_mult=(1, 1), num_classes=num_classes, multiclass=multiclass)
+    return fill_(model).requires_grad_(False)
+
+
+def marked(model: UNetModel) -> Callable:
+    """A compiler whose code says that it was used: its output is a subclass."""
+
+    class Marked(torch.Tensor):
+        pass
+
+    return lambda x, t, y: model(x, t, y).as_subclass(Marked)
+
+
+@torch.no_grad()
+def test_compiled_code_runs_for_its_own_shape_alone():
+    compiled = compile_unet(tiny(), SHAPE, marked)
+    assert type(compiled(X, T)) is not torch.Tensor
+    assert torch.equal(compiled(X, T), tiny()(X, T))
+    for images, timesteps in ((X[:1], T), (X, T.expand(2))):
+        assert type(compiled(images, timesteps)) is torch.Tensor
+    with torch.enable_grad():
+        assert type(compiled(X, T)) is torch.Tensor
+    assert (compiled.image_size, compiled.in_channels, compiled.num_classes) == (8, 3, None)
+
+
+@pytest.mark.parametrize("damage", [lambda x: 0.01 * x.flatten(1).std(dim=1), lambda x: torch.full((2,), torch.nan)])
+def test_wrong_code_is_refused(damage, capsys):
+    def broken(model: UNetModel) -> Callable:
+        return lambda x, t, y: model(x, t, y) + damage(x).view(-1, 1, 1, 1)
+
+    assert compile_unet(tiny(), SHAPE, broken) is tiny()
+    assert "is wrong and is not used" in capsys.readouterr().out
+
+
+def test_without_a_compiler_it_goes_on_and_says_so(capsys):
+    def missing(model: UNetModel) -> None:
+        raise RuntimeError("no C++ compiler\nand much more")
+
+    assert compile_unet(tiny(), SHAPE, missing) is tiny()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["--compile is not possible here, the U-Net runs uncompiled: no C++ compiler"]
+
+
+@pytest.mark.parametrize(("multiclass", "y"), [(True, (rnd(1, 2, 40) > 0).float()), (False, torch.tensor([0, 39]))])
+@torch.no_grad()
+def test_a_conditional_network(multiclass, y):
+    compiled = compile_unet(tiny(40, multiclass), SHAPE, marked)
+    assert torch.equal(compiled(X, T, y=y), tiny(40, multiclass)(X, T, y))
+    assert type(compiled(X, T, y=y)) is not torch.Tensor
+
+
+@pytest.mark.own_process  # it starts threads of autograd
+@torch.no_grad()
+def test_the_network_is_one_graph():
+    compiled = compile_unet(tiny(), SHAPE, functools.partial(torch.compile, backend="eager", fullgraph=True))
+    assert isinstance(compiled, CompiledUNet)
+    assert relative_error(compiled(X, T), tiny()(X, T).numpy()) < 1e-6
+
+
+@pytest.mark.own_process
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@pytest.mark.skipif(not os.environ.get("DIME_COMPILER_TESTS"), reason="takes minutes: set DIME_COMPILER_TESTS=1")
+@torch.no_grad()
+def test_torchs_own_compiler(capsys):
+    compiled = compile_unet(tiny(), SHAPE)
+    assert isinstance(compiled, CompiledUNet), capsys.readouterr().out
+    assert relative_error(compiled(X, T), tiny()(X, T).numpy()) < 1e-5  # float32 in another order

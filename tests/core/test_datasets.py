@@ -13,12 +13,10 @@ from PIL import Image
 from dime.core.datasets import (
     ATTRIBUTES,
     CelebA,
-    chunk_of,
     image_transform,
     open_dataset,
     read_annotations,
     read_image,
-    select_ids,
 )
 from dime.core.errors import InputError
 from dime.core.photos import BadImageError
@@ -232,35 +230,6 @@ def test_open_dataset(tmp_path):
 
 
 # Which images
-
-
-def labelled(tmp_path: Path) -> tuple[CelebA, list[int]]:
-    write_csv(tmp_path, {f"{chr(97 + i)}.jpg": 1 for i in range(20)})
-    dataset = CelebA(str(tmp_path), "val", 64)
-    return dataset, dataset.targets(31).tolist()
-
-
-def test_select_filters_then_cuts_then_deals(tmp_path):
-    dataset, labels = labelled(tmp_path)
-    ones = [i for i, label in enumerate(labels) if label == 1]
-    zeros = [i for i, label in enumerate(labels) if label == 0]
-    assert len(ones) > 4 and len(zeros) > 6
-    assert select_ids(dataset, 31, -1, 100) == list(range(20))
-    assert select_ids(dataset, 31, -1, 7) == list(range(7))
-    assert select_ids(dataset, 31, 0, 100) == ones
-    assert select_ids(dataset, 31, 1, 100) == zeros
-    assert chunk_of(select_ids(dataset, 31, 1, 5), num_chunks=2, chunk=1) == zeros[1:5:2]
-
-
-@pytest.mark.parametrize("target", [-1, 0, 1])
-@pytest.mark.parametrize("num_chunks", [1, 3, 7, 30])
-def test_chunks_share_the_images_out(tmp_path, target, num_chunks):
-    dataset, _ = labelled(tmp_path)
-    whole = select_ids(dataset, 31, target, 13)
-    chunks = [chunk_of(whole, num_chunks, chunk) for chunk in range(num_chunks)]
-    assert sorted(id for chunk in chunks for id in chunk) == whole
-    for chunk, ids in enumerate(chunks):
-        assert ids == [id for position, id in enumerate(whole) if position % num_chunks == chunk]
 
 
 # The transform

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dime.core.datasets import open_dataset, select_ids
+from dime.core.datasets import open_dataset
 from dime.core.errors import InputError
 from dime.core.folders import Source, read_lines
 from dime.core.photos import BadImageError
@@ -57,7 +57,6 @@ def test_classes_are_first_level_folders(tmp_path):
     assert source.targets(None).tolist() == [0, 1, 1]
     assert source.targets(0).tolist() == [1, 0, 0]
     assert source.conditions(1).dtype == torch.int64 and int(source.conditions(1)) == 1
-    assert select_ids(source, None, 1, 10) == [0]  # those that are no dogs yet
 
 
 def test_class_names_give_the_order(tmp_path):
@@ -65,7 +64,7 @@ def test_class_names_give_the_order(tmp_path):
     source = opened(tmp_path, class_names=["bird", "dog", "cat"])
     assert source.names == ["bird", "dog", "cat"] and source.targets(None).tolist() == [2, 1]
     line = refusal(tmp_path, class_names=["bird", "dogs", "fish"])
-    assert "cat is none of the 3 classes" in line or "dog is none of the 3 classes; near it are dogs" in line
+    assert "cat is none of the 3 classes" in line or "dog is none of the 3 classes (is dogs meant?)" in line
     assert opened(put(tmp_path / "digits", "3/1.png", "0/1.png"), class_names=["zero", "one", "two", "three"]).targets(
         None
     ).tolist() == [0, 3]
@@ -75,9 +74,6 @@ def test_class_names_give_the_order(tmp_path):
 def test_a_folder_that_says_nothing_is_not_labelled(tmp_path, names):
     source = opened(put(tmp_path, *names))
     assert source.targets(None) is None and source.targets(31) is None and source.conditions(0) is None
-    assert select_ids(source, None, -1, 10) == [0, 1]
-    with pytest.raises(InputError, match=r"--target_label 1.*no labels"):
-        select_ids(source, None, 1, 10)
 
 
 def test_images_beside_the_folders_of_classes(tmp_path):
@@ -190,7 +186,7 @@ def test_a_table_that_does_not_fit(tmp_path, table, said):
 def test_an_unknown_class_offers_the_nearest(tmp_path):
     put(tmp_path, "a.png")
     (tmp_path / "labels.csv").write_text("file,label\na.png,tabby cat\n")
-    assert "tabby cat is none of the 2 classes; near it are tabby" in refusal(tmp_path, class_names=["tabby", "dog"])
+    assert "tabby cat is none of the 2 classes (is tabby meant?)" in refusal(tmp_path, class_names=["tabby", "dog"])
 
 
 def test_classes_called_none_or_na_are_names(tmp_path):

@@ -16,7 +16,7 @@ CARELESS = {
     *(f"yaml.{name}" for name in ("load", "load_all", "unsafe_load", "unsafe_load_all", "full_load", "full_load_all")),
 }
 """What runs code that a file holds. A class that inherits Unpickler and says what it finds is another matter."""
-TRUSTED = ROOT / "core" / "networks" / "kinds.py"
+TRUSTED = ROOT / "core" / "networks" / "classifiers.py"
 """Where programs are loaded, once their user has said that he trusts them."""
 
 

@@ -21,55 +21,34 @@ def network() -> nn.Module:
 
 def test_round_trip_keeps_names_values_and_config(tmp_path):
     model = network()
-    cu.save_state_dict(tmp_path / "model.pt", model.state_dict(), CONFIG)
-    loaded = cu.load_state_dict(tmp_path / "model.pt")
-    assert list(loaded) == list(model.state_dict())
-    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+    for name in ("a.pt", "b.pt"):
+        cu.save_state_dict(tmp_path / name, model.state_dict(), CONFIG)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    loaded = cu.load_state_dict(tmp_path / "a.pt")
     assert cu.stored_config(loaded) == CONFIG
-    network().load_state_dict(loaded)
-
-
-def test_file_is_a_plain_state_dict_for_other_loaders(tmp_path):
-    cu.save_state_dict(tmp_path / "model.pt", network().state_dict(), CONFIG)
-    plain = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert set(plain) == set(network().state_dict())
-    network().load_state_dict(plain, strict=True)
-
-
-def test_a_file_without_config_has_none(tmp_path):
-    torch.save(network().state_dict(), tmp_path / "model.pt")
-    assert cu.stored_config(cu.load_state_dict(tmp_path / "model.pt")) is None
+    for weights in (loaded, torch.load(tmp_path / "a.pt", weights_only=True)):  # a plain state dict for other loaders
+        assert list(weights) == list(model.state_dict())
+        assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+        network().load_state_dict(weights)
+    torch.save(model.state_dict(), tmp_path / "theirs.pt")
+    assert cu.stored_config(cu.load_state_dict(tmp_path / "theirs.pt")) is None
     assert cu.stored_config({"weight": torch.zeros(1)}) is None
 
 
-def test_half_precision_is_written_as_float32_and_integers_stay(tmp_path):
-    cu.save_state_dict(tmp_path / "model.pt", network().half().state_dict())
+def test_float32_on_the_disk_and_no_more_than_the_weights(tmp_path):
+    view = {"view": torch.zeros(1_000_000)[:2]}
+    cu.save_state_dict(tmp_path / "model.pt", network().half().state_dict() | view)
     loaded = cu.load_state_dict(tmp_path / "model.pt")
-    assert loaded["0.weight"].dtype == torch.float32
-    assert loaded["1.num_batches_tracked"].dtype == torch.int64
+    assert loaded["0.weight"].dtype == torch.float32 and loaded["1.num_batches_tracked"].dtype == torch.int64
+    assert (tmp_path / "model.pt").stat().st_size < 10_000
 
 
-def test_parallel_wrappers_leave_no_trace(tmp_path):
-    wrapped = nn.DataParallel(network())
-    for name, write in {
-        "ours.pt": cu.save_state_dict,
-        "theirs.pt": lambda path, s: torch.save(s, path),
-    }.items():
-        write(tmp_path / name, wrapped.state_dict())
-        loaded = cu.load_state_dict(tmp_path / name)
-        assert list(loaded) == list(network().state_dict())
-        assert loaded._metadata == network().state_dict()._metadata
-
-
-def test_a_view_does_not_drag_its_storage_along(tmp_path):
-    cu.save_state_dict(tmp_path / "view.pt", {"weight": torch.zeros(1_000_000)[:2]})
-    assert (tmp_path / "view.pt").stat().st_size < 10_000
-
-
-def test_equal_weights_give_equal_bytes(tmp_path):
-    for name in ("a.pt", "b.pt"):
-        cu.save_state_dict(tmp_path / name, network().state_dict(), CONFIG)
-    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+@pytest.mark.parametrize("write", [cu.save_state_dict, lambda path, weights: torch.save(weights, path)])
+def test_parallel_wrappers_leave_no_trace(tmp_path, write):
+    write(tmp_path / "model.pt", nn.DataParallel(network()).state_dict())
+    loaded = cu.load_state_dict(tmp_path / "model.pt")
+    assert list(loaded) == list(network().state_dict())
+    assert loaded._metadata == network().state_dict()._metadata
 
 
 def test_torchs_own_words_for_a_full_disk_stay_behind(tmp_path, monkeypatch):
@@ -88,21 +67,13 @@ def test_another_networks_weights_are_described():
     assert cu.mismatch(own, dict(own)) == ""
     other = {name: value for name, value in own.items() if name != "0.bias"}
     other |= {"0.weight": torch.zeros(2, 2), "head": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"model\.pt: another network") as raised:
+    found = (
+        r"1 entries are missing \(the first is 0.bias\), 1 are unknown \(the first is head\), 1 .*\(2, 2\) instead of"
+    )
+    with pytest.raises(ValueError, match=rf"model\.pt: another network .*{found} \(4, 3, 3, 3\)"):
         cu.require_same_names(network(), other, "model.pt")
-    for part in (
-        "1 entries are missing (the first is 0.bias)",
-        "(the first is head)",
-        "(2, 2) instead of (4, 3, 3, 3)",
-    ):
-        assert part in str(raised.value)
     with pytest.raises(ValueError, match=r"model\.pt: 0\.bias holds numbers that are not finite"):
         cu.require_finite(own | {"0.bias": torch.tensor([0.0, torch.nan])}, "model.pt")
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"model\.pt: no such checkpoint"):
-        cu.load_state_dict(tmp_path / "model.pt")
 
 
 def truncated(path: Path) -> None:
@@ -117,20 +88,17 @@ def truncated(path: Path) -> None:
         (lambda path: path.write_bytes(b"PK\x03\x04 and so on"), "damaged or not a torch checkpoint"),
         (lambda path: path.write_text("epoch 3"), "damaged or not|not a checkpoint"),
         (truncated, "damaged or not a torch checkpoint"),
-        (
-            lambda path: path.write_bytes(pickle.dumps({"a": Path("b")}, protocol=2)),
-            "not a checkpoint of tensors",
-        ),
+        (lambda path: path.write_bytes(pickle.dumps({"a": Path("b")}, protocol=2)), "not a checkpoint of tensors"),
         (lambda path: torch.save({"a": Path("b")}, path), "not a checkpoint of tensors"),
         (lambda path: torch.save(torch.zeros(2), path), "found a Tensor"),
         (lambda path: torch.save({"model": {}, "epoch": 3}, path), "found a dictionary with model, epoch"),
         (lambda path: torch.save({}, path), "nothing in it"),
+        (lambda path: None, "no such checkpoint"),
     ],
 )
 def test_what_is_not_a_state_dict_is_refused_in_one_line(tmp_path, write, message):
     path = tmp_path / "model.pt"
     write(path)
-    with pytest.raises(ValueError, match=message) as raised:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
         cu.load_state_dict(path)
-    assert str(path) in str(raised.value)
-    assert "\n" not in str(raised.value)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)

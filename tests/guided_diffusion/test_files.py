@@ -26,13 +26,11 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_what_cannot_take_its_name_is_said_and_cleared_away(tmp_path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "file").touch()
+    (tmp_path / "folder" / "within").mkdir(parents=True)
     for path in (tmp_path / "folder", tmp_path / "nowhere" / "file"):
         with pytest.raises(OSError, match=f"{path}: could not be written"):
             files.write_atomically(path, b"new")
@@ -55,15 +53,15 @@ def test_a_folder_that_cannot_be_synced_ends_nothing(tmp_path, monkeypatch, reas
 
 
 def test_temporary_files_of_the_dead_go_and_others_stay(tmp_path):
-    here = socket.gethostname()
-    dead, living = tmp_path / f".a.{2**22 + 1}-{here}-0123abcd.tmp", tmp_path / f".a.{os.getpid()}-{here}-0123abcd.tmp"
-    elsewhere, old = tmp_path / ".a.1-elsewhere-0123abcd.tmp", tmp_path / ".b.1-elsewhere-0123abcd.tmp"
-    foreign = tmp_path / ".something.tmp"
-    for path in (dead, living, elsewhere, old, foreign):
+    owners = {"dead": f"{2**22 + 1}-{socket.gethostname()}", "living": f"{os.getpid()}-{socket.gethostname()}"}
+    owners |= {"elsewhere": "1-elsewhere", "old": "1-elsewhere"}
+    paths = {name: tmp_path / f".{name}.{owner}-0123abcd.tmp" for name, owner in owners.items()}
+    paths["of another program"] = tmp_path / ".something.tmp"
+    for path in paths.values():
         path.touch()
-    os.utime(old, (0, 0))
+    os.utime(paths["old"], (0, 0))
     files.remove_orphans([tmp_path, tmp_path / "nowhere"])
-    assert set(tmp_path.iterdir()) == {living, elsewhere, foreign}
+    assert {name for name, path in paths.items() if path.exists()} == {"living", "elsewhere", "of another program"}
 
 
 def test_hidden_files_are_not_found(tmp_path):
@@ -71,5 +69,4 @@ def test_hidden_files_are_not_found(tmp_path):
     for name in ("b/1.jpg", "a.jpg", "__MACOSX/b/._1.jpg", "b/._1.jpg", "b/.ipynb_checkpoints/1-checkpoint.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    assert list(files.walk(folder)) == [f"{folder}/a.jpg", f"{folder}/b/1.jpg"]
-    assert list(files.walk(f"{folder}/")) == list(files.walk(folder))
+    assert list(files.walk(f"{folder}/")) == list(files.walk(folder)) == [f"{folder}/a.jpg", f"{folder}/b/1.jpg"]

@@ -18,69 +18,57 @@ def fresh():
     logger.reset()
 
 
-def rows(path):
-    with path.open(newline="") as file:
+def dump(**values) -> dict:
+    logger.logkvs(values)
+    return logger.dumpkvs()
+
+
+def rows(folder) -> list[dict[str, str]]:
+    with (folder / "progress.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_files_and_means(tmp_path, capsys):
+def test_lines_tables_and_means(tmp_path, capsys):
     logger.configure(dir=str(tmp_path))
     logger.log("creating", "model")
-    logger.logkv("step", 3)
-    logger.logkv_mean("loss", 0.25)
+    logger.debug("unseen")
+    logger.logkv("step", val=3)
+    logger.logkv_mean("loss", val=0.25)
     logger.logkv_mean("loss", 0.75)
-    assert logger.dumpkvs() == {"step": 3, "loss": 0.5}
-    assert rows(tmp_path / "progress.csv") == [{"loss": "0.5", "step": "3"}]
+    assert logger.getkvs() == logger.dumpkvs() == {"step": 3, "loss": 0.5}
+    assert logger.dumpkvs() == {}
+    logger.logkv_mean("loss", 3)
+    assert logger.dumpkvs() == {"loss": 3}
+    assert rows(tmp_path) == [{"loss": "0.5", "step": "3"}, {"loss": "3.0", "step": ""}]
     text = (tmp_path / "log.txt").read_text()
-    assert "creating model" in text
-    assert "| loss | 0.5 |" in text
+    assert "creating model\n" in text and "| loss | 0.5 |" in text and "unseen" not in text
     assert text == capsys.readouterr().out
     assert logger.get_dir() == str(tmp_path)
 
 
-def test_a_dump_starts_anew(tmp_path):
-    logger.configure(dir=str(tmp_path), format_strs=["csv"])
-    logger.logkv_mean("loss", 1)
-    logger.dumpkvs()
-    logger.logkv_mean("loss", 3)
-    assert logger.dumpkvs() == {"loss": 3}
-    assert logger.dumpkvs() == {}
-    assert [row["loss"] for row in rows(tmp_path / "progress.csv")] == ["1.0", "3.0"]
-
-
 def test_new_names_become_columns(tmp_path):
     logger.configure(dir=str(tmp_path), format_strs=["csv"])
-    for values in ({"step": 0, "a": 1}, {"step": 1, "b": 2}):
-        logger.logkvs(values)
-        logger.dumpkvs()
-    assert rows(tmp_path / "progress.csv") == [{"a": "1", "step": "0", "b": ""}, {"a": "", "step": "1", "b": "2"}]
+    dump(step=0, a=1)
+    dump(step=1, b=2)
+    assert rows(tmp_path) == [{"a": "1", "step": "0", "b": ""}, {"a": "", "step": "1", "b": "2"}]
 
 
 def test_a_resumed_run_replaces_the_steps_it_repeats(tmp_path):
-    for steps in ((0, 1, 2, 3), (2, 3, 4)):
+    for run, steps in (("first", (0, 1, 2, 3)), ("second", (2, 3, 4))):
         logger.configure(dir=str(tmp_path), format_strs=["csv"])
         for step in steps:
-            logger.logkvs({"step": step, "run": len(steps)})
-            logger.dumpkvs()
-    assert [(row["step"], row["run"]) for row in rows(tmp_path / "progress.csv")] == [
-        ("0", "4"),
-        ("1", "4"),
-        ("2", "3"),
-        ("3", "3"),
-        ("4", "3"),
-    ]
+            dump(step=step, run=run)
+    assert [row["step"] + row["run"] for row in rows(tmp_path)] == ["0first", "1first", "2second", "3second", "4second"]
 
 
-def test_the_folder_comes_from_the_environment(tmp_path, monkeypatch):
+def test_the_folder_comes_from_the_environment_or_is_a_dated_one(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_LOGDIR", str(tmp_path / "logs"))
     logger.configure(format_strs=[])
     assert logger.get_dir() == str(tmp_path / "logs")
-
-
-def test_an_unconfigured_logger_makes_a_dated_folder(tmp_path, monkeypatch):
-    monkeypatch.delenv("OPENAI_LOGDIR", raising=False)
+    logger.reset()
+    monkeypatch.delenv("OPENAI_LOGDIR")
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    logger.log("hello")
+    logger.log("hello")  # configures
     assert logger.get_dir().startswith(f"{tmp_path}/openai-2")
 
 
@@ -93,13 +81,11 @@ def test_other_ranks_write_a_log_of_their_own(tmp_path, monkeypatch):
 
 def test_a_scope_has_outputs_of_its_own(tmp_path):
     logger.configure(dir=str(tmp_path / "outside"), format_strs=[])
-    logger.logkv("step", val=1)
+    logger.logkv("step", 1)
     with logger.scoped_configure(dir=str(tmp_path / "inside"), format_strs=["log"]):
         logger.log("within")
         assert logger.getkvs() == {}
-    logger.logkv_mean("loss", val=2)
-    assert logger.getkvs() == {"step": 1, "loss": 2}
-    assert logger.get_dir() == str(tmp_path / "outside")
+    assert logger.getkvs() == {"step": 1} and logger.get_dir() == str(tmp_path / "outside")
     assert "within" in (tmp_path / "inside" / "log.txt").read_text()
 
 
@@ -108,15 +94,13 @@ def test_what_cannot_be_written_is_left_out_and_said_once(tmp_path, monkeypatch,
     logger.configure(dir=str(tmp_path), format_strs=["log", "csv", "tensorboard"])
     if broken == "progress.csv":
         (tmp_path / broken).mkdir()
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=MagicMock()))
-    else:
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as an import that fails
+    # None: an import that fails
+    stand_in = None if broken == "tensorboard" else SimpleNamespace(SummaryWriter=MagicMock())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
     for step in range(3):
-        logger.logkv("step", step)
-        logger.dumpkvs()
+        dump(step=step)
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(f"{broken} cannot be written (")
+    assert len(said) == 1 and said[0].startswith(f"{broken} cannot be written (")
     assert (tmp_path / "log.txt").read_text().count("| step |") == 3
 
 
@@ -125,8 +109,7 @@ def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger.configure(dir=str(tmp_path), format_strs=["tensorboard"])
-    logger.logkvs({"step": 7, "loss": 0.5})
-    logger.dumpkvs()
+    dump(step=7, loss=0.5)
     logger.reset()
     events = EventAccumulator(str(tmp_path / "tb"))
     events.Reload()

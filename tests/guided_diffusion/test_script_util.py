@@ -32,52 +32,33 @@ PUBLISHED_FLAGS = (
 )
 
 
-def parse(command: str, defaults: dict | None = None) -> argparse.Namespace:
+def parse(command: str, defaults: dict) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_dict_to_argparser(parser, model_and_diffusion_defaults() if defaults is None else defaults)
+    add_dict_to_argparser(parser, defaults)
     return parser.parse_args(command.split())
 
 
 def test_defaults_are_the_published_ones():
     assert NUM_CLASSES == 1000
-    assert model_and_diffusion_defaults() == {
-        "image_size": 64,
-        "num_channels": 128,
-        "num_res_blocks": 2,
-        "num_heads": 4,
-        "num_heads_upsample": -1,
-        "num_head_channels": -1,
-        "attention_resolutions": "16,8",
-        "channel_mult": "",
-        "dropout": 0.0,
-        "class_cond": False,
-        "use_checkpoint": False,
-        "use_scale_shift_norm": True,
-        "resblock_updown": False,
-        "use_fp16": False,
-        "use_new_attention_order": False,
-        "learn_sigma": False,
-        "diffusion_steps": 1000,
-        "noise_schedule": "linear",
-        "timestep_respacing": "",
-        "use_kl": False,
-        "predict_xstart": False,
-        "rescale_timesteps": False,
-        "rescale_learned_sigmas": False,
-    }
     assert diffusion_defaults().items() <= model_and_diffusion_defaults().items()
+    published = """image_size=64 num_channels=128 num_res_blocks=2 num_heads=4 num_heads_upsample=-1
+    num_head_channels=-1 attention_resolutions='16,8' channel_mult='' dropout=0.0 class_cond=False
+    use_checkpoint=False use_scale_shift_norm=True resblock_updown=False use_fp16=False use_new_attention_order=False
+    learn_sigma=False diffusion_steps=1000 noise_schedule='linear' timestep_respacing='' use_kl=False
+    predict_xstart=False rescale_timesteps=False rescale_learned_sigmas=False"""
+    assert {f"{key}={value!r}" for key, value in model_and_diffusion_defaults().items()} == set(published.split())
 
 
 def test_every_flag_has_help():
     assert FLAG_HELP.keys() == model_and_diffusion_defaults().keys()
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser()
     add_dict_to_argparser(parser, {**model_and_diffusion_defaults(), "other": None})
     text = " ".join(parser.format_help().split())
-    assert all(" ".join(sentence.split()) in text for sentence in FLAG_HELP.values())
+    assert all(sentence in text for sentence in FLAG_HELP.values())
 
 
 def test_published_flags_build_the_papers_process_and_network():
-    args = parse(PUBLISHED_FLAGS)
+    args = parse(PUBLISHED_FLAGS, model_and_diffusion_defaults())
     with torch.device("meta"):
         model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_and_diffusion_defaults()))
     assert diffusion.num_timesteps == 200 and diffusion.original_num_steps == 500
@@ -95,9 +76,6 @@ def test_flags_are_typed_like_their_defaults():
 def test_words_for_true_and_false():
     assert all(str2bool(text) is True for text in ["yes", "true", "t", "y", "1", "True", "YES", True])
     assert all(str2bool(text) is False for text in ["no", "false", "f", "n", "0", "False", "NO", False])
-
-
-def test_other_words_are_no_truth_value():
     with pytest.raises(argparse.ArgumentTypeError, match="'maybe'"):
         str2bool("maybe")
 
@@ -116,11 +94,6 @@ def test_grey_images():
     assert (model.in_channels, model.out[2].out_channels) == (1, 2)  # the noise, and its variance
 
 
-def test_unknown_flags_are_refused():
-    with pytest.raises(TypeError, match="unknown flags num_chanels;"):
-        create_model_and_diffusion(num_chanels=128)
-
-
 @pytest.mark.parametrize(
     ("flags", "attribute", "value"),
     [
@@ -136,28 +109,17 @@ def test_unknown_flags_are_refused():
         ({"use_kl": True, "rescale_learned_sigmas": True}, "loss_type", LossType.RESCALED_KL),
         ({"rescale_timesteps": True}, "rescale_timesteps", True),
         ({"timestep_respacing": "ddim25"}, "num_timesteps", 25),
+        ({"noise_schedule": "cosine", "steps": 1}, "betas", [0.999]),
     ],
 )
 def test_diffusion_flags(flags, attribute, value):
     assert getattr(create_gaussian_diffusion(**flags), attribute) == value
 
 
-def test_noise_schedule_reaches_the_process():
-    linear, cosine = (create_gaussian_diffusion(noise_schedule=name) for name in ("linear", "cosine"))
-    assert np.abs(linear.alphas_cumprod - cosine.alphas_cumprod).max() > 0.1
-    with pytest.raises(ValueError, match="--noise_schedule 'sqrt' is unknown"):
-        create_gaussian_diffusion(noise_schedule="sqrt")
-
-
 def test_default_widths():
-    assert CHANNEL_MULT == {
-        512: (0.5, 1, 1, 2, 2, 4, 4),
-        256: (1, 1, 2, 2, 4, 4),
-        224: (1, 1, 2, 3, 4),
-        128: (1, 1, 2, 3, 4),
-        64: (1, 2, 3, 4),
-        28: (1, 1, 2),
-    }
+    assert CHANNEL_MULT[256] == (1, 1, 2, 2, 4, 4)
+    assert CHANNEL_MULT[224] == CHANNEL_MULT[128] == (1, 1, 2, 3, 4)
+    assert CHANNEL_MULT[64] == (1, 2, 3, 4) and CHANNEL_MULT[28] == (1, 1, 2)
     with torch.device("meta"):
         model = create_model(512, num_channels=64, num_res_blocks=1, attention_resolutions="")
     first_convolutions = [block[0].in_layers[2] for block in list(model.input_blocks)[1::2]]
@@ -173,10 +135,12 @@ def test_default_widths():
         ({"attention_resolutions": "16;8"}, "--attention_resolutions '16;8'"),
         ({"attention_resolutions": "16,0"}, "--attention_resolutions '16,0'"),
         ({"timestep_respacing": "501"}, "--timestep_respacing: cannot take 501"),
+        ({"noise_schedule": "sqrt"}, "--noise_schedule 'sqrt' is unknown"),
+        ({"num_chanels": 128}, "unknown flags num_chanels;"),
     ],
 )
 def test_values_that_do_not_fit_name_their_flag(flags, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         create_model_and_diffusion(**{**BASE, **flags})
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from dime.core.config import Config
@@ -142,7 +142,7 @@ def test_attributes_keep_their_published_numbers(world):
 
 
 def test_images_at_their_target_are_not_selected_and_none_left_is_an_error():
-    question = Question(MultiClass(), -1, ["a", "b"], torch.tensor([1, 1]).numpy(), lambda id: 1, 1)
+    question = Question(MultiClass(), -1, ["a", "b"], np.array([1, 1]), lambda id: 1, 1)
     with pytest.raises(InputError, match="no image is left to explain"):
         question.select(2, -1, 10)
 
@@ -154,3 +154,10 @@ def test_a_name_that_looks_like_a_number_is_a_name():
 def test_the_fixture_is_read_in_order(source: Source):
     assert [source.relative_name(id) for id in range(5)] == list(PLACES)
     assert all(Path(source.image_path(id)).is_file() for id in range(5))
+
+
+def test_labels_are_filtered_before_the_cut():
+    labels = np.array([1, 0, 0, 1, 0, 1, 1])
+    question = Question(Binary(31), 31, labels=labels)
+    assert question.select(7, -1, 3) == [0, 1, 2]
+    assert question.select(7, 0, 3) == [0, 3, 5] and question.select(7, 1, 99) == [1, 2, 4]

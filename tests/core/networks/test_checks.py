@@ -20,45 +20,37 @@ def net(*more: nn.Module, outputs: int = 3) -> nn.Module:
     return fill_(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, outputs), *more))
 
 
-class Rounded(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.round()
+class Layer(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.forward = function
 
 
-class Detached(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.detach() * 2
-
-
-class Company(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.batch_norm(x, None, None, training=True) if len(x) > 1 else x
-
-
-class Named(nn.Module):
-    def forward(self, x: torch.Tensor) -> dict:
-        return {"out": x}
+def company(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.batch_norm(x, None, None, training=True) if len(x) > 1 else x
 
 
 BAD = {
     "no batch": (lambda x: x.mean(), CLASSES, r"gives \(\) for 2 image"),
     "no column": (lambda x: x.mean(dim=(1, 2, 3)), CLASSES, r"gives \(2,\).*expected logits \(N, K\)"),
     "a map": (nn.Conv2d(3, 2, 1), CLASSES, r"gives \(2, 2, 8, 8\)"),
-    "a dict": (net(Named()), CLASSES, "gives a dict"),
+    "a dict": (net(Layer(lambda x: {"out": x})), CLASSES, "gives a dict"),
     "decisions": (lambda x: x.flatten(1).argmax(1, keepdim=True), CLASSES, "decisions instead of the logits"),
     "one output for classes": (net(outputs=1), CLASSES, "no choice between classes"),
     "too few outputs": (net(outputs=1), SMILE, "asks for output 1"),
     "other classes": (net(), 10, "gives 3 logits, expected 10"),
     "another size": (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), CLASSES, "cannot take images.*--classifier_size"),
     "another size, by assertion": (lambda x: [][0], CLASSES, "cannot take images"),
-    "no gradient": (net(Detached()), CLASSES, "not differentiable.*ends at its layer 2"),
+    "no gradient": (net(Layer(lambda x: x.detach() * 2)), CLASSES, "not differentiable.*ends at its layer 2"),
     "no gradient, no layers": (lambda x: x.detach().flatten(1), CLASSES, "no gradient of its logits reaches the image"),
     "not of the image": (lambda x: torch.ones(len(x), 3, requires_grad=True) * 2, CLASSES, "no gradient"),
-    "zero gradient": (net(Rounded()), CLASSES, "gradient is zero"),
+    "zero gradient": (net(Layer(torch.round)), CLASSES, "gradient is zero"),
     "saturated": (lambda x: (1e4 * net()(x)).softmax(1), CLASSES, "gradient is zero"),
     "gradient of a root at 0": (lambda x: (x.flatten(1)[:, :3] * 0).abs().sqrt(), CLASSES, "gradient is not finite"),
     "not finite": (lambda x: net()(x) / 0, CLASSES, "not finite"),
-    "depends on company": (net(Company()), CLASSES, "change with the rest of its batch"),
+    "depends on company": (net(Layer(company)), CLASSES, "change with the rest of its batch"),
     "depends on chance": (lambda x: net()(x + torch.randn_like(x)), CLASSES, "or by chance"),
 }
 

@@ -1,4 +1,4 @@
-"""The networks beside the classifier: published figures from published files, small ones in their places."""
+"""The networks beside the classifier: published figures from published files, small ones in their places, inputs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dime.core.errors import InputError
 from dime.core.networks import features, files
 from dime.core.networks.classifiers import load_classifier
 from dime.core.training.classifier_files import to_file
-from dime.models.perceptual import PerceptualFeatures
+from dime.models.perceptual import IMAGENET_MEAN, IMAGENET_STD, PerceptualFeatures
+from dime.models.resnet import BGR_MEAN, Oracle, vggface2_input
 from dime.models.small_cnn import SmallCNN
 from guided_diffusion.checkpoint_util import save
 from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
@@ -102,8 +104,8 @@ def test_a_small_cnn_stands_in_for_the_oracle_and_vgg19(small, tmp_path):
     assert found.shape == (3, 16) and torch.equal(logits, classifier(x))
     assert not oracle.training and not any(p.requires_grad for p in oracle.parameters())
     assert torch.equal(features.load_perceptual(1, CPU, small)(x), classifier.feat_extract[0](x.clamp(-1, 1)))
-    assert features.load_perceptual(2, CPU, small)(x).shape == (3, 16, 8, 8)
-    with pytest.raises(InputError, match="levels 1 to 2, not 3"):
+    assert features.load_perceptual(2, CPU, small)(x[:, :1]).shape == (3, 16, 8, 8)  # grey as three equal channels
+    with pytest.raises(InputError, match=r"--l_perc_layer 3: .* levels 1 to 2"):
         features.load_perceptual(3, CPU, small)
 
 
@@ -113,3 +115,46 @@ def test_a_network_of_another_kind_is_refused(tmp_path):
         features.load_perceptual(1, CPU, tmp_path / "x.pth")
     with pytest.raises(InputError, match="expected an oracle"):
         features.load_oracle(tmp_path / "x.pth", CPU)
+
+
+# What they see, in closed form
+
+
+def test_vggface2_sees_bgr_minus_its_mean_resized_as_pillow_does():
+    expected = torch.tensor([50, 100, 200]) - torch.tensor(BGR_MEAN)
+    x = vggface2_input(Image.new("RGB", (64, 64), (200, 100, 50)))
+    # a constant image stays constant under resizing
+    assert torch.equal(x, expected.view(3, 1, 1).expand(3, 224, 224))
+    # Pillow rounds to grey levels, resizing tensors would not; 1e-4: adding the mean back in float32
+    x = vggface2_input(Image.effect_noise((100, 100), 64).convert("RGB")) + torch.tensor(BGR_MEAN).view(3, 1, 1)
+    assert (x - x.round()).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_the_oracle_reverses_channels_but_not_means():
+    seen = []
+    oracle = fill_(Oracle())
+    oracle.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    oracle(torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32))
+    expected = torch.tensor([0.0, 0.5, 1.0]) - torch.tensor([131.0912, 103.8827, 91.4953]) / 255
+    # 1e-6: the bicubic weights sum to 1 in float32 only
+    assert (seen[0] - expected.view(1, 3, 1, 1).expand(1, 3, 224, 224)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_one_perceptual_layer_is_a_convolution_of_the_normalised_image(channels):
+    network = fill_(PerceptualFeatures(1)).requires_grad_(False)
+    x = (2 * rnd(1, 2, channels, 32, 32)).requires_grad_()  # beyond [-1, 1] too
+    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    seen = ((x.expand(-1, 3, -1, -1).clamp(-1, 1) + 1) / 2 - mean) / std
+    expected = torch.conv2d(seen, network.features[0].weight, network.features[0].bias, padding=1)
+    # 1e-5: the same float32 operations
+    torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-5)
+    network(x).square().sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_eighteen_perceptual_layers_are_relu_3_4_of_vgg19():
+    features = fill_(PerceptualFeatures(18))(rnd(1, 2, 3, 32, 32))
+    assert features.shape == (2, 256, 8, 8)
+    assert features.min() == 0 < features.max()

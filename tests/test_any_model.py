@@ -1,0 +1,206 @@
+"""Every door at once: a classifier, images and a diffusion model that this project has never seen."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.core.networks.test_diffusers import write as write_diffusers
+from tests.metric_world import run_script
+from tests.worlds import Run, as_arguments, run_main, tree_of
+
+NAMES = [f"class {letter}" for letter in "abcdefghij"]
+FACTORY = '''
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    """Ten classes of images of 24x24 in [0, 1], by the brightness of ten strips; another size is an error."""
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(20.0))
+    def forward(self, x):
+        assert x.shape[2:] == (24, 24) and 0 <= x.min() and x.max() <= 1.01, "not what this network was trained on"
+        strips = torch.stack([strip.mean((1, 2, 3)) for strip in x.tensor_split(10, dim=3)], dim=1)
+        return self.gain * strips
+
+def build():
+    return Net()
+'''
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of three classes in nested folders with odd names, a classifier's code, a folder of diffusers."""
+    root = tmp_path_factory.mktemp("anybody")
+    for number, name in enumerate(("a, b/x y.png", "a, b/deep/é.jpg", "c/1.png", "c/2;3.png", "j/last'.png")):
+        path = root / "images" / f"class {name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 31, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    (root / "images/class a, b").rename(root / "images/class b")
+    (root / "net.py").write_text(FACTORY)
+    (root / "names.txt").write_text("\n".join(NAMES))
+    write_diffusers(root / "diffusion")
+    return root
+
+
+def flags(place: Path, out: Path, **more: Any) -> list[str]:
+    known = {
+        **{"dataset": "folder", "data_dir": place / "images", "model_path": place / "diffusion"},
+        **{"classifier_path": f"python:{place / 'net.py'}:build", "classifier_size": 24, "classifier_range": "0,1"},
+        **{"class_names": place / "names.txt", "decision": "multiclass", "timestep_respacing": "10", "start_step": 3},
+        **{"preset": "fast", "use_logits": True, "classifier_scales": "5,200", "batch_size": 2, "gpu": "cpu"},
+        **{"output_path": out, "exp_name": "exp", "image_format": "png"},
+    }
+    return as_arguments(known | more)
+
+
+@pytest.fixture(scope="module")
+def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    out = tmp_path_factory.mktemp("done")
+    run = run_main(*flags(place, out))
+    assert run.code == 0, run.err
+    return out, run
+
+
+def test_the_tree_speaks_of_classes(done):
+    out, run = done
+    results = out / "Results/exp"
+    summary, config = (yaml.safe_load((results / name).read_text()) for name in ("summary.yaml", "config.yaml"))
+    assert summary["n"] == 5 and set(summary["classes"]) == {"class b", "class c", "class j"}
+    assert [summary["classes"][name]["n"] for name in ("class b", "class c", "class j")] == [2, 2, 1]
+    assert config["classes"] == NAMES and config["decision"] == "multiclass"
+    infos = {int(path.stem): path.read_text().splitlines() for path in results.rglob("Info/*.txt")}
+    assert [infos[id][0] for id in range(5)] == ["label: 1", "label: 1", "label: 2", "label: 2", "label: 9"]
+    assert all(lines[1].split()[1] != lines[2].split()[1] for lines in infos.values())  # prediction, target
+    with (results / "index.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["id", "file"] and ["1", "class b/deep/é.jpg"] not in rows[:2]
+    assert {row[1] for row in rows[1:]} == {
+        *("class b/x y.png", "class b/deep/é.jpg", "class c/1.png", "class c/2;3.png", "class j/last'.png")
+    }
+    assert "runs your own code" in run.out
+
+
+def test_a_killed_run_continues_to_the_same_bytes(place, done, tmp_path, monkeypatch):
+    """The power fails while the second batch is written."""
+    out = tmp_path / "out"
+    replace, writes = Path.replace, iter(range(1000))
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp" and next(writes) == 16:
+            raise SystemExit(1)
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", failing)
+        assert run_main(*flags(place, out)).code == 1
+    begun = tree_of(out)
+    assert run_main(*flags(place, out)).code == 0
+    expected = {
+        name: content.replace(str(done[0]).encode(), str(out).encode()) for name, content in tree_of(done[0]).items()
+    }
+    left = {name: content for name, content in tree_of(out).items() if not name.endswith(".tmp")}  # we still live
+    assert left == expected and 0 < len(begun) < len(expected)
+
+
+def test_named_targets_are_an_experiment_each(place, tmp_path):
+    run = run_main(*flags(place, tmp_path, target="class a,9", num_batches=1))
+    assert run.code == 0, run.err
+    for target, number in (("class a", 0), ("9", 9)):
+        infos = [path.read_text() for path in (tmp_path / "Results/exp" / target).rglob("Info/*.txt")]
+        assert len(infos) == 2 and all(f"target: {number}\n" in text for text in infos)
+
+
+def test_chunks_merge(place, done, tmp_path):
+    for chunk in (0, 1):
+        assert run_main(*flags(place, tmp_path, num_chunks=2, chunk=chunk, pad_batches=True)).code == 0
+    merged = run_main(*flags(place, tmp_path, num_chunks=2, merge_and_eval=True))
+    assert merged.code == 0, merged.err
+    ours, whole = (yaml.safe_load((folder / "Results/exp/summary.yaml").read_text()) for folder in (tmp_path, done[0]))
+    assert ours["classes"].keys() == whole["classes"].keys() and ours["n"] == 5
+    assert ours["clean acc"] == pytest.approx(whole["clean acc"])
+
+
+def test_metrics_and_report(done, tmp_path):
+    """What needs no attributes is measured; what does says so."""
+    out, _ = done
+    table = tmp_path / "table.json"
+    run = run_script(
+        importlib.import_module("evaluate"),
+        *("--output-path", str(out), "--exp-name", "exp", "--gpu", "cpu", "--report-path", str(tmp_path)),
+    )
+    assert run.code == 0, run.err
+    measured = json.loads((tmp_path / "exp/evaluation.json").read_text())["measurements"]["exp"]
+    assert {"flip rate", "MAD", "COUT"} <= measured.keys(), (run.out, run.err, table)
+    assert "CD" in run.out and "attribute" in run.out
+    page = tmp_path / "page.html"
+    shown = run_script(importlib.import_module("make-report"), str(out), "exp", "--file", str(page))
+    assert shown.code == 0, shown.err
+    assert "class b" in page.read_text()
+
+
+def test_single_files_without_labels(place, tmp_path):
+    images = [str(place / "images/class b/x y.png"), str(place / "images/class c/1.png")]
+    run = run_main(*flags(place, tmp_path, target="class a"), "--images", *images)
+    assert run.code == 0, run.err
+    assert "no labels: predictions stand for them" in run.out
+    summary = yaml.safe_load((tmp_path / "Results/exp/summary.yaml").read_text())
+    assert summary["unlabelled"] == summary["n"] == 2 and summary["clean acc"] == 100
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"classifier_size": 32}, "not what this network was trained on"),
+        ({"target": "class k"}, "is class"),
+        ({"decision": "binary", "query_label": "class k"}, "class"),
+        ({"decision": "binary"}, "--query_label is missing"),
+        ({"classifier_path": "python:net.py:nothing"}, "nothing"),
+        ({"data_dir": "nowhere"}, "nowhere"),
+        ({"class_names": "nowhere.txt"}, "nowhere.txt"),
+        ({"start_step": 10}, "--start_step 10"),
+        ({"target": "class a", "decision": "binary", "query_label": 0}, "--target"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(place, tmp_path, monkeypatch, more, said):
+    monkeypatch.chdir(place)
+    run = run_main(*flags(place, tmp_path / "out", **more))
+    assert run.code == 2 and said in run.err and run.err.count("\n") == 1, run.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_grey_images_from_end_to_end(tmp_path):
+    """One channel: images, diffusion model, classifier, tree."""
+    for number in range(3):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{number}.png")
+    (tmp_path / "grey.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n"
+        "        return 9 * x.mean((1, 2, 3))[:, None]\n"
+    )
+    write_diffusers(tmp_path / "diffusion", "grey")
+    out = tmp_path / "out"
+    command = {
+        **{"dataset": "folder", "data_dir": tmp_path / "images", "model_path": tmp_path / "diffusion"},
+        **{"classifier_path": f"python:{tmp_path / 'grey.py'}:Net", "classifier_range": "-1,1", "gpu": "cpu"},
+        **{"timestep_respacing": "10", "start_step": 2, "classifier_scales": "50", "save_x_t": True},
+        **{"output_path": out, "exp_name": "exp", "image_format": "png"},
+    }
+    run = run_main(*as_arguments(command))
+    assert run.code == 0, run.err
+    pictures = [Image.open(path) for path in out.rglob("*.png") if "SM" not in path.parts]
+    assert len(pictures) == 3 * (1 + 1 + 1 + 2) and {picture.mode for picture in pictures} == {"L"}
+    assert torch.load(out / "Results/exp/stats.pth", weights_only=True)["n"] == 3 and "torch" in sys.modules
