@@ -8,6 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+_ADM = {
+    "attention_resolutions": "32,16,8",
+    "num_res_blocks": 2,
+    "learn_sigma": True,
+    "resblock_updown": True,
+    "use_scale_shift_norm": True,
+    "noise_schedule": "linear",
+}
+"""What Dhariwal and Nichol 2021 train, and those who build on their code."""
+_256 = _ADM | {"image_size": 256, "num_channels": 256, "num_head_channels": 64, "diffusion_steps": 1000}
 _INVERTED: dict[str, Any] = {
     "method": "inverted",
     "repaint": 0.1,
@@ -20,17 +30,6 @@ _INVERTED: dict[str, Any] = {
     "l1_loss": 0,
     "l_perc": 0,
 }
-
-_ADM = {
-    "attention_resolutions": "32,16,8",
-    "num_res_blocks": 2,
-    "learn_sigma": True,
-    "resblock_updown": True,
-    "use_scale_shift_norm": True,
-    "noise_schedule": "linear",
-}
-"""What Dhariwal and Nichol 2021 train, and those who build on their code."""
-_256 = _ADM | {"image_size": 256, "num_channels": 256, "num_head_channels": 64, "diffusion_steps": 1000}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {"method": "dime", "inner_steps": "0"},

@@ -18,7 +18,7 @@ from dime.core.drawn_faces.folder import Plan, write_folder
 from dime.core.images import input_to_uint8, to_hwc
 from dime.core.job.writer import write_image
 from dime.core.results import ResultTree
-from dime.core.training.classifier_files import to_file
+from dime.core.training.classifier import to_file
 from dime.models.small_cnn import SmallCNN
 
 SEED = 5

@@ -121,7 +121,7 @@ class ChunkFiles:
     def _has_frames(self, kind: str, id: int) -> bool:
         folder = self.tree.frame_folder(kind, id)
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        return all(self.tree.frame(kind, id, step).name in names for step in range(self.config.steps))
+        return all(self.tree.frame(kind, id, step).name in names for step in range(self.config.settings.steps))
 
     def _remove_images(self, ids: set[int]) -> None:
         for folder in self.tree.cell_folders():

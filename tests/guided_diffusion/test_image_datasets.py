@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import subprocess
 import sys
 
@@ -176,21 +175,14 @@ def test_workers_end_with_their_batches():
     assert not set(multiprocessing.active_children()) - before
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal")
-def test_workers_survive_signals_to_every_process():
-    before = set(multiprocessing.active_children())
+def test_a_signal_to_every_process_disturbs_no_reading():
+    """As clusters send it. Were it for torch, an error would be raised wherever this process is when a worker ends."""
     data = EndlessBatches(Numbers(), 2, num_workers=2)
-    take(data, 2)  # one from each
-    workers = list(set(multiprocessing.active_children()) - before)
-    assert len(workers) == 2
-    for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGTERM"):
-        for worker in workers:  # from another process: the parent's own SIGTERM is an order
-            subprocess.run(["bash", "-c", f"kill -{name} {worker.pid}"], check=True)
-    take(data, 20)  # more than they have read ahead
-    assert all(worker.is_alive() for worker in workers)
-    workers[0].terminate()
-    workers[0].join(10)
-    assert workers[0].exitcode == 0
+    begun = take(data, 2)
+    for worker in multiprocessing.active_children():
+        subprocess.run(["bash", "-c", f"kill -TERM {worker.pid}"], check=True)
+        worker.join(10)
+    assert begun + take(data, 20) == take(EndlessBatches(Numbers(), 2), 22)
 
 
 def test_a_program_with_workers_ends(tmp_path):

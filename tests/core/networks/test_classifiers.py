@@ -18,7 +18,7 @@ from dime.core.networks import files
 from dime.core.networks.checks import check_classifier
 from dime.core.networks.classifiers import Classifier, load_classifier, output_column
 from dime.core.networks.files import read_checkpoint, write_safetensors
-from dime.core.training.classifier_files import to_file
+from dime.core.training.classifier import to_file
 from dime.models.small_cnn import SmallCNN
 from guided_diffusion.checkpoint_util import save
 from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd

@@ -14,7 +14,7 @@ from PIL import Image
 from dime.core.errors import InputError
 from dime.core.networks import features, files
 from dime.core.networks.classifiers import load_classifier
-from dime.core.training.classifier_files import to_file
+from dime.core.training.classifier import to_file
 from dime.models.perceptual import IMAGENET_MEAN, IMAGENET_STD, PerceptualFeatures
 from dime.models.resnet import BGR_MEAN, Oracle, vggface2_input
 from dime.models.small_cnn import SmallCNN
