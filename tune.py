@@ -25,7 +25,7 @@ from dime.core.job.setup import Setup, set_up
 from dime.core.metrics.plots import png
 from dime.core.settings import Settings
 from dime.core.table import markdown_table
-from dime.core.truth.cost import evaluations
+from dime.core.truth.rows import evaluations
 from dime.core.tuning import Record, Trial, candidates, front, largest_tau, successive_halving
 
 
