@@ -16,7 +16,7 @@ import torch
 from dime.core.arithmetic import keep_freed_memory
 from dime.core.cli import run, say, select_device, stoppable
 from dime.core.config import Config, parse_config
-from dime.core.job.merging import merge_chunks
+from dime.core.job.identity import merge_chunks
 from dime.core.job.run import Run
 from dime.core.job.setup import set_up
 from dime.core.metrics.faces import face_features
@@ -34,16 +34,13 @@ def main() -> int:
     config = parse_config(__doc__.splitlines()[0])
     # --overwrite, given again, would start afresh
     with stoppable("run the same command again" + (", without --overwrite," if config.overwrite else "")):
-        failed = [run_experiment(each) for each in experiments(config)]
-    return EXIT_SOME_FAILED if any(failed) else 0
-
-
-def run_experiment(config: Config) -> int:
-    """Explain or merge, and say how it went; how many images failed."""
-    tree = ResultTree(Path(config.output_path), config.exp_name, config.image_format)
-    summary = merge(config, tree) if config.merge_and_eval else explain(config, tree)
-    report(summary, tree)
-    return summary.get("failed", 0)
+        failed = 0
+        for each in experiments(config):
+            tree = ResultTree(Path(each.output_path), each.exp_name, each.image_format)
+            summary = merge(each, tree) if each.merge_and_eval else explain(each, tree)
+            report(summary, tree)
+            failed += summary.get("failed", 0)
+    return EXIT_SOME_FAILED if failed else 0
 
 
 def experiments(config: Config) -> list[Config]:
@@ -97,11 +94,9 @@ def with_figures(summary: Summary, figures: Figures | None, tree: ResultTree) ->
 def report(summary: Summary, tree: ResultTree) -> None:
     """The last lines: how many images, how accurate, how many flipped, and where everything lies."""
     failed = f", {summary['failed']} failed (see failed.yaml)" if summary.get("failed") else ""
-    truth = (
-        "no labels: predictions stand for them"
-        if summary.get("unlabelled")
-        else (f"classifier accuracy {summary['clean acc']:.1f} %")
-    )
+    truth = f"classifier accuracy {summary['clean acc']:.1f} %"
+    if summary.get("unlabelled"):
+        truth = "no labels: predictions stand for them"
     print(
         f"{summary['n']} images: {truth}, "
         f"flip rate {100 * summary['cf acc']:.1f} %, mean change {summary['l_1']:.4f}{failed}"

@@ -27,8 +27,6 @@ EXIT_CONTINUE = 75
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of a flag that has one."""
-
     def _get_help_string(self, action: argparse.Action) -> str | None:
         has_default = action.default not in (None, "", [])
         return super()._get_help_string(action) if has_default else action.help
@@ -78,19 +76,12 @@ boolean = str2bool
 """Flag type: yes/true/t/y/1 and no/false/f/n/0, in any case."""
 
 
-def integer(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
-    """Flag type: a whole number in [low, high]."""
-    return _number_type(int, "a whole number", low, high)
-
-
-def number(low: float | None = None, high: float | None = None) -> Callable[[str], float]:
+def number(low: float | None = None, high: float | None = None, convert: type = float) -> Callable[[str], float]:
     """Flag type: a finite number in [low, high]."""
-    return _number_type(float, "a number", low, high)
 
-
-def _number_type(convert: type, kind: str, low: float | None, high: float | None) -> Callable:
-    def parse(text: str):
+    def parse(text: str) -> float:
         bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        kind = "a whole number" if convert is int else "a number"
         expected = " ".join([kind, " and ".join(bounds)]).strip()
         try:
             value = convert(text)
@@ -102,6 +93,11 @@ def _number_type(convert: type, kind: str, low: float | None, high: float | None
         return value
 
     return parse
+
+
+def integer(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
+    """Flag type: a whole number in [low, high]."""
+    return number(low, high, int)
 
 
 def number_list(low: float | None = None) -> Callable[[str], tuple[float, ...]]:

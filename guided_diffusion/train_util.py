@@ -166,10 +166,6 @@ class TrainLoop(Trainer):
             if step > 0 and os.environ.get("DIFFUSION_TRAINING_TEST"):
                 self.last_update = self.updates
 
-    def save_last(self) -> None:
-        """Write the set with every update, numbered with their count."""
-        self.save(self.updates)
-
     def save(self, number: int) -> None:
         """Write all updates so far as the set of this number. Every process calls it."""
         self.require_finite()

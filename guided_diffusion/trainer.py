@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.stop_signal import StopSignal
+from guided_diffusion.dist_util import StopSignal
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SMALLEST_LOSS_SCALE = 2.0**-10
@@ -148,8 +148,8 @@ class Trainer(ABC):
         """Log and save, where it is time. Every process calls it, after each update."""
 
     @abstractmethod
-    def save_last(self) -> None:
-        """Save what the last updates gave. Every process calls it, at the end and after a signal."""
+    def save(self, number: int) -> None:
+        """Save all updates so far, under this number. Every process calls it, at the end and after a signal too."""
 
     @property
     def finished(self) -> bool:
@@ -177,7 +177,7 @@ class Trainer(ABC):
                 self.after_update()
                 self.observer.on_update(self)
             if self.saved_updates != self.updates:
-                self.save_last()
+                self.save(self.updates)
 
     def run_step(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> bool:
         """One update of the weights; False where gradients overflowed half precision: it only halves the loss scale."""

@@ -171,3 +171,28 @@ def test_inner_steps_that_say_nothing_are_refused(text, capsys):
 def test_inner_steps_of_a_method_without_inner_chain_are_refused(flags):
     with pytest.raises(InputError, match="--method fastdime has no inner chain"):
         parsed("--method", "fastdime", *flags)
+
+
+@pytest.mark.parametrize(
+    "text",
+    """dataset=CelebB target_label=2 target_label=-2 batch_size=0 num_batches=0 num_chunks=0 chunk=-1 use_logits=maybe
+    save_images= classifier_scales=8,,10 classifier_scales=eight classifier_scales= classifier_scales=nan
+    classifier_scales=-1 l1_loss=-0.1 l2_loss=nan l_perc=inf l_perc_layer=0 sampling_scale=-1 guided_iterations=-1
+    start_step=sixty seed=-1 seed=four noise=white precision=fp8 image_format=gif image_size=large""".split(),  # noqa: SIM905
+)
+def test_a_value_outside_its_range_is_one_line(text, capsys):
+    with pytest.raises(SystemExit) as exit:
+        parsed(f"--{text}")
+    line = capsys.readouterr().err
+    assert exit.value.code == 2 and line.count("\n") == 1 and f"--{text.split('=')[0]}" in line
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--num_chunks 1 --chunk 1", "--num_chunks 3 --chunk 7", "--exp_name /tmp/exp", "--exp_name ../exp",
+     "--exp_name a/../../../b"],
+)  # fmt: skip
+def test_flags_that_contradict_each_other_or_lead_outside_are_named(flags):
+    with pytest.raises(InputError) as error:
+        parsed(*flags.split())
+    assert " ".join(flags.split()[-2:]) in str(error.value)

@@ -89,6 +89,30 @@ def test_image_listed_twice(tmp_path):
         read_annotations(str(tmp_path), "val")
 
 
+def without(name: str):
+    return lambda text: "".join(row for row in text.splitlines(True) if not row.startswith(name))
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "said"),
+    [
+        *((file, lambda _, content=content: content, file) for file in ("list_attr_celeba", "list_eval_partition")
+          for content in ("", "\n", "\0\1", "60\n", "60\na b c\na.jpg 1 2 3\n", "image_id\n", "image_id,x\na.jpg,1\n")),
+        ("list_attr_celeba", lambda text: text[:-20], r"list_attr_celeba\.csv.*a\.jpg"),
+        ("list_attr_celeba", lambda text: text.replace("a.jpg,", "a.jpg,2"), r"a\.jpg has 5_o_Clock_Shadow"),
+        ("list_attr_celeba", without("c.jpg"), r"c\.jpg is in list_eval_partition but not in list_attr_celeba"),
+        ("list_attr_celeba", lambda text: text.replace("a.jpg", "../a.jpg"), r"'\.\./a\.jpg' is not the name"),
+        ("list_eval_partition", lambda text: text.replace("a.jpg,1", "a.jpg,7"), r"a\.jpg has partition 7"),
+        ("list_eval_partition", lambda text: text.replace(",1\n", ",0\n"), r"the val partition \(1\) has no image"),
+    ],
+)  # fmt: skip
+def test_damaged_annotations(tmp_path, file, edit, said):
+    path = write_csv(tmp_path) / f"{file}.csv"
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(InputError, match=said):
+        read_annotations(str(tmp_path), "val")
+
+
 # Layouts
 
 
@@ -227,9 +251,6 @@ def test_open_dataset(tmp_path):
     assert len(open_dataset("CelebAMV", str(tmp_path), 64, use_train=True)) == 1000
     with pytest.raises(InputError, match=r"CelebB.*CelebA, CelebAMV"):
         open_dataset("CelebB", str(tmp_path), 64)
-
-
-# Which images
 
 
 # The transform

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from dime.core.errors import InputError
-from dime.core.job.merging import merge, merge_chunks
+from dime.core.job.identity import merge, merge_chunks
 from dime.core.results import ResultTree
 from dime.core.summary import ImageRecord, read_stats, summarise, write_stats, write_summary
 

@@ -42,6 +42,13 @@ def run_script(name: str, **flags) -> int:
     return 0
 
 
+def error_line(capsys: pytest.CaptureFixture) -> str:
+    """The one line that a script says when it cannot go on."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
 def unpack_celeba(folder: Path) -> Path:
     """Sixty drawn images in CelebA's layout: 30 train, 15 val, 15 test."""
     with tarfile.open(GOLDEN / "celeba_tiny.tar.gz") as archive:

@@ -16,7 +16,7 @@ from dime.models.classifiers import DenseNetClassifier
 from dime.models.resnet import Oracle, caffe_resnet50
 from guided_diffusion import checkpoint_util
 from tests.helpers import fill_, rnd
-from tests.training.scripts import make_folders_of_classes, run_script, unpack_celeba
+from tests.training.scripts import error_line, make_folders_of_classes, run_script, unpack_celeba
 
 SCRIPT = "celeba-train-classifier.py"
 CPU = torch.device("cpu")
@@ -30,12 +30,6 @@ def data(tmp_path_factory):
 def train(data, out, **flags) -> int:
     common = {"arch": "small", "image_size": 16, "batch_size": 10, "epochs": 2, "num_workers": 0, "log_interval": 1}
     return run_script(SCRIPT, **{"data_dir": data, "output_path": out, **common, **flags})
-
-
-def error_line(capsys) -> str:
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_what_a_training_leaves(data, tmp_path):
@@ -96,21 +90,11 @@ def test_mixed_precision(data, tmp_path, precision):
     assert checkpoint_util.load(tmp_path / "training.pt")["network"]["classifier.weight"].dtype == torch.float32
 
 
-def test_the_densenet_file_loads_as_the_classifier(tmp_path):
-    network = fill_(DenseNetClassifier(3))
-    checkpoint_util.save(tmp_path / "classifier.pth", to_file(network, ["Smiling", "Young", "Male"]))
-    loaded = load_classifier(tmp_path / "classifier.pth", CPU)
-    x = rnd(0, 1, 3, 32, 32)
-    assert loaded.num_outputs == 3
-    assert torch.equal(loaded(x), network(x))
-
-
-def test_the_oracle_file_loads_as_the_oracle(tmp_path):
-    network = fill_(Oracle())
-    checkpoint_util.save(tmp_path / "oracle.pth", to_file(network, ["any"] * 40))
-    loaded = load_oracle(tmp_path / "oracle.pth", CPU)
-    own = network.state_dict()
-    assert all(torch.equal(value, own[name]) for name, value in loaded.state_dict().items())
+def test_files_load_as_the_networks_that_they_are_of(tmp_path):
+    for network, load in ((DenseNetClassifier(3), load_classifier), (Oracle(), load_oracle)):
+        checkpoint_util.save(tmp_path / "c.pth", to_file(fill_(network), ["any"] * network.num_outputs))
+        loaded, own = load(tmp_path / "c.pth", CPU).state_dict(), network.state_dict()
+        assert list(loaded) == list(own) and all(torch.equal(value, own[name]) for name, value in loaded.items())
 
 
 def test_the_oracle_starts_from_vggface2(data, tmp_path):
