@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # inversion finds the part that serves the target and repaints it, calmly; what the decision does not need is undone
     "inverted": {**_INVERTED, "outer_steps": 10},
-    "turbo": {**_INVERTED, "outer_steps": 7},
+    "turbo": {**_INVERTED, "outer_steps": 6},
     # the paper's settings for CelebA, as in its published commands
     "celeba": {
         **_ADM,
