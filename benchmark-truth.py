@@ -6,18 +6,16 @@ from pathlib import Path
 
 from dime.core.cli import Parser, attribute, run, say
 from dime.core.datasets import ATTRIBUTES
-from dime.core.drawn_faces.attributes import require_drawn
 from dime.core.errors import InputError
 from dime.core.metrics.report import as_json
-from dime.core.metrics.scripts import machine, metric_parser, tree, write_file
+from dime.core.metrics.scripts import machine, metric_parser, png, write_file
+from dime.core.results import ResultTree
 from dime.core.truth import rows
 from dime.core.truth.benchmark import Benchmark, Experiment
-from dime.core.truth.cost import EVALUATIONS, SECONDS, evaluations_spent, seconds_spent
+from dime.core.truth.cases import load_oracle
 from dime.core.truth.faces import DrawnFaces, Task
-from dime.core.truth.oracle import AttributeOracle, similarity
-from dime.core.truth.plot import Panel, truth_plot
+from dime.core.truth.report import Panel, markdown, truth_plot
 from dime.core.truth.shortcut import Shortcut
-from dime.core.truth.tables import markdown
 
 EXAMPLES = 8
 """How many faces the figure shows."""
@@ -27,35 +25,34 @@ def main() -> None:
     """Measure, print the table, and leave it and the figure in OUTPUT_PATH."""
     args = build_parser().parse_args()
     here = machine(args)
+    seeds = [f"-{seed}" for seed in args.seeds] or [""]
     experiments = [
-        Experiment(name, [tree(args, f"{name}-{seed}") for seed in args.seeds] or [tree(args, name)])
+        Experiment(name, [ResultTree(args.output_path, f"{name}{seed}") for seed in seeds])
         for name in dict.fromkeys(args.exp_name)
     ]
     task = common_task(experiments, args.celeba_path)
     truth = DrawnFaces(task)
-    shortcut = None if args.shortcut is None else shortcut_to(truth.query, ATTRIBUTES[args.shortcut])
+    shortcut = None if args.shortcut is None else Shortcut(truth.query, ATTRIBUTES[args.shortcut])
     needs = [truth.query, *([shortcut.name] if shortcut else [])]
-    oracle = AttributeOracle(Path(args.oracle_path), truth.names, here, needs)
-    alike = [similarity(args.weights_path, here)] if args.weights_path else []
+    oracle, known = load_oracle(args.oracle_path, truth.names, here, needs)
+    alike = [rows.similarity(args.weights_path, here)] if args.weights_path else []
     for each in experiments:
-        each.add("evaluations", lambda each: [evaluations_spent(each.trees)])
+        each.add("evaluations", lambda each: [rows.evaluations_spent(each.trees)])
         if shortcut:
-            each.add("shortcut", lambda _: shortcut.told(truth, oracle.known))
-            each.add("classifier", lambda each: shortcut.true(each.trees, task.query_label, each.ids, truth, here))
+            each.add("shortcut", lambda _: shortcut.told(truth, known))
+            each.add("classifier", lambda each: shortcut.true(each.trees, each.ids, truth, here))
     benchmark = Benchmark(experiments, truth, oracle, here, (*rows.ROWS, *alike))
     report = benchmark.report()
-    for each in experiments:
-        seconds = seconds_spent(each.trees)
-        report.measurements[each.name] |= {SECONDS: seconds} if seconds else {}
     right = [row.name for row in (rows.FLIPS, *benchmark.rows)]
-    tables = {"Are the counterfactuals right?": right, "What do they cost?": [EVALUATIONS, SECONDS]}
+    tables = {"Are the counterfactuals right?": right, "What do they cost?": [rows.EVALUATIONS]}
     text = markdown(report, tables | ({"Do they reveal the shortcut?": shortcut.row_names} if shortcut else {}))
     print(text, end="")
     write_file(args.output_path / "truth.md", text)
     if args.json:
         write_file(args.json, as_json(report))
     plot = args.plot or args.output_path / "truth.png"
-    write_file(plot, truth_plot(benchmark.examples(EXAMPLES), report, panels(shortcut), [rows.TURNED, rows.DISTANCE]))
+    figure = truth_plot(benchmark.examples(EXAMPLES), report, panels(shortcut), [rows.TURNED, rows.DISTANCE])
+    write_file(plot, png(figure))
     say(f"\nFigure: {plot}")
 
 
@@ -82,14 +79,6 @@ def common_task(experiments: list[Experiment], celeba_path: str | None) -> Task:
             differs = f"{made.results}: explains {task}, but {first[1].exp_name} {first[0]}"
             raise InputError(f"{differs}; compare them in tables of their own")
     return first[0]
-
-
-def shortcut_to(query: str, name: str) -> Shortcut:
-    """The shortcut that is asked after. Raises InputError if it is not drawn, or is what is explained."""
-    require_drawn(name)
-    if name == query:
-        raise InputError(f"--shortcut {name}: is the attribute explained; name another one")
-    return Shortcut(query, name)
 
 
 def panels(shortcut: Shortcut | None) -> list[Panel]:

@@ -1,4 +1,4 @@
-"""Train the diffusion model (DDPM) on CelebA, in one process or many.
+"""Train the diffusion model (DDPM) on CelebA or other images, in one process or many.
 
     python celeba-train-diffusion.py …                            one GPU, or the CPU
     mpiexec -n 4 python celeba-train-diffusion.py …               one process for each GPU
@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import inspect
 
-from dime.core.cli import Parser, boolean, integer, number, run
-from dime.core.datasets import ATTRIBUTES
-from dime.core.training.data import training_batches
+import torch
+
+from dime.core.cli import Parser, integer, number, run
 from dime.core.training.monitor import Monitor
-from dime.core.training.script import add_training_flags, train
+from dime.core.training.script import LabelledImages, add_training_flags, open_part, train
 from guided_diffusion import dist_util
+from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.resample import SAMPLERS, create_named_schedule_sampler
 from guided_diffusion.script_util import (
     add_dict_to_argparser,
@@ -25,8 +26,8 @@ from guided_diffusion.script_util import (
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
-from guided_diffusion.train_util import PRECISIONS, TrainLoop
-from guided_diffusion.trainer import usable_precision
+from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.trainer import PRECISIONS, Trainer, usable_precision
 
 
 def main() -> None:
@@ -35,7 +36,6 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    """The flags of the command line, each one checked as far as it can be alone."""
     parser = Parser(description=__doc__.splitlines()[0])
     add_training_flags(parser.add_argument_group("data, output and machine"))
     add = parser.add_argument_group("training").add_argument
@@ -54,7 +54,6 @@ def parse_args() -> argparse.Namespace:
     add("--precision", choices=PRECISIONS, default=None, help="of the network; unset: fp16 with --use_fp16, else fp32")
     add("--fp16_scale_growth", type=number(0), default=1e-3, help="growth of log2(loss scale) with each update")
     add("--offset_noise", type=number(0), default=0.0, help="shift the noise of each image and channel; 0.1, say")
-    add("--random_crop", type=boolean, default=False, help="crop 95 to 100 %% of the area at random")
     add = parser.add_argument_group("pictures").add_argument
     add("--samples", type=integer(0), default=16, help="images in the grid drawn at checkpoints; 0: no grid")
     add("--sample_steps", type=integer(1), default=50, help="evaluations of the network for each of them (DDIM)")
@@ -64,32 +63,28 @@ def parse_args() -> argparse.Namespace:
 
 def build_loop(args: argparse.Namespace) -> TrainLoop:
     """Network, data and loop as the flags say; a conditional network's pictures have the first images' labels."""
-    flags = args_to_dict(args, model_and_diffusion_defaults())
-    model, diffusion = create_model_and_diffusion(**flags, num_classes=len(ATTRIBUTES), multiclass=True)
-    data = training_batches(
-        args.data_dir,
-        args.image_size,
-        args.batch_size,
-        range(len(ATTRIBUTES)) if args.class_cond else None,
-        seed=args.seed,
-        num_workers=args.num_workers,
-        random_crop=args.random_crop,
-    )
-    labels = data.dataset.labels()[: args.samples] if args.class_cond else None
+    flags = args_to_dict(args, [*model_and_diffusion_defaults(), "image_channels"])
+    augmentation = args_to_dict(args, ("random_flip", "random_crop"))
+    source = open_part(args.dataset, args.data_dir, "train", args.image_size, args.image_channels, **augmentation)
+    images = LabelledImages(source, range(len(source.names)) if args.class_cond else None)
+    first = range(min(args.samples, len(images)))
+    labels = torch.stack([images.labels(index)["y"] for index in first]) if args.class_cond and first else None
     samples = args.samples if labels is None else len(labels)
+    model, diffusion = create_model_and_diffusion(
+        **flags, num_classes=len(source.names), multiclass=not source.exclusive
+    )
     own = {
+        "model": model,
+        "diffusion": diffusion,
+        "data": EndlessBatches(
+            images, args.batch_size, seed=args.seed + dist_util.rank(), num_workers=args.num_workers
+        ),
         "schedule_sampler": create_named_schedule_sampler(args.schedule_sampler, diffusion),
         "precision": usable_precision(args.precision, dist_util.dev()) if args.precision else "",
+        "observer": Monitor(flags, samples, args.sample_steps, labels, args.seed),
     }
-    as_they_are = [name for name in inspect.signature(TrainLoop).parameters if hasattr(args, name) and name not in own]
-    return TrainLoop(
-        model=model,
-        diffusion=diffusion,
-        data=data,
-        observer=Monitor(flags, samples, args.sample_steps, labels, args.seed),
-        **own,
-        **args_to_dict(args, as_they_are),
-    )
+    known = {**inspect.signature(Trainer).parameters, **inspect.signature(TrainLoop).parameters}
+    return TrainLoop(**own, **args_to_dict(args, [name for name in known if hasattr(args, name) and name not in own]))
 
 
 if __name__ == "__main__":

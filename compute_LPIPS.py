@@ -1,12 +1,10 @@
 """sigma_L: how different are the counterfactuals of one image when only the seed changes? Mean LPIPS between them."""
 
-from functools import partial
-
 from dime.core.cli import run
-from dime.core.metrics.scripts import run_metric
+from dime.core.metrics.scripts import script_of
 from dime.core.metrics.sigma_l import SIGMA_L
 
-main = partial(run_metric, SIGMA_L, __doc__)
+main = script_of(SIGMA_L, __doc__)
 
 if __name__ == "__main__":
     run(main)

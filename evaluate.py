@@ -5,18 +5,17 @@ from pathlib import Path
 from dime.core.cli import Parser, run
 from dime.core.errors import InputError
 from dime.core.metrics.protocol import METRICS, evaluate
-from dime.core.metrics.published import PUBLISHED
-from dime.core.metrics.report import as_csv, as_json, markdown
+from dime.core.metrics.report import PUBLISHED, as_csv, as_json, markdown
 from dime.core.metrics.scripts import (
     FLAGS,
     add_seeds_flags,
     context_of,
     metric_parser,
     seed_trees,
-    tree,
     write_file,
     write_report,
 )
+from dime.core.results import ResultTree
 
 ASKED = {metric.asked_by: f"computes {', '.join(metric.rows)} too" for metric in METRICS if metric.asked_by}
 
@@ -28,23 +27,19 @@ def main() -> None:
     names = dict.fromkeys([*args.exp_name, *(seed.exp_name for seed in seeds)])
     if not names:
         raise InputError("no experiment is named: give --exp-name, or --exp-pattern and --exp-values")
-    trees = [tree(args, name) for name in names]
+    trees = [ResultTree(args.output_path, name) for name in names]
     args.partition = None if args.partition == "all" else args.partition  # COUT's own choice is cor
     asked = [flag for flag in ASKED if getattr(args, flag[2:].replace("-", "_"))]
     report = evaluate(context_of(args, seeds), trees, asked)
     print(markdown(report, args.papers), end="", flush=True)
     if args.json:
         write_file(args.json, as_json(report))
-    for experiment in trees:
-        own = report.of(experiment.exp_name)
-        files = {
-            "evaluation.md": markdown(own, args.papers),
-            "evaluation.csv": as_csv(own),
-            "evaluation.json": as_json(own),
-        }
-        for name, content in files.items():
-            instead = args.report_path and args.report_path / experiment.exp_name / name
-            write_report(experiment.report(name), content, instead, "--report-path FOLDER")
+    for tree in trees:
+        own = report.of(tree.exp_name)
+        for suffix, content in {"md": markdown(own, args.papers), "csv": as_csv(own), "json": as_json(own)}.items():
+            name = f"evaluation.{suffix}"
+            instead = args.report_path and args.report_path / tree.exp_name / name
+            write_report(tree.report(name), content, instead, "--report-path FOLDER")
 
 
 def build_parser() -> Parser:

@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
-from argparse import ArgumentTypeError, Namespace
-
-from PIL import Image
 
 from dime.core import cli
 from dime.core.drawn_faces import Correlation
+from dime.core.drawn_faces.drawing import contact_sheet, counterfactual_sheet
 from dime.core.drawn_faces.folder import Plan, write_folder
-from dime.core.drawn_faces.sheets import contact_sheet, counterfactual_sheet
 from dime.core.errors import InputError
-
-SHEET_FACES = 60
-PAIR_FACES = 4
-
-
-def correlation(text: str) -> Correlation:
-    """Flag type: a planted correlation, LEADER:FOLLOWER=P."""
-    try:
-        return Correlation.parse(text)
-    except InputError as error:
-        raise ArgumentTypeError(str(error)) from None
-
-
-def parse_arguments() -> Namespace:
-    """The flags."""
-    parser = cli.Parser(description=__doc__)
-    count = cli.integer(0, 999_999)
-    parser.add_argument("--output_path", required=True, help="folder to make, in CelebA's layout; new or empty")
-    parser.add_argument("--num_train", type=count, default=4000, help="faces of the train partition")
-    parser.add_argument("--num_val", type=count, default=1000, help="faces of the val partition")
-    parser.add_argument("--num_test", type=count, default=0, help="faces of the test partition")
-    parser.add_argument("--seed", type=cli.integer(0), default=0, help="another seed gives other faces")
-    parser.add_argument(
-        "--correlate",
-        type=correlation,
-        action="append",
-        default=[],
-        metavar="LEADER:FOLLOWER=P",
-        help="plant a shortcut: FOLLOWER has LEADER's value with probability P, as in Smiling:Eyeglasses=0.9; "
-        "may be given several times",
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=cli.integer(1),
-        default=min(os.cpu_count() or 1, 8),
-        help="processes that draw; the pictures do not depend on it",
-    )
-    parser.add_argument("--contact_sheet", default="", help="PNG to write: the first faces, as a network sees them")
-    parser.add_argument(
-        "--counterfactual_sheet", default="", help="PNG to write: some faces beside their true counterfactuals"
-    )
-    return parser.parse_args()
 
 
 def main() -> None:
@@ -68,20 +24,37 @@ def main() -> None:
         cli.say(f"{args.output_path}: {len(plan)} faces in {seconds:.0f} s, {speed:.0f} per minute")
     else:
         cli.say(f"{args.output_path}: already there")
-    if args.contact_sheet:
-        save_sheet(contact_sheet([plan.face(i) for i in range(min(SHEET_FACES, len(plan)))]), args.contact_sheet)
-    if args.counterfactual_sheet:
-        faces = [plan.face(i) for i in range(min(PAIR_FACES, len(plan)))]
-        save_sheet(counterfactual_sheet(faces), args.counterfactual_sheet)
+    sheets = (args.contact_sheet, contact_sheet, 60), (args.counterfactual_sheet, counterfactual_sheet, 4)
+    for path, sheet, count in sheets:
+        if path:
+            try:
+                sheet([plan.face(i) for i in range(min(count, len(plan)))]).save(path)
+            except (OSError, ValueError) as error:
+                problem = f"cannot be written ({error}); give a .png in an existing folder"
+                raise InputError(f"{path}: {problem}") from None
+            cli.say(f"{path}: written")
 
 
-def save_sheet(sheet: Image.Image, path: str) -> None:
-    """Write a sheet in the format that its name ends with."""
-    try:
-        sheet.save(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be written ({error}); give a .png in an existing folder") from None
-    cli.say(f"{path}: written")
+def parse_arguments() -> argparse.Namespace:
+    """The flags."""
+    parser = cli.Parser(description=__doc__)
+    add, count, workers = parser.add_argument, cli.integer(0, 999_999), min(os.cpu_count() or 1, 8)
+    planting = (
+        "plant a shortcut: FOLLOWER has LEADER's value with probability P, as in Smiling:Eyeglasses=0.9; may be given "
+        "several times"
+    )
+    drawing = "processes that draw; the pictures do not depend on it"
+    add("--output_path", required=True, help="folder to make, in CelebA's layout; new or empty")
+    add("--num_train", type=count, default=4000, help="faces of the train partition")
+    add("--num_val", type=count, default=1000, help="faces of the val partition")
+    add("--num_test", type=count, default=0, help="faces of the test partition")
+    add("--seed", type=cli.integer(0), default=0, help="another seed gives other faces")
+    correlate = {"type": Correlation.parse, "action": "append", "default": [], "metavar": "LEADER:FOLLOWER=P"}
+    add("--correlate", **correlate, help=planting)
+    add("--num_workers", type=cli.integer(1), default=workers, help=drawing)
+    add("--contact_sheet", default="", help="PNG to write: the first faces, as a network sees them")
+    add("--counterfactual_sheet", default="", help="PNG to write: some faces beside their true counterfactuals")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from dime.core.cli import Parser, integer, run, say
 from dime.core.errors import InputError
 from dime.core.metrics.mnac import oracle_logits
 from dime.core.metrics.scripts import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
-from dime.core.report.data import Experiment, ImageResult, attribute_changes, read_experiment
+from dime.core.report.data import read_experiment, with_changes
 from dime.core.report.images import contact_sheet, denoising_animation, encoded
 from dime.core.report.page import Limits, chosen_ids, render
 from dime.core.results import ResultTree
@@ -21,23 +19,25 @@ def main() -> None:
     """Read the experiments, make the page, the sheet and the animation, then write them."""
     args = parse_arguments()
     limits = Limits(args.max_images, args.film_strips, args.pixels)
-    names = dict.fromkeys(args.exp_name)
-    experiments = [read_experiment(ResultTree(args.output_path, name)) for name in names]
-    first = experiments[0]
-    sheet_images, animated = sheet_order(first)[: args.contact_sheet], animated_image(first, args.gif)
+    experiments = [read_experiment(ResultTree(args.output_path, name)) for name in dict.fromkeys(args.exp_name)]
+    first, name = experiments[0], experiments[0].tree.exp_name
+    flips_first = sorted(first.images.values(), key=lambda image: (not image.pair.flipped, image.pair.id))
+    filmed = [image for image in flips_first if image.frames and args.gif in (None, image.pair.id)]
+    if args.gif is not None and not filmed:
+        raise InputError(f"--gif {args.gif}: {name} holds no saved steps of this image")
     if args.oracle_path:
-        experiments = with_changes(experiments, limits, args)
+        logits, (ids, _) = oracle_logits(args.oracle_path, machine(args)), chosen_ids(experiments, limits)
+        experiments = [with_changes(experiment, ids, logits) for experiment in experiments]
     page = render(experiments, limits, args.num_workers)
     file = args.file or first.tree.report("report.html")
     contents = {file.name: page.encode(errors="replace")}
-    if sheet_images:
-        contents["contact-sheet.png"] = encoded(contact_sheet(sheet_images), "PNG", optimize=True)
-    if animated:
-        contents["denoising.gif"] = denoising_animation(animated)
+    if args.contact_sheet:
+        sheet = contact_sheet(flips_first[: args.contact_sheet])
+        contents["contact-sheet.png"] = encoded(sheet, "PNG", optimize=True)
+    if filmed:
+        contents["denoising.gif"] = denoising_animation(filmed[0])
     else:
-        say(
-            f"{first.tree.exp_name} has no saved steps to animate (main.py --save_x_t True --save_z_t True saves them)."
-        )
+        say(f"{name} has no saved steps to animate (main.py --save_x_t True --save_z_t True saves them).")
     for name, content in contents.items():
         try:
             write_file(file.with_name(name), content)
@@ -63,28 +63,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=integer(1), default=DEFAULT_BATCH_SIZE, help="images that the oracle sees at once")
     add("--num-workers", type=integer(1), default=DEFAULT_WORKERS, help="threads that read and encode images")
     return parser.parse_args()
-
-
-def with_changes(experiments: Sequence[Experiment], limits: Limits, args: argparse.Namespace) -> list[Experiment]:
-    """The experiments with the attributes that each counterfactual shown changes, as the oracle sees them."""
-    logits = oracle_logits(args.oracle_path, machine(args))
-    ids, _ = chosen_ids(experiments, limits)
-    shown = [[e.images[id] for id in ids if id in e.images] for e in experiments]
-    return [replace(e, changes=attribute_changes(i, logits)) for e, i in zip(experiments, shown, strict=True)]
-
-
-def sheet_order(experiment: Experiment) -> list[ImageResult]:
-    """Flips first, then by id."""
-    return sorted(experiment.images.values(), key=lambda image: (not image.pair.flipped, image.pair.id))
-
-
-def animated_image(experiment: Experiment, id: int | None) -> ImageResult | None:
-    """The image that is animated; None when no image has saved steps. Raises InputError for one without them."""
-    if id is None:
-        return next((image for image in sheet_order(experiment) if image.frames), None)
-    if id not in experiment.images or not experiment.images[id].frames:
-        raise InputError(f"--gif {id}: {experiment.tree.exp_name} holds no saved steps of this image")
-    return experiment.images[id]
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from dime.core.cli import Parser, boolean, integer, number, run, say
+from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
 from dime.core.networks.diffusion import load_diffusion
-from dime.core.training.sampling import draw_samples, label_rows, write_samples
-from dime.core.training.script import attribute_list, processes
+from dime.core.training.sampling import draw_samples, labels_to_draw, write_samples
+from dime.core.training.script import columns_of, parse_model_args, processes
 from guided_diffusion import dist_util
-from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
 from guided_diffusion.trainer import usable_precision
 
 
@@ -28,7 +28,10 @@ def main() -> None:
         device, labels = dist_util.dev(), None
         model = load_diffusion(args.model_path, args.diffusion, device)
         if model.class_cond:
-            labels = label_rows(args.num_samples, args.attributes, args.data_dir, args.seed)
+            if model.network.multiclass and not args.attributes and not args.data_dir:
+                raise InputError("--class_cond True: say what to draw, by --attributes Smiling,Young or by --data_dir")
+            named = columns_of(args.attributes, ATTRIBUTES) if args.attributes else None
+            labels = labels_to_draw(model, args.num_samples, named, args.data_dir, args.seed)
         if args.use_fp16 and usable_precision("fp16", device) == "fp16":
             model.network.convert_to(torch.float16)
         process = model.process
@@ -41,26 +44,16 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    """The flags of the command line."""
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument_group("images").add_argument
-    add("--model_path", required=True, help="checkpoint of the diffusion model, such as ema_0.9999_100000.pt")
     add("--output_path", default=".", help="folder of the files written")
     add("--num_samples", type=integer(1), default=10000, help="how many images")
     add("--batch_size", type=integer(1), default=16, help="images drawn at once, in each process")
     add("--use_ddim", type=boolean, default=False, help="DDIM in place of DDPM")
     add("--eta", type=number(0), default=0.0, help="noise of DDIM; 0: none")
-    add("--clip_denoised", type=boolean, default=True, help="clip each estimate of the clean image to [-1, 1]")
-    add("--attributes", type=attribute_list, default=None, metavar="NAMES", help="what images show, with --class_cond")
+    add("--attributes", default="", metavar="NAMES", help="what images show, with --class_cond")
     add("--data_dir", default="", help="with --class_cond and no --attributes: CelebA, whose labels are drawn from")
-    add("--gpus", default="", help="GPU indices separated by commas, one for each process; '' means all in order")
-    add("--seed", type=integer(0), default=0, help="other numbers give other images")
-    add_dict_to_argparser(parser.add_argument_group("diffusion model"), model_and_diffusion_defaults())
-    args = parser.parse_args()
-    args.diffusion = parser.model_flags()
-    if args.class_cond and args.attributes is None and not args.data_dir:
-        raise InputError("--class_cond True: say what to draw, by --attributes Smiling,Young or by --data_dir")
-    return args
+    return parse_model_args(parser)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ hits all of them alike; the table has medians, with minimum and maximum. bench/R
 from __future__ import annotations
 
 import datetime
+import os
+import platform
+import re
 import shlex
 import statistics
 import sys
@@ -24,22 +27,29 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.common import RESULTS, described, share_of_peak, write_section
 from bench.plain_loop import plain_loop
 from dime.core.arithmetic import compile_unet, keep_freed_memory, prepare_unet
 from dime.core.cli import Parser, boolean, integer, run, say, select_device
 from dime.core.errors import InputError
-from dime.core.guidance import Binary, Guidance, Pull
+from dime.core.files import write_atomically
+from dime.core.guidance import Binary, Guidance
 from dime.core.methods import METHODS
 from dime.core.noise import PerImageNoise
 from dime.core.sampler import Denoiser
 from dime.core.settings import Settings
-from dime.core.truth.cost import evaluations
-from dime.models.classifiers import DenseNetClassifier
+from dime.core.table import markdown_table
+from dime.core.truth.rows import evaluations
+from dime.models.classifiers import DenseNetClassifier, SmallCNN
 from dime.models.perceptual import PerceptualFeatures
-from dime.models.small_cnn import SmallCNN
 from guided_diffusion.script_util import create_diffusion, create_model_and_diffusion, model_and_diffusion_defaults
-from guided_diffusion.unet import UNetModel
+
+HEAD = "# Measured\n\nEvery section says where, when and by which command; bench/README.md explains the columns.\n"
+
+PEAK = {
+    **{"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12},
+    **{"A40": 150e12, "V100": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "T4": 65e12},
+}
+"""Part of a GPU's name -> its dense half-precision operations per second with float32 sums (NVIDIA's data sheets)."""
 
 TAU = 60
 PROCESS = {**model_and_diffusion_defaults(), "diffusion_steps": 500, "timestep_respacing": "200", "learn_sigma": True}
@@ -131,16 +141,24 @@ class SpeedBench:
     def __init__(
         self, networks: Networks, device: torch.device, batch_size: int, run_steps: int, half: str, compile: bool
     ) -> None:
-        self.device, self.run_steps = device, run_steps
-        self.diffusion = create_diffusion(PROCESS)
+        self.device, self.run_steps, self.diffusion = device, run_steps, create_diffusion(PROCESS)
         flags, classifier, layer = networks
         shape = (batch_size, 3, flags["image_size"], flags["image_size"])
         self.x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).to(device)
-        self.plain_unet, self.pull = self._unet(flags), self._pull(classifier(), layer)
+        networks = [random_weights(create_model_and_diffusion(**flags)[0]).to(device) for _ in range(3)]
+        self.plain_unet = networks[0]
         self.meters = {"plain": Meter(self.plain_unet, device)}
-        for precision in ("fp32", half):
-            unet = prepare_unet(self._unet(flags), precision, device)
-            self.meters[precision] = Meter(compile_unet(unet, self.x.shape) if compile else unet, device)
+        for precision, network in zip(("fp32", half), networks[1:], strict=True):
+            prepared = prepare_unet(network, precision, device)
+            self.meters[precision] = Meter(compile_unet(prepared, self.x.shape) if compile else prepared, device)
+        perceptual = random_weights(PerceptualFeatures(layer)).to(device) if layer else None
+        guidance = Guidance(
+            *(random_weights(classifier()).to(device), Binary(31, use_logits=True), perceptual),
+            **{"l1": 0.05, "l_perc": 30.0 if layer else 0.0},
+        )
+        with torch.no_grad():
+            features = guidance.input_features(self.x)
+        self.pull = guidance.towards(self.x, features, torch.ones(batch_size, device=device).long(), scale=8.0)
 
     @property
     def flops(self) -> int:
@@ -177,19 +195,6 @@ class SpeedBench:
         noisy = denoiser.noised(self.x, tau, noise.noising(ids)(self.x.shape))
         return method(denoiser, self.x, noisy, self.pull, lambda i: noise.step(ids, 0, i))
 
-    def _unet(self, flags: dict[str, object]) -> UNetModel:
-        return random_weights(create_model_and_diffusion(**flags)[0]).to(self.device)
-
-    def _pull(self, classifier: nn.Module, layer: int | None) -> Pull:
-        classifier = random_weights(classifier).to(self.device)
-        perceptual = random_weights(PerceptualFeatures(layer)).to(self.device) if layer else None
-        decision, l_perc = Binary(31, use_logits=True), 30.0 if perceptual else 0.0
-        guidance = Guidance(classifier, decision, perceptual, l1=0.05, l_perc=l_perc)
-        with torch.no_grad():
-            features = guidance.input_features(self.x)
-        y = torch.ones(len(self.x), dtype=torch.long, device=self.device)
-        return guidance.towards(self.x, features, y, scale=8.0)
-
 
 @torch.no_grad()
 def random_weights(network: nn.Module) -> nn.Module:
@@ -214,22 +219,19 @@ def main() -> None:
     scaled = f"outer steps really run; below {TAU}, times are scaled up"
     add("--run_steps", type=integer(1, TAU), default=TAU, help=scaled)
     add("--compile", type=boolean, default=False, help="compile the U-Net of all rows but the plain loop")
-    add("--output", type=Path, default=RESULTS, help="the page whose section is replaced")
+    add_output(parser)
     args = parser.parse_args()
     device = select_device(args.device)
     keep_freed_memory()
     half = HALF[device.type]
     bench = SpeedBench(NETWORKS[args.network], device, args.batch_size, args.run_steps, half, args.compile)
-    measured = measure(bench, rows(half), args.repeats)
-    text = table(measured, bench) + "\n"
+    text = table(measure(bench, rows(half), args.repeats), bench) + "\n"
     if args.run_steps < TAU:
         text += f"Only {args.run_steps} of the {TAU} outer steps were run; "
         text += "the times of evaluations and steps are scaled up to all. "
-    text += f"{args.repeats} repeats. {described(device)}. {datetime.date.today()}, "
-    text += f"`python bench/speed.py {shlex.join(sys.argv[1:])}`\n"
-    print(text)
     title = f"Speed: {args.network} network, {device.type.upper()}, batch {args.batch_size}"
-    write_section(args.output, title + (", compiled" if args.compile else ""), text)
+    title += ", compiled" if args.compile else ""
+    write_section(args.output, title, f"{text}{args.repeats} repeats. ", device, "speed.py")
 
 
 def measure(bench: SpeedBench, rows: list[Row], repeats: int) -> dict[Row, list[tuple[float, float]]]:
@@ -246,22 +248,52 @@ def measure(bench: SpeedBench, rows: list[Row], repeats: int) -> dict[Row, list[
 
 def table(measured: dict[Row, list[tuple[float, float]]], bench: SpeedBench) -> str:
     """Markdown: a row per method and precision."""
-    medians = {row: statistics.median(seconds for seconds, _ in times) for row, times in measured.items()}
-    plain = next(iter(medians.values()))
-    lines = [
-        "| | U-Net in | evaluations | s per image: median (min … max) | times faster | ms per evaluation | of peak |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = "U-Net in, evaluations, s per image: median (min … max), times faster, ms per evaluation, of peak"
+    lines, plain = [], None
     for row, times in measured.items():
-        chains = [seconds / len(bench.x) for seconds, _ in times]
-        evaluation = statistics.median(seconds for _, seconds in times)
+        chains, evaluations = ([each[column] for each in times] for column in (0, 1))
+        chain, evaluation = statistics.median(chains), statistics.median(evaluations)
+        plain, n = plain or chain, len(bench.x)
         share = share_of_peak(bench.flops / evaluation, row.precision, bench.device)
-        lines.append(
-            f"| {row.name} | {row.precision} | {row.evaluations} "
-            f"| {statistics.median(chains):.3g} ({min(chains):.3g} … {max(chains):.3g}) | {plain / medians[row]:.2f} "
-            f"| {1e3 * evaluation:.3g} | {'' if share is None else f'{share:.0%}'} |"
-        )
-    return "\n".join(lines) + "\n"
+        seconds = f"{chain / n:.3g} ({min(chains) / n:.3g} … {max(chains) / n:.3g})"
+        figures = (seconds, f"{plain / chain:.2f}", f"{1e3 * evaluation:.3g}", share and f"{share:.0%}")
+        lines.append((row.name, row.precision, row.evaluations, *figures))
+    return markdown_table(["", *head.split(", ")], lines)
+
+
+def add_output(parser: Parser) -> None:
+    """--output."""
+    page = Path(__file__).with_name("RESULTS.md")
+    parser.add_argument("--output", type=Path, default=page, help="the page whose section is replaced")
+
+
+def share_of_peak(flops_per_second: float, precision: str, device: torch.device) -> float | None:
+    """The share of the chip's half-precision peak; None where that is unknown or the arithmetic another."""
+    if device.type != "cuda" or precision == "fp32":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops_per_second / peak for chip, peak in PEAK.items() if chip in name), None)
+
+
+def write_section(path: Path, title: str, text: str, device: torch.device, program: str) -> None:
+    """Print a result and put it below the heading `## title` of a Markdown page, in place of what stood there; the rest
+    stays. The machine (and how busy it was), the versions, the day and the command of `program` are added.
+    """
+    load = f"load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    processor = named[1] if named else platform.processor() or platform.machine()
+    machine = f"{processor}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {load}"
+    if device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}; {machine}"
+    text += f"{machine}; torch {torch.__version__}, Python {platform.python_version()}. {datetime.date.today()}, "
+    text += f"`python bench/{program} {shlex.join(sys.argv[1:])}`"
+    print(text)
+    page = path.read_text() if path.exists() else HEAD
+    section = f"## {title}\n\n{text}\n\n"
+    old = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", flags=re.MULTILINE | re.DOTALL)
+    page, replaced = old.subn(lambda _: section, page, count=1)
+    write_atomically(path, (page if replaced else f"{page.rstrip()}\n\n{section}").rstrip() + "\n")
 
 
 if __name__ == "__main__":

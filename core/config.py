@@ -7,13 +7,14 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from dime.core.arithmetic import PRECISIONS
 from dime.core.cli import Parser, boolean, integer, number_list
 from dime.core.datasets import DATASETS
 from dime.core.errors import InputError
+from dime.core.files import read_yaml
 from dime.core.methods import WITH_INNER_CHAIN
 from dime.core.presets import PRESETS
 from dime.core.results import FRAME_KINDS, IMAGE_FORMATS
@@ -171,7 +172,7 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
         type=_presets,
         default=[],
         metavar="NAMES",
-        help=f"other defaults for several flags (core/presets.py); one or several of {', '.join(PRESETS)}",
+        help=f"other defaults for several flags: a file of them, or one or several of {', '.join(PRESETS)}",
     )
     kinds = {"bool": boolean, "int": int, "float": float}
     for group in GROUPS:
@@ -189,8 +190,8 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
     model_flags = model_and_diffusion_defaults()
     add_dict_to_argparser(parser.add_argument_group("diffusion model (as it was trained)"), model_flags)
 
-    presets = [PRESETS[name] for name in parser.given(arguments).get("preset", ())]
-    given = parser.given([*(text for flags in presets for text in as_arguments(flags)), *arguments])
+    names = parser.given(arguments).get("preset", ())
+    given = parser.given([*(text for name in names for text in as_arguments(preset_flags(name))), *arguments])
     config = Config(
         **{name: value for name, value in given.items() if name not in model_flags},
         diffusion={name: value for name, value in given.items() if name in model_flags},
@@ -213,7 +214,7 @@ def preset(names: str, **overrides: Any) -> Settings:
     """The settings of presets (names separated by commas; the later ones win) with some of them replaced."""
     known = {entry.name for entry in dataclasses.fields(Settings)}
     try:
-        flags = {k: v for name in _presets(names) for k, v in PRESETS[name].items() if k in known}
+        flags = {k: v for name in _presets(names) for k, v in preset_flags(name).items() if k in known}
         return Settings(**flags | overrides)
     except (argparse.ArgumentTypeError, TypeError) as error:
         raise InputError(str(error)) from None
@@ -222,10 +223,26 @@ def preset(names: str, **overrides: Any) -> Settings:
 def _presets(text: str) -> list[str]:
     """Flag type: names of presets, separated by commas; where two set the same flag, the later one wins."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in PRESETS]
+    unknown = [name for name in names if name not in PRESETS and not Path(name).is_file()]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no preset is called {unknown[0]!r}; there are {', '.join(PRESETS)}")
+        known = ", ".join(PRESETS)
+        raise argparse.ArgumentTypeError(
+            f"no preset is called {unknown[0]!r}; there are {known}, and files such as tune.py's"
+        )
     return names
+
+
+def preset_flags(name: str) -> dict[str, Any]:
+    """The flags of a preset, or of a YAML file of flags. Raises InputError for a file that is none."""
+    if name in PRESETS:
+        return PRESETS[name]
+    try:
+        flags = read_yaml(Path(name))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--preset {name}: {error}") from None
+    if not isinstance(flags, dict) or not all(isinstance(flag, str) for flag in flags):
+        raise InputError(f"--preset {name}: is no file of flags with their values, such as tune.py writes")
+    return {flag: tuple(value) if isinstance(value, list) else value for flag, value in flags.items()}
 
 
 def _require_consistent(config: Config) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dime.core.sampler import Step
+from dime.core.sampler import Step, evenly_spread
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,6 @@ class InnerChain:
         return z
 
 
-def evenly_spread(i: int, count: int) -> list[int]:
-    """`count` of the indices 0 … i, ascending and i the last; all of them where count is 0 or too large.
-
-    They cut 0 … i into equal parts up to rounding and are the upper ends of these: the last jump, to the clean image,
-    is as long as any other.
-    """
-    count = min(count or i + 1, i + 1)
-    return [(i + 1) * part // count - 1 for part in range(1, count + 1)]
-
-
 def chain_lengths(text: str, tau: int) -> tuple[int, ...]:
     """K for each of τ outer steps, from a text such as "5" or "8:20,1": 8 in the first 20 steps, then 1.
 
@@ -82,6 +72,11 @@ def input_image(step: Step) -> torch.Tensor:
 def this_prediction(step: Step) -> torch.Tensor:
     """The network's one-step prediction from the current z_t (GMD)."""
     return step.p.pred_xstart
+
+
+def sharp_prediction(step: Step) -> torch.Tensor:
+    """The input and what has changed in the network's prediction since: no blur where nothing changed (inverted)."""
+    return step.x + (step.p.pred_xstart - step.own.pred_xstart)
 
 
 def last_prediction(step: Step) -> torch.Tensor:

@@ -20,8 +20,9 @@ from dime.core.methods import METHODS, Method
 from dime.core.networks.checks import check_classifier, frozen
 from dime.core.networks.diffusion import DiffusionModel
 from dime.core.noise import NOISE_SOURCES, NoiseSource
-from dime.core.sampler import Denoiser, Observer
+from dime.core.sampler import Denoiser, Inversion, Observer
 from dime.core.settings import Settings
+from dime.core.shrink import shrunk
 
 Table = TypeVar("Table", bound="_Rows")
 
@@ -200,7 +201,9 @@ class Explainer:
         rows = self._padded(everyone)
         x, ids = batch.x[rows], [batch.ids[row] for row in rows]
         # as published: noised to schedule index tau, while denoising starts at index tau - 1
-        noisy = self._denoiser().noised(x, self._method.tau, self._noise.noising(ids)(x.shape))
+        denoiser, draw = self._denoiser(_taken(batch.conditions, rows)), self._noise.noising(ids)
+        noisy = denoiser.noised(x, self._method.tau, draw(x.shape))
+        inversion = self._method.invert(denoiser, x, noisy, draw)
         features = self._guidance.input_features(x)
         logits = self.classifier(x)
         pred = self.decision.predict(logits)
@@ -221,7 +224,7 @@ class Explainer:
             scale=torch.zeros(len(batch), device=x.device),
             finite=torch.ones(len(batch), dtype=torch.bool, device=x.device),
             frames={
-                kind: torch.zeros((len(batch), self._method.tau, *x.shape[1:]), dtype=torch.uint8)
+                kind: torch.zeros((len(batch), len(self._method.indices), *x.shape[1:]), dtype=torch.uint8)
                 for kind in sorted(self.keep_frames)
             },
         )
@@ -232,7 +235,8 @@ class Explainer:
             rows = self._padded(trying)
             start = Batch([ids[row] for row in rows], x[rows], None, target[rows], _taken(batch.conditions, rows))
             recorder = _Recorder(result.frames, trying, scale, progress)
-            cf = self._attempt(start, noisy[rows], _taken(features, rows), attempt, recorder)
+            known = inversion and inversion.rows(rows)
+            cf = self._attempt(start, noisy[rows], known, _taken(features, rows), attempt, recorder)
             logits = self.classifier(cf)
             p_target = self.decision.probability(logits, start.target)
             finite = recorder.finite & cf.isfinite().flatten(1).all(dim=1) & p_target.isfinite()
@@ -240,22 +244,32 @@ class Explainer:
             result.cf[trying], result.cf_p_target[trying] = cf[n], p_target[n]
             result.cf_pred[trying], result.finite[trying] = self.decision.predict(logits)[n], finite[n]
             result.scale[trying] = scale
-            trying = [row for row, flipped in zip(trying, result.flipped[trying].tolist(), strict=True) if not flipped]
+            done = result.flipped[trying] & (result.cf_p_target[trying] >= self.settings.confidence)
+            trying = [row for row, is_done in zip(trying, done.tolist(), strict=True) if not is_done]
         return result
 
     def _attempt(
-        self, batch: Batch, noisy: torch.Tensor, features: torch.Tensor | None, attempt: int, observe: Observer
+        self,
+        batch: Batch,
+        noisy: torch.Tensor,
+        inversion: Inversion | None,
+        features: torch.Tensor | None,
+        attempt: int,
+        observe: Observer,
     ) -> torch.Tensor:
         """The counterfactuals that a scale gives; every attempt starts from the same noised image."""
         scale = self.settings.classifier_scales[attempt]
-        return self._method(
+        pull = self._guidance.towards(batch.x, features, batch.target, scale)
+        cf = self._method(
             self._denoiser(batch.conditions),
             batch.x,
             noisy,
-            self._guidance.towards(batch.x, features, batch.target, scale),
+            pull,
             noise=lambda i: self._noise.step(batch.ids, attempt, i),
             observe=observe,
+            inversion=inversion,
         )
+        return shrunk(cf, pull) if self.settings.shrink else cf
 
     @cached_property
     def _method(self) -> Method:
@@ -268,7 +282,8 @@ class Explainer:
     @cached_property
     def _guidance(self) -> Guidance:
         s = self.settings
-        return Guidance(self.classifier, self.decision, self.perceptual, l1=s.l1_loss, l2=s.l2_loss, l_perc=s.l_perc)
+        weights = {"l1": s.l1_loss, "l2": s.l2_loss, "l_perc": s.l_perc, "confidence": s.confidence}
+        return Guidance(self.classifier, self.decision, self.perceptual, **weights)
 
     def _denoiser(self, conditions: torch.Tensor | None = None) -> Denoiser:
         return Denoiser(self.diffusion.network, self.diffusion.process, conditions)

@@ -83,7 +83,8 @@ Decision = Binary | MultiClass
 class Guidance:
     """The classifier and the distances, with their weights.
 
-    l1, l2, l_perc: the weights λ1, λ2, λp; perceptual is needed where λp is not 0.
+    l1, l2, l_perc: the weights λ1, λ2, λp; perceptual is needed where λp is not 0. confidence: the target's probability
+    from which the class gradient eases off, to nothing at 1; 0: never.
     """
 
     classifier: Classifier
@@ -92,6 +93,7 @@ class Guidance:
     l1: float = 0.0
     l2: float = 0.0
     l_perc: float = 0.0
+    confidence: float = 0.0
 
     def input_features(self, x: torch.Tensor) -> torch.Tensor | None:
         """The perceptual features of the input, which every step compares with; None where λp is 0."""
@@ -116,12 +118,24 @@ class Pull:
         """∇ s · L_class at the clean estimate, with respect to it or to `wrt`, from which it was computed."""
 
         def loss(u: torch.Tensor) -> torch.Tensor:
-            return (self.scale * self.guidance.decision.loss(self.guidance.classifier(u), self.y)).sum()
+            decision, logits = self.guidance.decision, self.guidance.classifier(u)
+            weight = self.scale
+            if self.guidance.confidence:
+                doubt = 1 - decision.probability(logits.detach(), self.y)
+                # never quite 0, so that pixels can still be ranked by it
+                weight = weight * (doubt / (1 - self.guidance.confidence)).clamp(1e-9, 1)
+            return (weight * decision.loss(logits, self.y)).sum()
 
         if wrt is None:
             return _gradient(loss, x_t)
         with torch.enable_grad():
             return torch.autograd.grad(loss(x_t), wrt)[0]
+
+    def reached(self, image: torch.Tensor) -> torch.Tensor:
+        """(N,) whether the classifier decides for the targets, with the confidence that is asked for."""
+        decision, logits = self.guidance.decision, self.guidance.classifier(image)
+        likely = decision.probability(logits, self.y) >= self.guidance.confidence
+        return (decision.predict(logits) == self.y) & likely
 
     def perceptual_gradient(self, x_t: torch.Tensor) -> torch.Tensor | float:
         """∇ λp · (each image's mean squared difference to the input's features) at the clean estimate."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from dime.core.sampler import Region, Step
+from dime.core.sampler import Pull, Region, Step
 
 
 def changed_region(x: torch.Tensor, other: torch.Tensor, dilation: int, threshold: float) -> torch.Tensor:
@@ -21,6 +21,26 @@ def changed_region(x: torch.Tensor, other: torch.Tensor, dilation: int, threshol
     largest = difference.amax(dim=(2, 3), keepdim=True)
     relative = difference / largest.clamp_min(torch.finfo(x.dtype).tiny)
     return ~(_dilated(relative, dilation) < threshold)
+
+
+def worth(x: torch.Tensor, other: torch.Tensor, pull: Pull, width: int) -> torch.Tensor:
+    """How far the change of each pixel from x to `other` serves the target, (N, 1, H, W), averaged over squares.
+
+    The class gradient midway times the change: at either end a sure classifier may have no gradient left.
+    """
+    served = -(pull.class_gradient((x + other) / 2) * (other - x)).sum(dim=1, keepdim=True)
+    return averaged(served, width)
+
+
+def largest(values: torch.Tensor, share: torch.Tensor | float) -> torch.Tensor:
+    """The `share` of pixels, from 0 to 1, with the largest values (N, 1, H, W): booleans of that shape."""
+    ranked = values.flatten(1).argsort(dim=1, descending=True).argsort(dim=1).view_as(values)
+    return ranked < share * values[0].numel()
+
+
+def averaged(image: torch.Tensor, width: int) -> torch.Tensor:
+    """Means over squares of odd `width`, of the pixels that lie in the image."""
+    return F.avg_pool2d(image, width, stride=1, padding=width // 2, count_include_pad=False)
 
 
 @dataclass(frozen=True)

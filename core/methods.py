@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from dime.core import estimates
-from dime.core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
+from dime.core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region, largest, worth
 from dime.core.noise import Draw
-from dime.core.sampler import Denoiser, Estimate, Observer, Pull, Sampler
+from dime.core.sampler import Denoiser, Estimate, Inversion, Observer, Pull, Sampler
 from dime.core.settings import Settings
 
 
 def _inner_chain(s: Settings) -> estimates.InnerChain:
     """DiME's estimate. Raises ValueError for `inner_steps` that say nothing."""
-    lengths = estimates.chain_lengths(s.inner_steps, s.start_step)
+    lengths = estimates.chain_lengths(s.inner_steps, s.steps)
     return estimates.InnerChain(s.use_sampling_on_x_t, s.sampling_scale, lengths, ddim=s.inner_sampler == "ddim")
 
 
@@ -26,6 +26,7 @@ def _sampler(s: Settings, estimate: Estimate, **parts: Any) -> Sampler:
     return Sampler(
         tau=s.start_step,
         estimate=estimate,
+        steps=s.outer_steps,
         clip_denoised=s.clip_denoised,
         guided_iterations=s.guided_iterations,
         sampling_scale=s.sampling_scale,
@@ -35,18 +36,28 @@ def _sampler(s: Settings, estimate: Estimate, **parts: Any) -> Sampler:
 
 @dataclass(frozen=True)
 class TwoPasses:
-    """FastDiME-2: a first pass finds the region that changes, a second one starts again and changes only that."""
+    """A first pass finds a region, a second one starts again and changes only that (FastDiME-2).
+
+    region: (x, what the first pass has made, its pull) -> booleans (N, 1, H, W). second: None: as the first pass.
+    """
 
     first: Sampler
-    dilation: int
-    threshold: float
+    region: Callable[[torch.Tensor, torch.Tensor, Pull], torch.Tensor]
     second: Sampler | None = None
-    """None: the first pass's settings."""
 
     @property
     def tau(self) -> int:
         """The noise level of both passes."""
         return self.first.tau
+
+    @property
+    def indices(self) -> list[int]:
+        """Those that either pass visits."""
+        return self.first.indices
+
+    def invert(self, denoiser: Denoiser, x: torch.Tensor, z_t: torch.Tensor, draw: Draw) -> Inversion | None:
+        """See Sampler.invert."""
+        return self.first.invert(denoiser, x, z_t, draw)
 
     def __call__(
         self,
@@ -56,19 +67,26 @@ class TwoPasses:
         pull: Pull,
         noise: Callable[[int], Draw],
         observe: Observer | None = None,
+        inversion: Inversion | None = None,
     ) -> torch.Tensor:
         """As Sampler.__call__; only the second pass is observed, and its random numbers are its own.
 
         Where the first pass is not finite, neither is the result.
         """
-        found = self.first(denoiser, x, z_t, pull, noise)
-        mask = FixedMask(changed_region(x, found, self.dilation, self.threshold))
+        inversion = inversion or self.invert(denoiser, x, z_t, noise(2 * self.tau))
+        found = self.first(denoiser, x, z_t, pull, noise, inversion=inversion)
+        mask = FixedMask(self.region(x, found, pull))
         second = replace(self.second or self.first, mask=mask)
-        cf = second(denoiser, x, z_t, pull, lambda i: noise(self.tau + i), observe)
+        cf = second(denoiser, x, z_t, pull, lambda i: noise(self.tau + i), observe, inversion)
         return torch.where(found.isfinite().all(dim=(1, 2, 3), keepdim=True), cf, torch.nan)
 
 
 Method = Sampler | TwoPasses
+
+
+def _two_passes(s: Settings, first: Sampler, second: Sampler | None = None) -> Method:
+    """FastDiME-2's: what the first pass has changed."""
+    return TwoPasses(first, lambda x, found, pull: changed_region(x, found, s.dilation, s.masking_threshold), second)
 
 
 def dime(s: Settings) -> Method:
@@ -78,7 +96,7 @@ def dime(s: Settings) -> Method:
 
 def maskdime2(s: Settings) -> Method:
     """MaskDiME finds where to change, DiME changes there, with the noise of ordinary denoising."""
-    return TwoPasses(maskdime(s), s.dilation, s.masking_threshold, second=_sampler(s, _inner_chain(s)))
+    return _two_passes(s, maskdime(s), second=_sampler(s, _inner_chain(s)))
 
 
 def direct(s: Settings) -> Method:
@@ -103,12 +121,12 @@ def fastdimenomask(s: Settings) -> Sampler:
 
 def fastdime2(s: Settings) -> Method:
     """FastDiME-2: the first pass has no mask."""
-    return TwoPasses(fastdimenomask(s), s.dilation, s.masking_threshold)
+    return _two_passes(s, fastdimenomask(s))
 
 
 def fastdime2_plus(s: Settings) -> Method:
     """FastDiME-2+: the first pass has the self-optimised mask."""
-    return TwoPasses(fastdime(s), s.dilation, s.masking_threshold)
+    return _two_passes(s, fastdime(s))
 
 
 def gmd(s: Settings) -> Method:
@@ -128,6 +146,20 @@ def maskdime(s: Settings) -> Method:
     )
 
 
+def inverted(s: Settings) -> Method:
+    """The input's own residuals in the place of fresh noise: only what the classifier pulls changes.
+
+    With `repaint`, that finds the part of the image that serves the target most, and only there is noise fresh.
+    """
+    if not s.repaint:
+        return _sampler(s, estimates.sharp_prediction, inverted=True, fresh_noise=s.fresh_noise)
+    return TwoPasses(
+        _sampler(s, estimates.sharp_prediction, inverted=True),
+        lambda x, found, pull: largest(worth(x, found, pull, s.blur_kernel), s.repaint),
+        second=_sampler(s, estimates.masked_prediction, inverted=True, fresh_noise=s.fresh_noise),
+    )
+
+
 METHODS: dict[str, Callable[[Settings], Method]] = {
     "dime": dime,
     "maskdime2": maskdime2,
@@ -139,6 +171,7 @@ METHODS: dict[str, Callable[[Settings], Method]] = {
     "fastdime2+": fastdime2_plus,
     "gmd": gmd,
     "maskdime": maskdime,
+    "inverted": inverted,
 }
 """The choices of --method."""
 

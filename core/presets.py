@@ -18,6 +18,18 @@ _ADM = {
 }
 """What Dhariwal and Nichol 2021 train, and those who build on their code."""
 _256 = _ADM | {"image_size": 256, "num_channels": 256, "num_head_channels": 64, "diffusion_steps": 1000}
+_INVERTED: dict[str, Any] = {
+    "method": "inverted",
+    "repaint": 0.1,
+    "blur_kernel": 9,
+    "fresh_noise": 0.9,
+    "sampling_scale": 0,
+    "confidence": 0.99,
+    "shrink": True,
+    "classifier_scales": (2.0, 4.0, 8.0, 15.0),
+    "l1_loss": 0,
+    "l_perc": 0,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {"method": "dime", "inner_steps": "0"},
@@ -33,6 +45,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "per_channel": False,
         "grads_clip": False,
     },
+    # inversion finds the part that serves the target and repaints it, calmly; what the decision does not need is undone
+    "inverted": {**_INVERTED, "outer_steps": 10},
+    "turbo": {**_INVERTED, "outer_steps": 7},
     # the paper's settings for CelebA, as in its published commands
     "celeba": {
         **_ADM,

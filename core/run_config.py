@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from dime.core.files import read_yaml
@@ -12,12 +13,9 @@ def configurations(tree: ResultTree) -> list[dict[str, Any]]:
     """The flags of the runs behind the experiment (one, or its chunks), where their configuration lies there."""
     found = []
     for path in tree.reports("config.yaml"):
-        try:
-            config = read_yaml(path)
-        except (FileNotFoundError, ValueError):
-            continue
-        found += [config] * isinstance(config, dict)
-    return found
+        with suppress(FileNotFoundError, ValueError):
+            found.append(read_yaml(path))
+    return [config for config in found if isinstance(config, dict)]
 
 
 def recorded(tree: ResultTree, flag: str) -> set:

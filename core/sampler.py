@@ -8,8 +8,8 @@ Notation, all images (N, C, H, W):
     i     an index of the respaced process, from τ - 1 down to 0
     ᾱ_i   alphas_cumprod[i]
 
-The parts are a clean estimate (core.estimates), a mask (core.masks), and how the gradients are scaled; core.methods
-puts them together into DiME and its relatives.
+The parts are a clean estimate (core.estimates), a mask (core.masks), how the gradients are scaled, and what stands in
+the place of fresh noise; core.methods puts them together into DiME and its relatives.
 
 The network is evaluated once per distinct (z, i): its output at z_t serves both the chain that estimates x_t and the
 outer step itself. With τ = 60 DiME makes 1771 evaluations instead of 1830, and no bit of its result changes.
@@ -17,6 +17,7 @@ outer step itself. With τ = 60 DiME makes 1771 evaluations instead of 1830, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -96,6 +97,11 @@ class Denoiser:
         """z ~ q(z_i | x)."""
         return self.diffusion.q_sample(x, _indices(x, i), noise=eps)
 
+    def invert(self, x: torch.Tensor, z: torch.Tensor, steps: int, draw: Draw) -> Inversion:
+        """x noised to every index below steps - 1, independently, and z at that one; all of them evaluated."""
+        states = [*(self.noised(x, i, draw(x.shape)) for i in range(steps - 1)), z]
+        return Inversion([x, *states], [self.output(state, i) for i, state in enumerate(states)])
+
     def sqrt_alpha_bar(self, i: int) -> float:
         """sqrt(ᾱ_i)."""
         return float(self.diffusion.sqrt_alphas_cumprod[i])
@@ -104,6 +110,21 @@ class Denoiser:
 def _indices(z: torch.Tensor, i: int) -> torch.Tensor:
     """The index of all images (1,): the network computes its embedding once."""
     return torch.full((1,), i, dtype=torch.long, device=z.device)
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """An image as a chain of K indices that ends at it ("edit-friendly": Huberman-Spiegelglas et al., CVPR 2024).
+
+    states: K + 1 images (N, C, H, W): x, and what is evaluated at index 0 … K - 1. outputs: the network's output there.
+    """
+
+    states: Sequence[torch.Tensor]
+    outputs: Sequence[torch.Tensor]
+
+    def rows(self, rows: Sequence[int]) -> Inversion:
+        """That of these images alone, in this order."""
+        return Inversion([state[rows] for state in self.states], [output[rows] for output in self.outputs])
 
 
 class Region(NamedTuple):
@@ -119,6 +140,7 @@ class Step:
 
     output, p: the network's output at (z_t, i) and what it says. draw: the step's random numbers.
     last_prediction, region: p.pred_xstart and the region of the step before; None in the first step, or without mask.
+    own: what the network says at the input's own state of this index; None without inversion.
     """
 
     number: int
@@ -131,6 +153,7 @@ class Step:
     draw: Draw
     last_prediction: torch.Tensor | None
     region: Region | None
+    own: Gaussian | None = None
 
 
 Estimate = Callable[[Step], torch.Tensor]
@@ -154,7 +177,7 @@ class Sampler:
     """Guided denoising from q(z_τ | x) to a counterfactual of x.
 
     Args:
-        tau: noise level τ, from 1 to T' - 1.
+        tau: noise level τ, from 1 to T' - 1. steps: how many of the indices are visited, evenly spread; 0: all.
         estimate: x_t of every step. mask: what may change; None: everything.
         divide: gradients at x_t are divided by sqrt(ᾱ_i). grad_scale: a factor on all gradients.
         limit: applied to the class gradient after the mask has seen it.
@@ -163,10 +186,13 @@ class Sampler:
         guided_iterations: how many outer steps have gradients. The estimate after the last of them is still made, as
             published, for its draws and its frame. class_unending: the class gradient goes on after them.
         sampling_scale: multiplies the ε's of the reverse steps.
+        inverted: the residuals of the input's inversion stand in the place of the ε's, so that without gradients the
+            input comes back exactly. fresh_noise: the share of fresh ε among them, from 0 to 1; variances add up.
     """
 
     tau: int
     estimate: Estimate
+    steps: int = 0
     mask: Mask | None = None
     divide: bool = True
     grad_scale: float = 1.0
@@ -176,6 +202,18 @@ class Sampler:
     guided_iterations: int = 9_999_999
     class_unending: bool = False
     sampling_scale: float = 1.0
+    inverted: bool = False
+    fresh_noise: float = 0.0
+
+    @property
+    def indices(self) -> list[int]:
+        """Those that the outer chain visits, ascending."""
+        return evenly_spread(self.tau - 1, self.steps)
+
+    def invert(self, denoiser: Denoiser, x: torch.Tensor, z_t: torch.Tensor, draw: Draw) -> Inversion | None:
+        """What all attempts at the images share: their inversion from z_t ~ q(z_τ | x), if the method has one."""
+        indices = self.indices
+        return denoiser.over(indices).invert(x, z_t, len(indices), draw) if self.inverted else None
 
     @torch.no_grad()
     def __call__(
@@ -186,28 +224,40 @@ class Sampler:
         pull: Pull,
         noise: Callable[[int], Draw],
         observe: Observer | None = None,
+        inversion: Inversion | None = None,
     ) -> torch.Tensor:
-        """Denoise z_t ~ q(z_τ | x) into the counterfactual of x. noise(i) gives outer step i's numbers."""
-        x_t, prediction, region = x, None, None
-        for number, i in enumerate(reversed(range(self.tau))):
-            z_t, output, p = self._evaluate(denoiser, z_t, i)
-            step = Step(number, i, x, z_t, denoiser, output, p, noise(i), prediction, region)
+        """Denoise z_t ~ q(z_τ | x) into the counterfactual of x.
+
+        noise(i) gives outer step i's numbers. inversion: see invert; it is made anew where it is not given.
+        """
+        x_t, prediction, region, own = x, None, None, None
+        inversion = inversion or self.invert(denoiser, x, z_t, noise(2 * self.tau))  # two passes use those below
+        indices = self.indices
+        denoiser = denoiser.over(indices)
+        for number, i in enumerate(reversed(range(len(indices)))):
+            known = inversion.outputs[i] if inversion and number == 0 else None
+            z_t, output, p = self._evaluate(denoiser, z_t, i, known)
+            if inversion:
+                own = denoiser.reverse(inversion.outputs[i], inversion.states[i + 1], i, clip=self.clip_denoised)
+            step = Step(number, i, x, z_t, denoiser, output, p, noise(indices[i]), prediction, region, own)
             if number <= self.guided_iterations or self.class_unending:
                 x_t = self.estimate(step)
             if observe:
                 observe(number, x_t, z_t)
             mean, region = self._guided_mean(step, x_t, pull)
-            z_t = self._next(step, mean, region)
+            z_t = self._next(step, mean, region, inversion)
             prediction = p.pred_xstart.detach()
         if region is not None and self.mask.paste_input:
             z_t = torch.where(region.z_t, z_t, x)
         return z_t
 
-    def _evaluate(self, denoiser: Denoiser, z_t: torch.Tensor, i: int) -> tuple[torch.Tensor, torch.Tensor, Gaussian]:
+    def _evaluate(
+        self, denoiser: Denoiser, z_t: torch.Tensor, i: int, known: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, Gaussian]:
         """z_t (now a leaf of autograd where gradients pass through the network), the output there, what it says."""
         with torch.set_grad_enabled(self.through_network):
             z_t = z_t.detach().requires_grad_(self.through_network)
-            output = denoiser.output(z_t, i)
+            output = denoiser.output(z_t, i) if known is None or self.through_network else known
             return z_t, output, denoiser.reverse(output, z_t, i, clip=self.clip_denoised)
 
     def _guided_mean(self, step: Step, x_t: torch.Tensor, pull: Pull) -> tuple[torch.Tensor, Region | None]:
@@ -229,13 +279,31 @@ class Sampler:
             gradient = gradient + (pull.distance_gradient(step.z_t) + pull.perceptual_gradient(x_t) / root)
         return mean - step.p.variance.detach() * (self.grad_scale * gradient), region
 
-    def _next(self, step: Step, mean: torch.Tensor, region: Region | None) -> torch.Tensor:
+    def _next(self, step: Step, mean: torch.Tensor, region: Region | None, inversion: Inversion | None) -> torch.Tensor:
         """z of the next index: sampled where it may change, the noised input elsewhere."""
-        z = mean
-        if self.mask is None or self.mask.own_noise:
+        z, noise = mean, torch.zeros_like(mean)
+        if (self.mask is None or self.mask.own_noise) and (inversion is None or self.fresh_noise):
             eps = step.draw(mean.shape)  # at index 0 too, although it is not used: the published order of draws
             if step.i > 0:
-                z = mean + step.p.std.detach() * (self.sampling_scale * eps)
+                noise = step.p.std.detach() * (self.sampling_scale * eps)
+                z = mean + noise
+        if inversion:
+            # not mean + (state - own.mean): where mean is own.mean, this is the state to the last bit
+            z = inversion.states[step.i] + (mean - step.own.mean)
+            if self.fresh_noise:
+                kept = math.sqrt(1 - self.fresh_noise**2)
+                z = z - (1 - kept) * (inversion.states[step.i] - step.own.mean) + self.fresh_noise * noise
         if region is not None:
-            z = torch.where(region.z_t, z, step.denoiser.noised(step.x, step.i, step.draw(mean.shape)))
+            other = inversion.states[step.i] if inversion else step.denoiser.noised(step.x, step.i, step.draw(z.shape))
+            z = torch.where(region.z_t, z, other)
         return z
+
+
+def evenly_spread(i: int, count: int) -> list[int]:
+    """`count` of the indices 0 … i, ascending and i the last; all of them where count is 0 or too large.
+
+    They cut 0 … i into equal parts up to rounding and are the upper ends of these: the last jump, to the clean image,
+    is as long as any other.
+    """
+    count = min(count or i + 1, i + 1)
+    return [(i + 1) * part // count - 1 for part in range(1, count + 1)]

@@ -60,9 +60,19 @@ class Settings:
         choices=lambda: ("per_image", "stream"),
     )
     start_step: int = flag(60, "noise level tau, in respaced timesteps")
+    outer_steps: int = flag(
+        0, "denoise over so many of the indices below tau, evenly spread; 0 is all of them", integer(0)
+    )
     classifier_scales: Sequence[float] = flag(
         (8.0, 10.0, 15.0), "weights of the classifier, tried in this order until the decision flips", number_list(0)
     )
+    confidence: float = flag(
+        0.0,
+        "the target's probability from which the classifier pulls less, and which a counterfactual must reach to end "
+        "the trying of scales; 0: the decision alone",
+        number(0, 0.999999),
+    )
+    shrink: bool = flag(False, "undo those changes that neither the decision nor --confidence needs")
     use_logits: bool = flag(False, "pull on the logit instead of the log-probability")
     l1_loss: float = flag(0.0, "weight of the L1 distance of noisy image and input", number(0))
     l2_loss: float = flag(0.0, "weight of the L2 distance of noisy image and input", number(0))
@@ -83,6 +93,12 @@ class Settings:
     inner_sampler: str = flag(
         "ddpm", "the steps of that chain; ddim is deterministic", choices=lambda: ("ddpm", "ddim")
     )
+    fresh_noise: float = flag(
+        0.0, "inverted: share of fresh noise among the input's own; 1 is ordinary denoising", number(0, 1)
+    )
+    repaint: float = flag(
+        0.0, "inverted: share of pixels, those that serve the target most, that a second pass repaints", number(0, 1)
+    )
     # FastDiME, GMD, maskdime2
     scale_grads: bool = flag(False, "fastdime and its relatives: divide gradients by sqrt(alpha_bar), as dime does")
     warmup_step: int = flag(30, "fastdime, fastdime2+, gmd: outer step from which the mask is used", integer(0))
@@ -92,10 +108,15 @@ class Settings:
     grad_scale: float = flag(1.5, _LARGEST + "factor on all gradients", number(0))
     topk_ratio: float = flag(0.4, _LARGEST + "share of pixels that change", number(0, 1))
     x_t_rate: float = flag(0.05, _LARGEST + "share of those in the estimate", number(0, 1))
-    blur_kernel: int = flag(7, _LARGEST + "side of the squares, odd", _odd)
+    blur_kernel: int = flag(7, "maskdime, maskdime2, inverted: side of the squares, odd", _odd)
     per_channel: bool = flag(True, _LARGEST + "a mask for each colour channel")
     grads_clip: bool = flag(True, _LARGEST + "clamp the class gradient to its usual range")
     clip_sigma: float = flag(3.0, _LARGEST + "that range, in standard deviations around the mean", number(0))
+
+    @property
+    def steps(self) -> int:
+        """How many outer steps there are."""
+        return min(self.outer_steps or self.start_step, self.start_step)
 
     @classmethod
     def of(cls, flags: Any) -> Settings:

@@ -13,30 +13,22 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -
     lines = [["" if value is None else str(value) for value in line] for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * max(width, 1) for width in widths])
-    return "".join(table_line(line, widths) + "\n" for line in lines)
-
-
-def table_line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """A row of a Markdown table, its columns aligned."""
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-
-def four_digits(value: float) -> str:
-    """The number in four significant digits."""
-    return f"{value:.4g}"
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
 
 
 def cell(
     value: float | None,
     interval: tuple[float, float] | None = None,
     n: int | None = None,
-    form: Callable[[float], str] = four_digits,
+    form: Callable[[float], str] = "{:.4g}".format,
+    usual: int | None = None,
 ) -> str:
-    """`value [low, high] (n)`; without what is None; UNDEFINED where there is no value."""
+    """`value [low, high] (n)`; without what is None, and without the usual n; UNDEFINED where there is no value."""
     if value is None:
         return UNDEFINED
     bounds = f" [{form(interval[0])}, {form(interval[1])}]" if interval else ""
-    return form(value) + bounds + ("" if n is None else f" ({n})")
+    return form(value) + bounds + ("" if n == usual else f" ({n})")
 
 
 def listed(title: str, notes: Mapping[str, Sequence[str]]) -> list[str]:

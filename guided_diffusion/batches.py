@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
-import os
-import pickle
-import shutil
 import signal
 import threading
-import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
-
-from guided_diffusion import dist_util
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 
 class EndlessBatches:
@@ -54,7 +46,6 @@ class EndlessBatches:
         self.batches_per_pass = (len(dataset) if drop_last else len(dataset) + batch_size - 1) // batch_size
         self._taken = 0
         self._iterator: Iterator[Any] | None = None
-        atexit.register(_close, weakref.ref(self))
 
     def __iter__(self) -> EndlessBatches:
         return self
@@ -88,49 +79,41 @@ class EndlessBatches:
 
     def _read(self) -> Any:
         if self._iterator is None:
-            dataset = _Seeded(self.dataset)
-            self.num_workers = _fitting_workers(dataset, self.batch_size, self.num_workers)
-            order = _Order(
-                len(dataset), self.batch_size, self.batches_per_pass, self.shuffle, self.seed, first=self._taken
-            )
             loader = DataLoader(
-                dataset,
-                batch_sampler=order,
+                _Seeded(self.dataset),
+                batch_sampler=_keys(
+                    len(self.dataset),
+                    self.batch_size,
+                    self.batches_per_pass,
+                    self.shuffle,
+                    self.seed,
+                    first=self._taken,
+                ),
                 num_workers=self.num_workers,
-                pin_memory=torch.cuda.is_available(),
-                worker_init_fn=_ignore_foreign_signals,
+                collate_fn=_stack,
                 generator=torch.Generator(),  # else it draws from the global one whenever it starts
             )
-            self._iterator = iter(loader)
-        return next(self._iterator)
+            with _child_signal_kept():
+                self._iterator = iter(loader)
+        return default_convert(next(self._iterator))
 
 
-@dataclass(frozen=True)
-class _Order:
+def _keys(
+    items: int, batch_size: int, batches_per_pass: int, shuffle: bool, seed: int, first: int
+) -> Iterator[list[tuple[int, int]]]:
     """Lists of (item, seed of its augmentation): batch number `first` and all that follow.
 
-    Apart from EndlessBatches, which must be in no cycle of references: PyTorch's workers end when their iterator is
-    deleted, but not when the garbage collector finds it.
+    No method: PyTorch's workers end when their iterator is deleted, but not when the garbage collector finds it in a
+    cycle of references.
     """
-
-    items: int
-    batch_size: int
-    batches_per_pass: int
-    shuffle: bool
-    seed: int
-    first: int
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first_pass, skip = divmod(self.first, self.batches_per_pass)
-        for number in itertools.count(first_pass):
-            seeds = np.random.SeedSequence([self.seed, number]).generate_state(self.items + 1, np.uint64)
-            order = np.arange(self.items)
-            if self.shuffle:
-                order = np.random.Generator(np.random.PCG64(int(seeds[-1]))).permutation(self.items)
-            for batch in range(skip, self.batches_per_pass):
-                chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                yield [(int(item), int(seeds[item])) for item in chosen]
-            skip = 0
+    first_pass, skip = divmod(first, batches_per_pass)
+    for number in itertools.count(first_pass):
+        seeds = np.random.SeedSequence([seed, number]).generate_state(items + 1, np.uint64)
+        order = np.random.Generator(np.random.PCG64(int(seeds[-1]))).permutation(items) if shuffle else range(items)
+        for batch in range(skip, batches_per_pass):
+            chosen = order[batch * batch_size : (batch + 1) * batch_size]
+            yield [(int(item), int(seeds[item])) for item in chosen]
+        skip = 0
 
 
 class _Seeded(Dataset):
@@ -149,41 +132,24 @@ class _Seeded(Dataset):
             return self._dataset[item]
 
 
-def _close(batches: weakref.ref[EndlessBatches]) -> None:
-    """At exit: else PyTorch waits five seconds for workers that are not asked to end."""
-    if (alive := batches()) is not None:
-        alive.close()
+@contextmanager
+def _child_signal_kept() -> Iterator[None]:
+    """Torch's answer to the end of a child, an error wherever this process then is, is put off again.
 
-
-def _fitting_workers(dataset: Dataset, batch_size: int, wanted: int) -> int:
-    """As many of the workers as the shared memory has room for (Docker gives 64 MB); says so where some go."""
-    if not wanted or not Path("/dev/shm").is_dir():
-        return wanted
-    room = shutil.disk_usage("/dev/shm").free * 3 // 4 // dist_util.world_size()
-    in_flight = room // (batch_size * len(pickle.dumps(dataset[0, 0])))  # two of each worker, and the one in use
-    fitting = max(0, min(wanted, (in_flight - 1) // 2))
-    if fitting < wanted:
-        advice = "docker run --shm-size 2g gives more, --num_workers 0 needs none"
-        print(f"/dev/shm has room for {fitting} of {wanted} worker processes that read images; {advice}.", flush=True)
-    return fitting
-
-
-def _ignore_foreign_signals(worker: int) -> None:
-    """A worker_init_fn: SIGTERM, SIGINT and SIGUSR1 end a worker only if its own training process sends them.
-
-    A cluster and torchrun signal every process; if that killed a worker, the training would crash before its last
-    save. The training's own process ends its workers by SIGTERM at exit, and waits. Where the system does not tell
-    who sent a signal, workers stay as torch made them.
+    A cluster signals every process: what ends a worker must not disturb the training that saves and stops at it. That
+    a worker is gone shows where its batch is wanted.
     """
-    if not hasattr(signal, "sigwaitinfo"):
-        return
-    parent = os.getppid()
-    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # and so in every thread that this one starts
+    possible = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if possible else None
+    yield
+    if possible:
+        signal.signal(signal.SIGCHLD, before)
 
-    def wait() -> None:
-        while signal.sigwaitinfo(signals).si_pid != parent:
-            pass
-        os._exit(0)
 
-    threading.Thread(target=wait, daemon=True).start()
+def _stack(items: Sequence[Any]) -> Any:
+    """A batch of arrays, which comes through a pipe: tensors need shared memory, and Docker gives 64 MB of that."""
+    if isinstance(items[0], Mapping):
+        return {key: _stack([item[key] for item in items]) for key in items[0]}
+    if isinstance(items[0], (tuple, list)):
+        return [_stack(parts) for parts in zip(*items, strict=True)]
+    return np.stack([np.asarray(item) for item in items])

@@ -9,6 +9,7 @@ renamed, which `recover` does.
 from __future__ import annotations
 
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusion import checkpoint_util
-from guided_diffusion.files import is_remote, open_file
+from guided_diffusion.files import open_file
 
 MODEL, OPTIMIZER = "model", "opt"
 NOTES = "training"
@@ -36,40 +37,21 @@ def parse_resume_step_from_filename(filename: str) -> int:
 
 @dataclass(frozen=True)
 class SetPaths:
-    """Where the files of set `number` in a folder are; the folder may be remote."""
+    """Where the files of set `number` in a folder are, by the first part of their names; the folder may be remote."""
 
     folder: str
     number: int
-
-    @classmethod
-    def of_model(cls, path: str) -> SetPaths:
-        """The set that a model's file belongs to."""
-        return cls(path.rpartition("/")[0] or ".", parse_resume_step_from_filename(path))
 
     def __getitem__(self, name: str) -> str:
         return f"{self.folder}/{name}{self.number:06d}.pt"
 
     def has(self, name: str) -> bool:
         """Whether that file is there."""
-        if not is_remote(self.folder):
-            return Path(self[name]).is_file()
         try:
             open_file(self[name], "rb").close()
         except FileNotFoundError:
             return False
         return True
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a training begins: a network's file and its siblings.
-
-    `is_own`: a set in the output folder, after whose updates it goes on; else the next update has the file's number.
-    """
-
-    model_path: str
-    siblings: SetPaths
-    is_own: bool
 
 
 class CheckpointFolder:
@@ -85,27 +67,14 @@ class CheckpointFolder:
         self.keep = keep
         self.own: list[int] = []
 
-    def create(self) -> None:
-        """Make the folder. Raises OSError when nothing can be written there."""
-        probe = Path(self.folder) / ".writable"
-        try:
-            Path(self.folder).mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise OSError(f"{self.folder}: checkpoints cannot be written there ({error.strerror})") from error
-
     def recover(self) -> None:
         """Finish or undo what a killed process left half done."""
-        partial_of = rf"\.({'|'.join(map(re.escape, self.names))})(\d{{6,}})\.pt\.partial"
-        partials = [re.fullmatch(partial_of, path.name) for path in Path(self.folder).glob(".*.partial")]
-        for number in {int(found.group(2)) for found in partials if found}:
-            paths = SetPaths(self.folder, number)
-            if _is_whole(checkpoint_util.partial_path(paths[self.names[-1]])):
-                self._publish(paths)
-            else:
-                for name in self.names:
-                    checkpoint_util.partial_path(paths[name]).unlink(missing_ok=True)
+        for path in Path(self.folder).glob(f".{self.names[-1]}*.pt.partial"):
+            if _is_whole(path):
+                self._publish(int(re.search(r"(\d+)\.pt\.partial$", path.name).group(1)))
+        for name in self.names:
+            for path in Path(self.folder).glob(f".{name}*.pt.partial"):
+                path.unlink(missing_ok=True)
 
     def complete_sets(self) -> list[SetPaths]:
         """The sets with all their files, the newest first."""
@@ -114,24 +83,28 @@ class CheckpointFolder:
         sets = (SetPaths(self.folder, number) for number in sorted(numbers, reverse=True))
         return [paths for paths in sets if all(paths.has(name) for name in self.names)]
 
-    def find_start(self, resume_checkpoint: str, continue_folder: bool) -> Start | None:
-        """What to resume from: the newest set here, or `resume_checkpoint`; None for a fresh start.
+    def find_start(self, resume_checkpoint: str, continue_folder: bool) -> tuple[str, SetPaths] | None:
+        """A network's file and its siblings: the newest set here, or `resume_checkpoint`; None for a fresh start.
 
         With both, the folder's sets count if they came of this very `resume_checkpoint`: then the same command is
         being run again. Readies the folder: makes it, tidies it up, and learns which sets are this training's own.
-        Raises OSError for a folder that cannot be written and FileNotFoundError for a missing checkpoint.
+        Raises OSError for a folder that cannot be written.
         """
-        self.create()
+        try:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise OSError(f"{self.folder}: checkpoints cannot be written there ({error.strerror})") from error
         self.recover()
         sets = self.complete_sets() if continue_folder else []
         own = [paths for paths in sets if _read_notes(paths).get("resume_checkpoint") == resume_checkpoint]
         self.own = sorted(paths.number for paths in own)
-        candidates = own if resume_checkpoint else sets
-        if candidates:
-            return Start(candidates[0][MODEL], candidates[0], is_own=True)
-        if resume_checkpoint:
-            return Start(resume_checkpoint, SetPaths.of_model(resume_checkpoint), is_own=False)
-        return None
+        if candidates := own if resume_checkpoint else sets:
+            return candidates[0][MODEL], candidates[0]
+        if not resume_checkpoint:
+            return None
+        folder, number = resume_checkpoint.rpartition("/")[0], parse_resume_step_from_filename(resume_checkpoint)
+        return resume_checkpoint, SetPaths(folder or ".", number)
 
     def write(self, number: int, contents: Iterable[tuple[str, Any]]) -> None:
         """Write a set, given as (name, content) in the order of `names`; then remove own sets beyond `keep`.
@@ -146,21 +119,17 @@ class CheckpointFolder:
             for name in self.names:
                 checkpoint_util.partial_path(paths[name]).unlink(missing_ok=True)
             raise
-        self._publish(paths)
+        self._publish(number)
         self.own = sorted({*self.own, number})
-        self._prune()
-
-    def _publish(self, paths: SetPaths) -> None:
-        for name in self.names:
-            if checkpoint_util.partial_path(paths[name]).exists():
-                checkpoint_util.publish(paths[name])
-
-    def _prune(self) -> None:
-        old = self.own[: -self.keep] if self.keep else []
-        for number in old:
+        for old in self.own[: -self.keep] if self.keep else []:
             for name in self.names:
-                Path(SetPaths(self.folder, number)[name]).unlink(missing_ok=True)
-        self.own = [number for number in self.own if number not in old]
+                Path(SetPaths(self.folder, old)[name]).unlink(missing_ok=True)
+        self.own = self.own[-self.keep :]
+
+    def _publish(self, number: int) -> None:
+        for path in (SetPaths(self.folder, number)[name] for name in self.names):
+            if checkpoint_util.partial_path(path).exists():
+                checkpoint_util.publish(path)
 
 
 def _read_notes(paths: SetPaths) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One training over several processes: the process group, each process's device, and a few collective operations.
+"""One training over several processes: the process group, each one's device, collective operations, how it ends.
 
 Without `setup_dist` everything here behaves as one process alone.
 """
@@ -6,6 +6,8 @@ Without `setup_dist` everything here behaves as one process alone.
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -52,10 +54,9 @@ def choose_device(launch: Launch, devices: str = "") -> torch.device:
 
     Where there is no GPU, it is the CPU. Raises ValueError when there is no such GPU, or nothing says which.
     """
-    chosen = [entry.strip() for entry in devices.split(",")] if devices else []
-    if not all(entry.isdecimal() for entry in chosen):
+    if not re.fullmatch(r"(\s*\d+\s*(,\s*\d+\s*)*)?", devices):
         raise ValueError(f"gpus {devices!r}: expected GPU indices separated by commas, such as 0,1")
-    place = launch.local_rank
+    chosen, place = [int(index) for index in re.findall(r"\d+", devices)], launch.local_rank
     if chosen and place is not None and len(chosen) < (launch.local_size or place + 1):
         raise ValueError(
             f"gpus {devices!r} names {len(chosen)} GPU(s) for {launch.local_size or 'more'} processes on this machine: "
@@ -64,7 +65,7 @@ def choose_device(launch: Launch, devices: str = "") -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     present = torch.cuda.device_count()
-    choice = [int(entry) for entry in chosen] or range(present)
+    choice = chosen or range(present)
     if place is None and len(choice) > 1:
         raise ValueError(
             f"{launch}: which of {len(choice)} GPUs is this process's? Set LOCAL_RANK and LOCAL_WORLD_SIZE, or "
@@ -113,17 +114,16 @@ def sync_params(params: Iterable[Tensor]) -> None:
 
 def on_rank_0(function: Callable[[], Any]) -> Any:
     """Call it in rank 0 alone; every process returns its (small) result, or raises its ValueError or OSError."""
-    box: list = [None, None]
+    result = error = None
     if rank() == 0:
         try:
-            box[0] = function()
-        except (ValueError, OSError) as error:
-            box[1] = error
-    if not _alone():
-        dist.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise box[1]
-    return box[0]
+            result = function()
+        except (ValueError, OSError) as raised:
+            error = raised
+    result, error = gather((result, error))[0]
+    if error is not None:
+        raise error
+    return result
 
 
 def gather(value: Any) -> list:
@@ -190,3 +190,25 @@ def watched() -> Iterator[None]:
         say_farewell(False)
         watch.join(2 * _GRACE)
         raise
+
+
+class StopSignal:
+    """A context in which SIGINT, SIGTERM and SIGUSR1, where the system has them, only set `received` to their name."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        def receive(number: int, frame: object) -> None:
+            self.received = signal.Signals(number).name
+
+        if threading.current_thread() is threading.main_thread():  # handlers can be set nowhere else
+            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+                if number := getattr(signal, name, None):
+                    self._previous[number] = signal.signal(number, receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from guided_diffusion.process import (  # noqa: F401 (some are published as name
     Model,
     ModelMeanType,
     ModelVarType,
-    ReverseProcess,
+    Process,
     Tensors,
     betas_for_alpha_bar,
     get_named_beta_schedule,
@@ -45,8 +46,8 @@ class LossType(enum.Enum):
         return self in (LossType.KL, LossType.RESCALED_KL)
 
 
-class GaussianDiffusion(ReverseProcess):
-    """A diffusion process with its sampling loops and training losses; settings: those of ReverseProcess."""
+class GaussianDiffusion(Process):
+    """A diffusion process with its sampling loops and training losses; settings: those of Process."""
 
     def __init__(self, *, loss_type: LossType, **settings: Any) -> None:
         super().__init__(**settings)
@@ -117,31 +118,9 @@ class GaussianDiffusion(ReverseProcess):
         sample = pred_xstart * alpha_bar_next.sqrt() + torch.sqrt(1 - alpha_bar_next) * eps
         return {"sample": sample, "pred_xstart": pred_xstart}
 
-    # Sampling loops. Their arguments after `shape` are those of `sample_progressively`.
-
-    def p_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> Tensor:
-        """Samples of this shape from noise."""
-        return deque(self.p_sample_loop_progressive(model, shape, *args, **kwargs), maxlen=1)[0]["sample"]
-
-    def p_sample_loop_progressive(
-        self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any
-    ) -> Iterator[Tensors]:
-        """Yield what p_sample returns, from the highest index down to 0."""
-        return self.sample_progressively(self.p_sample, model, shape, *args, **kwargs)
-
-    def ddim_sample_loop(self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any) -> Tensor:
-        """Samples of this shape from noise, by DDIM; eta as in ddim_sample."""
-        return deque(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs), maxlen=1)[0]["sample"]
-
-    def ddim_sample_loop_progressive(
-        self, model: Model, shape: tuple[int, ...], *args: Any, **kwargs: Any
-    ) -> Iterator[Tensors]:
-        """Yield what ddim_sample returns, from the highest index down to 0; eta as in ddim_sample."""
-        return self.sample_progressively(self.ddim_sample, model, shape, *args, **kwargs)
-
     def sample_progressively(
         self,
-        step: Callable[..., Tensors],
+        step: str,
         model: Model,
         shape: tuple[int, ...],
         noise: Tensor | None = None,
@@ -153,9 +132,10 @@ class GaussianDiffusion(ReverseProcess):
         progress: bool = False,
         **settings: Any,
     ) -> Iterator[Tensors]:
-        """Yield what a step (p_sample, ddim_sample) returns, from the highest index down to 0.
+        """Yield what a step returns, from the highest index down to 0.
 
         Args:
+            step: p_sample or ddim_sample.
             shape: of the samples, (N, C, H, W).
             noise: the start, of that shape; None: drawn on `device` (None: where the model's parameters are).
             progress: show a bar.
@@ -168,9 +148,18 @@ class GaussianDiffusion(ReverseProcess):
             raise ValueError(f"noise is {tuple(x.shape)} where {tuple(shape)} was asked for")
         for t in self._descending(shape[0], x.device, progress):
             with torch.no_grad():
-                out = step(model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, **settings)
+                out = getattr(self, step)(model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, **settings)
             yield out
             x = out["sample"]
+
+    def sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The last sample, of index 0, that sample_progressively yields."""
+        return deque(self.sample_progressively(*args, **kwargs), maxlen=1)[0]["sample"]
+
+    p_sample_loop = partialmethod(sample, "p_sample")
+    p_sample_loop_progressive = partialmethod(sample_progressively, "p_sample")
+    ddim_sample_loop = partialmethod(sample, "ddim_sample")
+    ddim_sample_loop_progressive = partialmethod(sample_progressively, "ddim_sample")
 
     def _descending(self, batch: int, device: torch.device, progress: bool = False) -> Iterator[Tensor]:
         """Index tensors (batch,) from num_timesteps - 1 down to 0."""

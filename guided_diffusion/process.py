@@ -71,18 +71,30 @@ def betas_for_alpha_bar(
     return np.minimum(betas, max_beta)
 
 
-class ForwardProcess:
-    """q(x_t | x_0) of a schedule, its posterior, and the ways between x_0, ε and x_t (Ho et al. 2020, section 2).
+class Process:
+    """q(x_t | x_0) of a schedule and its posterior (Ho et al. 2020, section 2); p(x_{t-1} | x_t) of a network, guided.
 
-    Images are float tensors (N, ...); t is (N,), integer indices 0 … num_timesteps - 1, on the same device. The
-    schedule's arrays are public: float64, of length num_timesteps. betas: β, (num_timesteps,), in (0, 1].
+    Images are float tensors (N, C, ...); t is (N,), integer indices 0 … num_timesteps - 1, on the same device. The
+    schedule's arrays are public: float64, of length num_timesteps.
+    betas: β, (num_timesteps,), in (0, 1]. rescale_timesteps: show the network timesteps as if there were 1000 of them.
     """
 
-    def __init__(self, betas: np.ndarray) -> None:
+    def __init__(
+        self,
+        *,
+        betas: np.ndarray,
+        model_mean_type: ModelMeanType,
+        model_var_type: ModelVarType,
+        rescale_timesteps: bool = False,
+    ) -> None:
+        self.model_mean_type = model_mean_type
+        self.model_var_type = model_var_type
+        self.rescale_timesteps = rescale_timesteps
         self.betas = betas = np.array(betas, dtype=np.float64)
         if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas <= 1)).all():
             raise ValueError("betas: expected a list of numbers above 0 and up to 1")
-        self.num_timesteps = len(betas)
+        self.num_timesteps = self.original_num_steps = len(betas)
+        self.timestep_map = list(range(self.num_timesteps))
         alphas = 1.0 - betas
         self.alphas_cumprod = np.cumprod(alphas)
         self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
@@ -108,10 +120,13 @@ class ForwardProcess:
 
     def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """Entries t of the schedule array `name` in float32, (N, 1, ...), to broadcast against `like`."""
+        return self._entries(name, t, torch.float32).view(-1, *[1] * (like.dim() - 1))
+
+    def _entries(self, name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
         key = (name, t.device)
         if key not in self._tables:  # once per device: sampling loops copy nothing between host and device
-            self._tables[key] = torch.from_numpy(getattr(self, name)).float().to(t.device)
-        return self._tables[key][t].view(-1, *[1] * (like.dim() - 1))
+            self._tables[key] = torch.as_tensor(getattr(self, name), dtype=dtype).to(t.device)
+        return self._tables[key][t]
 
     def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log variance of q(x_t | x_0), each shaped like x_start."""
@@ -148,29 +163,10 @@ class ForwardProcess:
         scaled = self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
         return (scaled - x_start) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
 
-
-class ReverseProcess(ForwardProcess):
-    """p(x_{t-1} | x_t) of a network, and its guidance by gradients.
-
-    rescale_timesteps: show the network timesteps as if there were 1000 of them.
-    """
-
-    def __init__(
-        self,
-        *,
-        betas: np.ndarray,
-        model_mean_type: ModelMeanType,
-        model_var_type: ModelVarType,
-        rescale_timesteps: bool = False,
-    ) -> None:
-        super().__init__(betas)
-        self.model_mean_type = model_mean_type
-        self.model_var_type = model_var_type
-        self.rescale_timesteps = rescale_timesteps
-
     def network_timesteps(self, t: Tensor) -> Tensor:
         """The timesteps (N,) that networks and cond_fn are given at indices t."""
-        return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t
+        timesteps = self._entries("timestep_map", t, torch.int64)
+        return timesteps.float() * (1000.0 / self.original_num_steps) if self.rescale_timesteps else timesteps
 
     def model_output(self, model: Model, x: Tensor, t: Tensor, model_kwargs: Kwargs = None) -> Tensor:
         """The network's raw output at indices t, (N, C or 2C, H, W). Draws no random number."""

@@ -49,23 +49,7 @@ class UniformSampler(ScheduleSampler):
 
 
 class LossAwareSampler(ScheduleSampler):
-    """A sampler that follows the losses; the training loop reports them."""
-
-    @abstractmethod
-    def update_with_local_losses(self, local_ts: torch.Tensor, local_losses: torch.Tensor) -> None:
-        """Learn from this process's unweighted losses (N,) at timesteps (N,). Every process calls it at once."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """What the sampler has learnt."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore what `state_dict` gave."""
-
-
-class LossHistorySampler(LossAwareSampler):
-    """A sampler that keeps the last losses at each timestep, of all processes."""
+    """A sampler that follows the last losses at each timestep, of all processes; the training reports them."""
 
     def __init__(self, diffusion: Any, history_per_term: int = 10) -> None:
         super().__init__(diffusion)
@@ -79,7 +63,7 @@ class LossHistorySampler(LossAwareSampler):
         return bool((self._counts == self.history_per_term).all())
 
     def update_with_local_losses(self, local_ts: torch.Tensor, local_losses: torch.Tensor) -> None:
-        """See LossAwareSampler; every process learns the losses of all."""
+        """Learn from this process's unweighted losses (N,) at timesteps (N,). Every process calls it at once."""
         for ts, losses in dist_util.gather((local_ts.tolist(), local_losses.tolist())):
             self.update_with_all_losses(ts, losses)
 
@@ -87,10 +71,10 @@ class LossHistorySampler(LossAwareSampler):
         """Append one loss for each timestep named; the oldest goes once the history is full."""
         for t, loss in zip(ts, losses, strict=True):
             if self._counts[t] == self.history_per_term:
-                self._history[t] = np.roll(self._history[t], -1)
-                self._counts[t] -= 1
-            self._history[t, self._counts[t]] = loss
-            self._counts[t] += 1
+                self._history[t, :-1] = self._history[t, 1:]
+            else:
+                self._counts[t] += 1
+            self._history[t, self._counts[t] - 1] = loss
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The history, and how many losses it holds at each timestep."""
@@ -104,7 +88,7 @@ class LossHistorySampler(LossAwareSampler):
         self._history, self._counts = history.copy(), counts.copy()
 
 
-class LossSecondMomentResampler(LossHistorySampler):
+class LossSecondMomentResampler(LossAwareSampler):
     """p(t) ∝ sqrt(E[L_t²]) over the last losses at each t; uniform until every t has a full history (eq. 18)."""
 
     def __init__(self, diffusion: Any, history_per_term: int = 10, uniform_prob: float = 0.001) -> None:
@@ -120,13 +104,13 @@ class LossSecondMomentResampler(LossHistorySampler):
         return weights * (1 - self.uniform_prob) + self.uniform_prob / self.num_timesteps
 
 
-class LossBalancingSampler(LossHistorySampler, UniformSampler):
+class LossBalancingSampler(LossAwareSampler, UniformSampler):
     """Every timestep alike, and every timestep's share of the loss too: its weight is the inverse of its mean loss.
 
-    Not unbiased, and not meant to be. At large t the loss of ε is small whatever the network does, and what is wrong
-    there, the mean colour of the image, is learnt last although sampling settles it first. The balance is that of
-    the learnt uncertainties of Karras et al. 2024 (Analyzing and Improving the Training Dynamics of Diffusion
-    Models), with the last losses in place of a network. docs/training.md says what it costs.
+    Not unbiased, and not meant to be: at large t the loss of ε is small whatever the network does, and what is wrong
+    there is learnt last although sampling settles it first (docs/training.md). The balance is that of the learnt
+    uncertainties of Karras et al. 2024 (Analyzing and Improving the Training Dynamics of Diffusion Models), with the
+    last losses in place of a network.
     """
 
     def sample(self, batch_size: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:

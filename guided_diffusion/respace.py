@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 
@@ -72,11 +70,9 @@ class SpacedDiffusion(GaussianDiffusion):
 
     def __init__(self, use_timesteps: Iterable[int], *, betas: np.ndarray, **settings: Any) -> None:
         self.use_timesteps = set(use_timesteps)
-        self.timestep_map = sorted(self.use_timesteps)
-        self.original_num_steps = len(betas)
-        kept = np.cumprod(1.0 - np.asarray(betas, dtype=np.float64))[self.timestep_map]
+        kept = np.cumprod(1.0 - np.asarray(betas, dtype=np.float64))[sorted(self.use_timesteps)]
         super().__init__(betas=1 - kept / np.append(1.0, kept[:-1]), **settings)
-        self._timestep_maps: dict[torch.device, Tensor] = {}
+        self.timestep_map, self.original_num_steps = sorted(self.use_timesteps), len(betas)
         self._long = {"betas": betas, **settings}
         self._subsets: dict[tuple[int, ...], SpacedDiffusion] = {}
 
@@ -91,10 +87,3 @@ class SpacedDiffusion(GaussianDiffusion):
             timesteps = [self.timestep_map[index] for index in key]
             self._subsets[key] = SpacedDiffusion(timesteps, **self._long)
         return self._subsets[key]
-
-    def network_timesteps(self, t: Tensor) -> Tensor:
-        """The timesteps of the long process that these indices stand for."""
-        if t.device not in self._timestep_maps:
-            self._timestep_maps[t.device] = torch.tensor(self.timestep_map, device=t.device)
-        timesteps = self._timestep_maps[t.device][t]
-        return timesteps.float() * (1000.0 / self.original_num_steps) if self.rescale_timesteps else timesteps

@@ -15,9 +15,6 @@ from guided_diffusion.unet import UNetModel
 NUM_CLASSES = 1000
 """Classes of a class-conditional network unless said otherwise (ImageNet)."""
 
-IMAGE_CHANNELS = 3
-"""Channels of images unless said otherwise (RGB)."""
-
 CHANNEL_MULT = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -63,8 +60,7 @@ DIFFUSION_FLAGS: dict[str, tuple[Any, str]] = {
 }
 """The flags of the diffusion process: default and a sentence on each."""
 
-FLAG_HELP = {key: sentence for key, (_, sentence) in {**MODEL_FLAGS, **DIFFUSION_FLAGS}.items()}
-"""One sentence on each key of model_and_diffusion_defaults()."""
+FLAG_HELP = {key: sentence for key, (_, sentence) in (MODEL_FLAGS | DIFFUSION_FLAGS).items()}
 
 
 def diffusion_defaults() -> dict[str, Any]:
@@ -74,11 +70,11 @@ def diffusion_defaults() -> dict[str, Any]:
 
 def model_and_diffusion_defaults() -> dict[str, Any]:
     """The flags of network and diffusion process with their defaults."""
-    return {key: default for key, (default, _) in MODEL_FLAGS.items()} | diffusion_defaults()
+    return {key: default for key, (default, _) in (MODEL_FLAGS | DIFFUSION_FLAGS).items()}
 
 
 def create_model_and_diffusion(
-    *, num_classes: int = NUM_CLASSES, multiclass: bool = False, image_channels: int = IMAGE_CHANNELS, **flags: Any
+    *, num_classes: int = NUM_CLASSES, multiclass: bool = False, image_channels: int = 3, **flags: Any
 ) -> tuple[UNetModel, SpacedDiffusion]:
     """The network and the diffusion process that the flags describe.
 
@@ -123,7 +119,7 @@ def create_model(
     attention_resolutions: str = "16",
     *,
     num_classes: int = NUM_CLASSES,
-    image_channels: int = IMAGE_CHANNELS,
+    image_channels: int = 3,
     **options: Any,
 ) -> UNetModel:
     """The U-Net that the flags describe (MODEL_FLAGS has a sentence on each).
@@ -178,14 +174,14 @@ def create_gaussian_diffusion(
         predict_v: the network predicts v = sqrt(ᾱ) ε - sqrt(1 - ᾱ) x_0 (Salimans and Ho 2022).
         betas: β, (steps,), in place of noise_schedule.
     """
-    if steps < 1:
-        raise ValueError(f"--diffusion_steps {steps}: expected at least 1")
+    if betas is None:
+        betas = gd.get_named_beta_schedule(noise_schedule, steps)
     means, variances, losses = gd.ModelMeanType, gd.ModelVarType, gd.LossType
     fixed = variances.FIXED_SMALL if sigma_small else variances.FIXED_LARGE
     squared = losses.RESCALED_MSE if rescale_learned_sigmas else losses.MSE
     return SpacedDiffusion(
         use_timesteps=space_timesteps(steps, timestep_respacing or [steps]),
-        betas=gd.get_named_beta_schedule(noise_schedule, steps) if betas is None else betas,
+        betas=betas,
         model_mean_type=means.V if predict_v else means.START_X if predict_xstart else means.EPSILON,
         model_var_type=variances.LEARNED_RANGE if learn_sigma else fixed,
         loss_type=losses.RESCALED_KL if use_kl else squared,

@@ -22,15 +22,15 @@ from guided_diffusion.checkpoint_set import (
     NOTES,
     OPTIMIZER,
     CheckpointFolder,
-    Start,
+    SetPaths,
     ema_name,
     parse_resume_step_from_filename,
 )
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.resample import LossAwareSampler, ScheduleSampler, UniformSampler
-from guided_diffusion.trainer import PRECISIONS, Trainer, TrainObserver, usable_precision
+from guided_diffusion.trainer import Trainer, TrainObserver, usable_precision
 
-__all__ = ["INITIAL_LOG_LOSS_SCALE", "PRECISIONS", "TrainLoop", "TrainObserver", "parse_resume_step_from_filename"]
+__all__ = ["INITIAL_LOG_LOSS_SCALE", "TrainLoop", "TrainObserver", "parse_resume_step_from_filename"]
 
 INITIAL_LOG_LOSS_SCALE = 20.0
 
@@ -39,17 +39,12 @@ class TrainLoop(Trainer):
     """Trains `model` until lr_anneal_steps or max_steps updates, or until SIGTERM, SIGUSR1 or Ctrl-C.
 
     Args:
-        model: the network, any precision; trained with float32 weights.
         diffusion: gives `training_losses`.
         data: endless batches (images (N, C, H, W) in [-1, 1], keyword arguments of the network).
-        batch_size: images of one update in each process.
         microbatch: images of one forward and backward pass; -1: the whole batch.
-        lr, weight_decay: of AdamW.
         ema_rate: one rate or several, as a number or separated by commas.
-        log_interval, save_interval: updates between two lines of the log and two checkpoint sets.
         resume_checkpoint: …/model000123.pt; the first update is then number 123. Its siblings are loaded too.
         use_fp16: fp16, but on a CPU fp32, which is said.
-        fp16_scale_growth: growth of log2(loss scale) with each update.
         schedule_sampler: which timesteps to train on; uniform by default.
         lr_anneal_steps: updates until the learning rate would be 0, where training ends; 0: never.
         lr_warmup_steps: first updates, over which the learning rate grows linearly; 0: none.
@@ -57,10 +52,9 @@ class TrainLoop(Trainer):
             logger's folder, where nothing is resumed.
         max_steps: updates, over resumes, after which training ends; 0: no limit.
         precision: fp32, fp16 or bf16, on any device; '': what use_fp16 says.
-        grad_clip: largest norm of the gradient; 0: any.
         offset_noise: standard deviation of a shift of the noise, drawn for each image and channel; 0: none.
         keep_checkpoints: how many of the sets that it wrote stay; 0: all.
-        observer: told what happens.
+        others: model, batch_size, lr, log_interval, save_interval, grad_clip, observer: see Trainer.
 
     Attributes: ema: rate -> averaged parameters, in the order of the model's. resume_step: updates before this
     training's own, the number of resume_checkpoint.
@@ -74,12 +68,8 @@ class TrainLoop(Trainer):
         model: nn.Module,
         diffusion: GaussianDiffusion,
         data: Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]],
-        batch_size: int,
         microbatch: int,
-        lr: float,
         ema_rate: float | str,
-        log_interval: int,
-        save_interval: int,
         resume_checkpoint: str,
         use_fp16: bool = False,
         fp16_scale_growth: float = 1e-3,
@@ -90,28 +80,22 @@ class TrainLoop(Trainer):
         output_path: str = "",
         max_steps: int = 0,
         precision: str = "",
-        grad_clip: float = 0.0,
         offset_noise: float = 0.0,
         keep_checkpoints: int = 0,
-        observer: TrainObserver | None = None,
+        **others: Any,
     ) -> None:
         super().__init__(
             model,
             data,
-            lr=lr,
             weight_decay=weight_decay,
             precision=precision or usable_precision("fp16" if use_fp16 else "fp32", dist_util.dev()),
             log_loss_scale=INITIAL_LOG_LOSS_SCALE,
             scale_growth=fp16_scale_growth,
-            grad_clip=grad_clip,
             last_update=min((limit for limit in (lr_anneal_steps, max_steps) if limit), default=None),
-            images_per_update=batch_size * dist_util.world_size(),
-            observer=observer,
+            **others,
         )
         self.diffusion = diffusion
-        self.batch_size = batch_size
-        self.microbatch = microbatch if microbatch > 0 else batch_size
-        self.log_interval, self.save_interval = log_interval, save_interval
+        self.microbatch = microbatch if microbatch > 0 else self.batch_size
         self.lr_anneal_steps, self.lr_warmup_steps = lr_anneal_steps, lr_warmup_steps
         self.offset_noise = offset_noise
         self.resume_checkpoint = resume_checkpoint
@@ -120,15 +104,15 @@ class TrainLoop(Trainer):
         file_names = [MODEL, *map(ema_name, self.ema), OPTIMIZER]
         self.folder = CheckpointFolder(output_path or logger.get_dir(), file_names, keep_checkpoints)
         self.resume_step = 0
-        self.set_lr(lr * self._warmup(0))
+        self.set_lr(self.lr * self._warmup(0))
         start = dist_util.on_rank_0(lambda: self.folder.find_start(resume_checkpoint, bool(output_path)))
         if start is not None:
-            self._resume(start)
+            self._resume(*start)
         self.parallelise(*(p for params in self.ema.values() for p in params))
 
     @property
     def step(self) -> int:
-        """Updates of this training, over restarts of the same command."""
+        """Updates of this training alone, over restarts of the same command."""
         return self.updates - self.resume_step
 
     def run_step(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> bool:
@@ -143,6 +127,10 @@ class TrainLoop(Trainer):
             self.set_lr(self.lr * annealed * self._warmup(self.updates + 1))
         return done
 
+    def _warmup(self, update: int) -> float:
+        """The part of the learning rate that update number `update` may use while the training warms up."""
+        return min(1.0, (update + 1) / self.lr_warmup_steps) if self.lr_warmup_steps else 1.0
+
     def forward_backward(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> None:
         """Add up the gradients of the microbatches; the last backward pass averages them over the processes."""
         for start in range(0, len(batch), self.microbatch):
@@ -152,13 +140,21 @@ class TrainLoop(Trainer):
             t, weights = self.schedule_sampler.sample(len(micro), self.device)
             alone, is_last = self.ddp_model is self.model, part.stop >= len(batch)
             with nullcontext() if alone or is_last else self.ddp_model.no_sync():
-                noise = {"noise": self._shifted_noise(micro)} if self.offset_noise else {}
+                noise = {}
+                if self.offset_noise:  # its mean over an image is no longer nearly nothing (Guttenberg 2023)
+                    shift = torch.randn(*micro.shape[:2], 1, 1, device=self.device)  # (N, C, 1, 1)
+                    noise["noise"] = torch.randn_like(micro) + self.offset_noise * shift
                 losses = self.diffusion.training_losses(self._network, micro, t, model_kwargs=micro_cond, **noise)
                 if isinstance(self.schedule_sampler, LossAwareSampler):
                     self.schedule_sampler.update_with_local_losses(t, losses["loss"].detach())
                 weighted = {name: loss * weights for name, loss in losses.items()}
                 self.scaler.scale(weighted["loss"].mean()).backward()
             self.meter.add(self.updates, weighted, quartile=4 * t // self.diffusion.num_timesteps)
+
+    def _network(self, x: torch.Tensor, t: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        """The network in the chosen precision; the loss around it stays float32."""
+        with self.autocast():
+            return self.ddp_model(x, t, **kwargs)
 
     def after_update(self) -> None:
         """Log and save as the intervals say; both count the updates of this training from 0."""
@@ -169,10 +165,6 @@ class TrainLoop(Trainer):
             self.save(number)
             if step > 0 and os.environ.get("DIFFUSION_TRAINING_TEST"):
                 self.last_update = self.updates
-
-    def save_last(self) -> None:
-        """Write the set with every update, numbered with their count."""
-        self.save(self.updates)
 
     def save(self, number: int) -> None:
         """Write all updates so far as the set of this number. Every process calls it."""
@@ -186,6 +178,16 @@ class TrainLoop(Trainer):
         if dist_util.rank() == 0:
             self.observer.on_save(self, number)
 
+    def _contents(self, notes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """The files of a set, (name, content) one after another."""
+        config = getattr(self.model, "config", None)
+        yield MODEL, checkpoint_util.portable(self.model.state_dict(), config)
+        for rate in self.ema:
+            with self.averaged(rate) as network:
+                content = checkpoint_util.portable(network.state_dict(), config)
+            yield ema_name(rate), content
+        yield OPTIMIZER, checkpoint_util.plain({**self.opt.state_dict(), NOTES: notes})
+
     @contextmanager
     def averaged(self, rate: float) -> Iterator[nn.Module]:
         """The network with the averaged weights of a rate, in eval mode, inside this context."""
@@ -198,80 +200,52 @@ class TrainLoop(Trainer):
             self.model.train()
             _copy(own, self.params)
 
-    def _contents(self, notes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """The files of a set, (name, content) one after another."""
-        config = getattr(self.model, "config", None)
-        weights = self.model.state_dict()
-        yield MODEL, checkpoint_util.portable(weights, config)
-        parameter_names = [name for name, _ in self.model.named_parameters()]
-        for rate, params in self.ema.items():
-            averaged = copy.copy(weights)  # keeps the order and the metadata
-            averaged.update(zip(parameter_names, params, strict=True))
-            yield ema_name(rate), checkpoint_util.portable(averaged, config)
-        yield OPTIMIZER, checkpoint_util.plain({**self.opt.state_dict(), NOTES: notes})
-
-    def _resume(self, start: Start) -> None:
+    def _resume(self, model_path: str, paths: SetPaths) -> None:
         """Load a set: averaged weights that are not there start from the network, the optimizer anew."""
-        paths = start.siblings
-        self._load_network(start.model_path, self.params)
+        weights = self._read_network(model_path)
         for rate, params in self.ema.items():
-            self._load_network(paths[ema_name(rate)] if paths.has(ema_name(rate)) else start.model_path, params)
+            name = ema_name(rate)
+            self.model.load_state_dict(self._read_network(paths[name]) if paths.has(name) else weights)
+            _copy(self.params, params)
+        self.model.load_state_dict(weights)
         self.updates = self.resume_step = paths.number
+        reason = "not there"
         if paths.has(OPTIMIZER):
             saved = checkpoint_util.load(paths[OPTIMIZER])
             with checkpoint_util.damage_named(paths[OPTIMIZER]):
-                self._load_optimizer(saved, paths[OPTIMIZER], counts_on=start.is_own)
-        else:
-            logger.log(f"{paths[OPTIMIZER]}: not there, so the optimizer starts anew")
+                reason = self._load_optimizer(saved, is_own=model_path != self.resume_checkpoint)
+        if reason:
+            logger.log(f"{paths[OPTIMIZER]}: {reason}, so the optimizer starts anew")
         self.saved_updates = self.updates
         if not self.lr_anneal_steps:  # while annealing, the saved rate is the one that comes next
             self.set_lr(self.lr * self._warmup(self.updates))
-        logger.log(f"resuming from {start.model_path}; the next update is number {self.updates}")
+        logger.log(f"resuming from {model_path}; the next update is number {self.updates}")
 
-    def _load_optimizer(self, saved: dict[str, Any], path: str, counts_on: bool) -> None:
-        """Take up opt*.pt. `counts_on`: it is this training's own, which saves when it would have without the break."""
+    def _read_network(self, path: str) -> dict[str, torch.Tensor]:
+        weights = checkpoint_util.load_state_dict(path)
+        self.observer.on_resume(path, checkpoint_util.stored_config(weights))
+        checkpoint_util.require_same_names(self.model, weights, path)
+        return weights
+
+    def _load_optimizer(self, saved: dict[str, Any], is_own: bool) -> str:
+        """Take up opt*.pt, or say why not. `is_own`: training saves when it would have without the break."""
         notes = saved.get(NOTES, {})
         try:
             self.load_state_dict(notes, optimizer=saved)
         except (ValueError, KeyError, TypeError):
             if notes:
                 raise
-            logger.log(f"{path}: another optimizer's state, so the optimizer starts anew")
-            return
+            return "another optimizer's state"
         if isinstance(self.schedule_sampler, LossAwareSampler) and "sampler" in notes:
             self.schedule_sampler.load_state_dict(notes["sampler"])
-        if counts_on and notes:
+        if is_own and notes:
             self.updates, self.resume_step = notes["updates"], notes["resume_step"]
-
-    def _load_network(self, path: str, params: list[torch.Tensor]) -> None:
-        """Read a file of the network into `params`; the network's own buffers come along."""
-        weights = checkpoint_util.load_state_dict(path)
-        self.observer.on_resume(path, checkpoint_util.stored_config(weights))
-        checkpoint_util.require_same_names(self.model, weights, path)
-        names = [name for name, _ in self.model.named_parameters()]
-        buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in weights}
-        targets = {**dict(zip(names, params, strict=True)), **buffers}
-        _copy([weights[name] for name in targets], list(targets.values()))
-
-    def _network(self, x: torch.Tensor, t: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-        """The network in the chosen precision; the loss around it stays float32."""
-        with self.autocast():
-            return self.ddp_model(x, t, **kwargs)
-
-    def _shifted_noise(self, batch: torch.Tensor) -> torch.Tensor:
-        """Noise whose mean over an image is no longer nearly nothing (Guttenberg 2023, Diffusion with Offset Noise)."""
-        shift = torch.randn(*batch.shape[:2], 1, 1, device=batch.device)  # (N, C, 1, 1)
-        return torch.randn_like(batch) + self.offset_noise * shift
-
-    def _warmup(self, update: int) -> float:
-        """The part of the learning rate that update number `update` may use while the training warms up."""
-        return min(1.0, (update + 1) / self.lr_warmup_steps) if self.lr_warmup_steps else 1.0
+        return ""
 
 
 @torch.no_grad()
 def _copy(values: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
-    for value, target in zip(values, targets, strict=True):
-        target.copy_(value)
+    torch._foreach_copy_(targets, values)
 
 
 def _rates(ema_rate: float | str) -> list[float]:

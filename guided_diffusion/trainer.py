@@ -6,9 +6,12 @@ update are, and what is saved and when.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,53 +21,81 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.stop_signal import StopSignal
-from guided_diffusion.train_log import Meter, norm
+from guided_diffusion.dist_util import StopSignal
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 SMALLEST_LOSS_SCALE = 2.0**-10
 """Below this the gradients are not too large for half precision: they are no numbers at all."""
 
 
 class TrainObserver:
-    """Told what happens in a training, for progress bars and pictures; every method may be left out."""
+    """Told what happens in a training, for progress bars and pictures; every method may be left out.
 
-    def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
-        """Before a network's file is loaded, with the configuration stored in it; may refuse it by a ValueError."""
+    on_resume: before a network's file is loaded, with the configuration stored in it; may refuse it by a ValueError.
+    on_update, on_log: after each update and each line of the log, in every process.
+    on_save: after set `number` has been written, on rank 0; draws nothing from the global generators.
+    """
 
-    def on_start(self, trainer: Trainer) -> None:
-        """Before the first update, in every process."""
+    def on_resume(self, path: str, config: dict[str, Any] | None) -> None: ...
+    def on_update(self, trainer: Trainer) -> None: ...
+    def on_log(self, trainer: Trainer, values: dict[str, float]) -> None: ...
+    def on_save(self, trainer: Trainer, number: int) -> None: ...
 
-    def on_update(self, trainer: Trainer) -> None:
-        """After each update, in every process."""
 
-    def on_log(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """After a line of the log, in every process."""
+class Meter:
+    """Means of named numbers, and images per second. Adding waits for no GPU."""
 
-    def on_save(self, trainer: Trainer, number: int) -> None:
-        """After set `number` has been written, on rank 0; draws nothing from the global generators."""
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]] = []
+        self._sums, self._counts = Counter(), Counter()
+        self.images, self._since = 0, time.monotonic()
+
+    def add(self, step: int, values: dict[str, torch.Tensor], quartile: torch.Tensor | None = None) -> None:
+        """Note numbers (n,) of each name; `quartile` (n,), 0 to 3: they go into means `name_q0` … `_q3` as well."""
+        self._kept.append((step, {name: value.detach() for name, value in values.items()}, quartile))
+        if len(self._kept) >= 1000:  # else they fill the device
+            self.check()
+
+    def check(self) -> None:
+        """Raise FloatingPointError, which names the step, if a number of this process was not finite."""
+        for step, values, quartile in self._kept:
+            quartiles = [] if quartile is None else quartile.tolist()
+            for name, value in values.items():
+                numbers = value.tolist()
+                if not all(map(math.isfinite, numbers)):
+                    what = "the loss" if quartiles or name == "loss" else name
+                    raise FloatingPointError(f"step {step}: {what} is not a finite number")
+                keys = [name] * len(numbers) + [f"{name}_q{q}" for q in quartiles]
+                self._counts.update(keys)
+                for key, number in zip(keys, itertools.cycle(numbers), strict=False):
+                    self._sums[key] += number
+        self._kept.clear()
+
+    def read(self) -> dict[str, float]:
+        """The means over all processes. Every process calls it. Raises as `check`."""
+        self.check()
+        sums, counts = Counter(), Counter()
+        for own_sums, own_counts in dist_util.gather((self._sums, self._counts)):
+            sums.update(own_sums)
+            counts.update(own_counts)
+        means = {name: total / counts[name] for name, total in sums.items()}
+        return means | {"images_per_second": self.images / max(time.monotonic() - self._since, 1e-9)}
 
 
 class Trainer(ABC):
-    """Trains `model` on endless batches until it is finished, or until SIGTERM, SIGUSR1 or Ctrl-C.
+    """Trains `model` by AdamW on endless batches until it is finished, or until SIGTERM, SIGUSR1 or Ctrl-C.
 
     Args:
-        model: the network, any precision; trained with float32 weights, by AdamW.
+        model: the network, any precision; trained with float32 weights.
         data: endless batches (images (N, C, H, W), dictionary of tensors (N, …)).
-        lr, weight_decay: of AdamW.
-        precision: fp32, fp16 or bf16 (torch.autocast).
+        batch_size: images of one update in each process.
+        log_interval, save_interval: updates between two lines of the log and two checkpoints.
+        precision: fp32, fp16 or bf16 (torch.autocast); ValueError for others.
         log_loss_scale, scale_growth: fp16's loss is scaled by 2^s; the first s, and its growth with each update.
         grad_clip: largest norm of the gradient; 0: any.
-        observer: told what happens.
+        last_update: how many updates, over resumes, end the training; None: it goes on until it is stopped.
 
-    Attributes:
-        updates: that the weights have had, over resumes.
-        saved_updates: that those on the disk have had.
-        last_update: how many end the training; None: it goes on until it is stopped.
-        images_per_update: of all processes.
-
-    Raises ValueError for an unknown precision.
+    Attributes: updates, that the weights have had, over resumes; saved_updates, that those on the disk have had.
     """
 
     def __init__(
@@ -72,14 +103,16 @@ class Trainer(ABC):
         model: nn.Module,
         data: Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]],
         *,
+        batch_size: int,
         lr: float,
         weight_decay: float,
+        log_interval: int,
+        save_interval: int,
         precision: str,
         log_loss_scale: float,
-        scale_growth: float,
-        grad_clip: float,
         last_update: int | None,
-        images_per_update: int,
+        scale_growth: float = 1e-3,
+        grad_clip: float = 0.0,
         observer: TrainObserver | None = None,
     ) -> None:
         if precision not in PRECISIONS:
@@ -89,16 +122,22 @@ class Trainer(ABC):
         self.model = self.ddp_model = model.float().to(self.device).train()
         self.params = list(model.parameters())
         self.data = iter(data)
+        self.batch_size, self.images_per_update = batch_size, batch_size * dist_util.world_size()
         self.lr, self.weight_decay, self.grad_clip = lr, weight_decay, grad_clip
+        self.log_interval, self.save_interval = log_interval, save_interval
         self.opt = torch.optim.AdamW(self.params, lr, weight_decay=weight_decay, fused=self.device.type == "cuda")
-        self.scaler = _loss_scaler(self.device, self.dtype, log_loss_scale, scale_growth)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type,
+            init_scale=2.0**log_loss_scale,
+            growth_factor=max(2.0**scale_growth, 1 + 1e-12),  # torch wants it above 1; float32 does not know this one
+            growth_interval=1,
+            enabled=self.dtype is torch.float16,
+        )
         self.updates = self.saved_updates = 0
         self.last_update = last_update
-        self.images_per_update = images_per_update
         self.observer = observer or TrainObserver()
         self.meter = Meter()
         self.stop = StopSignal()
-        self._random: dict[str, Any] | None = None  # where a resumed training's generators stand
 
     @abstractmethod
     def forward_backward(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> None:
@@ -109,8 +148,8 @@ class Trainer(ABC):
         """Log and save, where it is time. Every process calls it, after each update."""
 
     @abstractmethod
-    def save_last(self) -> None:
-        """Save what the last updates gave. Every process calls it, at the end and after a signal."""
+    def save(self, number: int) -> None:
+        """Save all updates so far, under this number. Every process calls it, at the end and after a signal too."""
 
     @property
     def finished(self) -> bool:
@@ -126,11 +165,8 @@ class Trainer(ABC):
         """Train; when it returns, a checkpoint with every update is on the disk.
 
         Raises FloatingPointError at a loss that is no number, and OSError for a checkpoint that cannot be written; the
-        last one is whole then. Raises PeerLostError when another process dies.
+        last one is whole then. Where another process dies, this one ends as `dist_util.watched` says.
         """
-        if self._random:
-            set_random_state(self._random, self.device)  # the last thing before the first draw
-        self.observer.on_start(self)
         with dist_util.watched(), StopSignal() as self.stop:
             while not self.finished:
                 if dist_util.any_rank(self.stopping):
@@ -141,18 +177,13 @@ class Trainer(ABC):
                 self.after_update()
                 self.observer.on_update(self)
             if self.saved_updates != self.updates:
-                self.save_last()
+                self.save(self.updates)
 
     def run_step(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> bool:
-        """One update of the weights; False where their gradients overflowed half precision and were left out."""
+        """One update of the weights; False where gradients overflowed half precision: it only halves the loss scale."""
         self.opt.zero_grad(set_to_none=True)
         self.forward_backward(batch, cond)
-        done = self.optimize()
-        self.meter.add_images(self.images_per_update)
-        return done
-
-    def optimize(self) -> bool:
-        """Step the optimizer; False if gradients overflowed half precision: then only the loss scale is halved."""
+        self.meter.images += self.images_per_update
         self.scaler.unscale_(self.opt)
         norms = {
             "grad_norm": norm([p.grad for p in self.params if p.grad is not None]),
@@ -163,13 +194,13 @@ class Trainer(ABC):
         scale = self.scaler.get_scale()
         self.scaler.step(self.opt)
         self.scaler.update()
-        if self.scaler.is_enabled():
-            norms["lg_loss_scale"] = torch.tensor(math.log2(scale))
         if self.scaler.get_scale() < scale:
             if scale < SMALLEST_LOSS_SCALE:
                 raise FloatingPointError(f"step {self.updates}: the gradients are not finite numbers")
             logger.log(f"step {self.updates}: gradients overflowed, no update; the loss scale is halved")
             return False
+        if self.scaler.is_enabled():
+            norms["lg_loss_scale"] = torch.tensor(math.log2(scale))
         self.meter.add(self.updates, {name: value[None] for name, value in norms.items()})
         return True
 
@@ -185,6 +216,7 @@ class Trainer(ABC):
     def log(self, step: int, **more: float) -> None:
         """Write a line of the log: means since the last one, over all processes. Every process calls it."""
         values = {"step": step, **more, **self.meter.read(), "lr": self.opt.param_groups[0]["lr"]}
+        self.meter = Meter()
         logger.logkvs(values)
         logger.dumpkvs()
         self.observer.on_log(self, values)
@@ -197,7 +229,7 @@ class Trainer(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs beside network and optimizer, plain values. Every process calls it."""
-        here = {"random": get_random_state(self.device)}
+        here = {"random": random_state(self.device)}
         if hasattr(self.data, "state_dict"):
             here["data"] = self.data.state_dict()
         return {"updates": self.updates, "scaler": self.scaler.state_dict(), "ranks": dist_util.gather(here)}
@@ -217,8 +249,7 @@ class Trainer(ABC):
             here = ranks[dist_util.rank()]
             if "data" in here and hasattr(self.data, "load_state_dict"):
                 self.data.load_state_dict(here["data"])
-            self._random = here["random"]
-            set_random_state(self._random, self.device)  # that they are damaged shows here, beside the name of the file
+            set_random_state(here["random"], self.device)
         elif ranks:
             logger.log(f"saved by {len(ranks)} processes: data order and random numbers start anew")
 
@@ -230,6 +261,12 @@ class Trainer(ABC):
             self.ddp_model = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
 
 
+@torch.no_grad()
+def norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The Euclidean length of all of them together, as a scalar tensor."""
+    return torch.stack(torch._foreach_norm(tensors)).norm() if tensors else torch.tensor(math.nan)
+
+
 def usable_precision(precision: str, device: torch.device) -> str:
     """The precision, or fp32 for fp16 on a CPU, where it takes forty times as long; that is said."""
     if precision != "fp16" or device.type != "cpu":
@@ -239,41 +276,20 @@ def usable_precision(precision: str, device: torch.device) -> str:
     return "fp32"
 
 
-def _loss_scaler(device: torch.device, dtype: torch.dtype, log_scale: float, log_growth: float) -> torch.amp.GradScaler:
-    """Scales the loss of half precision; without effect in the others."""
-    factor, interval = 2.0**log_growth, 1
-    if factor == 1.0:  # a scale that only overflows change; torch wants a factor, so it is never applied
-        factor, interval = 2.0, 2**31 - 1
-    scaling = {"init_scale": 2.0**log_scale, "growth_factor": factor, "growth_interval": interval}
-    return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16, **scaling)
-
-
-def get_random_state(device: torch.device) -> dict[str, Any]:
+def random_state(device: torch.device) -> dict[str, Any]:
     """Python's, numpy's and torch's generators, the one of `device` among them, as plain values."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
-        "python": {"version": version, "words": list(words), "gauss": gauss},
-        "numpy": {
-            "name": name,
-            "keys": torch.from_numpy(keys.astype(np.int64)),
-            "position": position,
-            "has_gauss": has_gauss,
-            "cached": cached,
-        },
-        "torch": torch.get_rng_state(),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+    numpy = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    state = {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `get_random_state` gave; a GPU's generator only where there is one."""
-    python, numpy = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
-    keys = numpy["keys"].numpy().astype(np.uint32)
-    np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    """Restore what `random_state` gave; a GPU's generator only where there is one."""
+    random.setstate(state["python"])
+    numpy = dict(state["numpy"])
+    numpy["state"] = {**numpy["state"], "key": numpy["state"]["key"].numpy().astype(np.uint32)}
+    np.random.set_state(numpy)
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -10,17 +10,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.nn import NORM_GROUPS, SiLUInPlace, normalization, own_precision, timestep_embedding, zero_module
-from guided_diffusion.unet_blocks import (  # noqa: F401 (all of them are published as names of this module)
+from guided_diffusion.nn import (  # noqa: F401 (some are published as names of this module)
     AttentionBlock,
     Downsample,
     QKVAttention,
     QKVAttentionLegacy,
     ResBlock,
+    SiLUInPlace,
     TimestepBlock,
     TimestepEmbedSequential,
     Upsample,
+    normalization,
+    own_precision,
     require_images,
+    timestep_embedding,
+    zero_module,
 )
 
 
@@ -35,7 +39,7 @@ class Level(NamedTuple):
 class Dialect:
     """In what the U-Nets of other libraries differ from this one; the defaults are this one's own."""
 
-    norm_groups: int = NORM_GROUPS
+    norm_groups: int = 32
     norm_eps: float = 1e-5
     sin_first: bool = False  # as freq_shift, see timestep_embedding
     freq_shift: float = 0.0
@@ -50,30 +54,21 @@ class Dialect:
 class UNetModel(nn.Module):
     """U-Net with attention and timestep embedding, optionally conditioned on labels.
 
-    Args:
-        image_size: side of the images it is meant for; it runs on any side that its levels can halve.
+    Args: those of script_util.MODEL_FLAGS are described there; the others are
         in_channels, out_channels: channels of its input and of its output.
-        model_channels, channel_mult: base width, and the width of each level in units of it.
-        num_res_blocks: residual blocks at each level.
+        model_channels: base width (num_channels); channel_mult: the width of each level in units of it.
         attention_resolutions: downsampling factors at which there is attention (4: at a quarter of the side).
-        dropout: probability, inside residual blocks.
-        conv_resample: convolve when changing the resolution; resblock_updown: residual blocks change it.
+        conv_resample: convolve when changing the resolution, unless residual blocks change it.
         dims: 2, the only kind of image there is here.
         num_classes: number of labels, or None for an unconditional network.
-        use_checkpoint: recompute activations in the backward pass: less memory, more time.
-        use_fp16: recorded only; convert_to_fp16 applies it.
-        num_heads, num_heads_upsample: attention heads on the way down and up; -1: up as on the way down.
-        num_head_channels: channels of a head, in place of num_heads; -1: num_heads decides.
-        use_scale_shift_norm: the embedding scales and shifts normalised features instead of being added.
-        use_new_attention_order: attention splits q, k, v before the heads.
         multiclass: labels are 0/1 vectors (N, num_classes) instead of class indices (N,).
         dialect: what another library does otherwise.
 
+    It runs on any side that its levels can halve; use_fp16 is recorded only, and convert_to_fp16 applies it.
     Raises ValueError where widths cannot be divided into groups or heads.
     """
 
-    config: dict[str, Any] | None = None
-    """The flags that built it, where create_model_and_diffusion did."""
+    config: dict[str, Any] | None = None  # the flags that built it, where create_model_and_diffusion did
 
     def __init__(
         self,

@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dime.core.cli import run
+from dime.core.config import parse_config
 from dime.core.errors import InputError
-from dime.core.job.flags import parse_flags
 from evaluate import build_parser
 
 
@@ -23,31 +23,21 @@ def main() -> None:
     """Raise InputError, or exit with 2, where main.py or evaluate.py would."""
     words = sys.argv[1:]
     split = words.index("--") if "--" in words else len(words)
-    flags = implied_flags(words[:split]) + words[split + 1 :]
-    sys.argv = ["evaluate.py", *flags]  # its name is what an error is about
-    build_parser().parse_args()
-    print("\n".join(flags))
-
-
-def implied_flags(words: list[str]) -> list[str]:
-    """evaluate.py's flags for the results of main.py with these."""
-    sys.argv = ["main.py", *words]
-    args = parse_flags("")
-    if args.overwrite:
+    sys.argv = ["main.py"]  # whose name an error is about
+    config = parse_config("", words[:split])
+    output = Path(config.output_path)
+    if config.overwrite:
         raise InputError(
             "--overwrite True: a chunk would start afresh each time it is requeued; remove "
-            f"{Path(args.output_path) / 'Results' / args.exp_name} instead, or choose another --exp_name"
+            f"{output / 'Results' / config.exp_name} instead, or choose another --exp_name"
         )
-    flags = {
-        "--output-path": Path(args.output_path),
-        "--exp-name": args.exp_name,
-        "--celeba-path": args.data_dir or ".",
-        "--classifier-path": args.classifier_path,
-        "--oracle-path": args.oracle_path,
-        "--weights-path": args.face_path,
-        "--gpu": args.gpu,
-    }
-    return [str(word) for flag in flags.items() for word in flag]
+    flags = ["--output-path", output, "--exp-name", config.exp_name, "--celeba-path", config.data_dir or "."]
+    flags += ["--classifier-path", config.classifier_path, "--oracle-path", config.oracle_path]
+    flags += ["--weights-path", config.face_path, "--gpu", config.gpu]
+    flags = [*map(str, flags), *words[split + 1 :]]
+    sys.argv = ["evaluate.py", *flags]
+    build_parser().parse_args()
+    print("\n".join(flags))
 
 
 if __name__ == "__main__":

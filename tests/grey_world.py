@@ -54,7 +54,7 @@ def face(x: torch.Tensor) -> torch.Tensor:
 class Forty(torch.nn.Module):
     """Logits (N, 40): positive for images brighter than 128; attribute 0 is always there, attribute 1 never."""
 
-    num_outputs, attributes = 40, None
+    num_outputs, names = 40, None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = (grey_of(x) - 128).expand(-1, 40) / (20 + torch.arange(40))
@@ -80,7 +80,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         "metric.load_classifier": Forty(),
     }
     for name in used:
-        monkeypatch.setattr(f"dime.core.metrics.{name}", lambda path, device, name=name: used[name])
+        monkeypatch.setattr(f"dime.core.metrics.{name}", lambda *_, name=name, **__: used[name])
     monkeypatch.setattr("dime.core.metrics.sigma_l.load_lpips", lambda device: Squares())
     used["labels"] = np.random.default_rng(0).integers(0, 2, (50, 40))
     monkeypatch.setattr("dime.core.metrics.cd.train_labels", lambda path: used["labels"])

@@ -13,19 +13,22 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
-
-def required(extras: list[str]) -> list[str]:
-    """The lists `dependencies` and those of the extras (tomllib reads TOML from Python 3.11 on only)."""
-    text = PYPROJECT.read_text(encoding="utf-8")
-    lists = (re.search(rf"^{name} = \[(.*?)\]", text, re.DOTALL | re.MULTILINE) for name in ["dependencies", *extras])
-    marked = [text.partition("; python_version >= ") for found in lists for text in re.findall(r'"([^"]+)"', found[1])]
-    return [requirement for requirement, _, python in marked if sys.version_info >= _parts(python.strip("'") or "3")]
+def main() -> None:
+    """Read the lists `dependencies` and those of the extras (tomllib reads TOML from Python 3.11 on only)."""
+    text = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    oldest, extras = "--oldest" in sys.argv, [word for word in sys.argv[1:] if word != "--oldest"]
+    for name in ["dependencies", *extras]:
+        listed = re.search(rf"^{name} = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)[1]
+        for requirement in re.findall(r'"([^"]+)"', listed):
+            wanted, _, python = requirement.partition("; python_version >= ")
+            wanted = wanted.replace(">=", "==") if oldest else wanted
+            if sys.version_info >= _parts(python.strip("'") or "3") and not is_satisfied(wanted):
+                print(wanted)
 
 
 def is_satisfied(requirement: str) -> bool:
-    """Whether the package is installed in a version that NAME>=X.Y or NAME==X.Y asks for."""
+    """Whether the package is installed in a version that NAME, NAME>=X.Y or NAME==X.Y asks for."""
     name, operator, wanted = re.fullmatch(r"([\w.-]+)(?:([>=]=)([\d.]+))?", requirement).groups()
     try:
         installed = version(name)
@@ -42,8 +45,4 @@ def _parts(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    extras = [word for word in sys.argv[1:] if word != "--oldest"]
-    wanted = required(extras)
-    if "--oldest" in sys.argv:
-        wanted = [requirement.replace(">=", "==") for requirement in wanted]
-    print("\n".join(requirement for requirement in wanted if not is_satisfied(requirement)))
+    main()

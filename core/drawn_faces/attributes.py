@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
@@ -72,11 +73,10 @@ class Correlation:
         except ValueError:
             agreement = -1.0
         if not (colon and equals and 0 <= agreement <= 1):
-            raise InputError(
-                f"correlation {text!r}: expected LEADER:FOLLOWER=P with P in 0..1, as in Smiling:Eyeglasses=0.9"
-            )
-        for name in (leader, follower):
-            require_drawn(name)
+            expected = "LEADER:FOLLOWER=P with P in 0..1, as in Smiling:Eyeglasses=0.9"
+            raise InputError(f"correlation {text!r}: expected {expected}")
+        require_drawn(leader)
+        require_drawn(follower)
         if leader == follower or excludes(leader, follower):
             raise InputError(f"correlation {text!r}: a face cannot choose {leader} and {follower} freely of each other")
         return cls(leader, follower, agreement)
@@ -92,28 +92,6 @@ def require_drawn(name: str) -> None:
 def excludes(one: str, other: str) -> bool:
     """Whether no face can have both attributes."""
     return one != other and any(one in group and other in group for group in EXCLUSIVE)
-
-
-def choose_attributes(chances: Mapping[str, float], correlations: Iterable[Correlation] = ()) -> frozenset[str]:
-    """The attributes of one face.
-
-    chances: for each drawn attribute a number uniform in [0, 1). Each attribute uses its own, so a planted correlation
-        changes its follower, what depends on it or gives way to it, and nothing else.
-    Raises InputError when the correlations contradict each other.
-    """
-    correlations = tuple(correlations)
-    planted = {correlation.follower: correlation for correlation in correlations}
-    chosen: set[str] = set()
-    for name in settling_order(correlations):
-        if name in planted:
-            agree = chances[name] < planted[name].agreement
-            has_it = agree == (planted[name].leader in chosen)
-        else:
-            free = not any(excludes(name, other) for other in chosen)
-            has_it = free and chances[name] < natural_probability(name, chosen)
-        if has_it:
-            chosen.add(name)
-    return frozenset(chosen)
 
 
 def natural_probability(name: str, chosen: Iterable[str]) -> float:
@@ -134,12 +112,10 @@ def settling_order(correlations: tuple[Correlation, ...] = ()) -> tuple[str, ...
     Raises InputError when an attribute follows two leaders, when two followers exclude each other, or when
     attributes depend on each other in a circle.
     """
-    planted: dict[str, str] = {}
-    for correlation in correlations:
-        for other in planted:
-            if other == correlation.follower or excludes(other, correlation.follower):
-                raise InputError(f"correlations: {other} and {correlation.follower} cannot both be planted; keep one")
-        planted[correlation.follower] = correlation.leader
+    planted = {correlation.follower: correlation.leader for correlation in correlations}
+    for one, other in combinations((correlation.follower for correlation in correlations), 2):
+        if one == other or excludes(one, other):
+            raise InputError(f"correlations: {one} and {other} cannot both be planted; keep one")
     depends = {
         name: {planted[name]} if name in planted else {word.lstrip("-") for row, _ in rows for word in row.split()}
         for name, rows in NATURAL.items()

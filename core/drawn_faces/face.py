@@ -9,22 +9,15 @@ from enum import IntEnum
 import numpy as np
 
 from dime.core.datasets import ATTRIBUTES
-from dime.core.drawn_faces.attributes import (
-    DRAWN,
-    HAIR_COLOURS,
-    Correlation,
-    choose_attributes,
-    excludes,
-    natural_probability,
-    require_drawn,
-)
+from dime.core.drawn_faces import attributes
+from dime.core.drawn_faces.attributes import DRAWN, HAIR_COLOURS, Correlation
 from dime.core.errors import InputError
 
 AUBURN = "Auburn_Hair"
 """The hair colour that is none of CelebA's four."""
 
-
 HairLength = IntEnum("HairLength", ["SHORT", "JAW", "SHOULDERS"], start=0)
+Hat = IntEnum("Hat", ["WOOLLEN", "CAP", "BRIMMED"], start=0)
 Glasses = IntEnum("Glasses", ["ROUND", "SQUARE", "HALF_MOON"], start=0)
 Earring = IntEnum("Earring", ["HOOP", "BALL", "DROP"], start=0)
 Clothes = IntEnum("Clothes", ["ROUND_NECK", "SHIRT", "V_NECK"], start=0)
@@ -106,7 +99,7 @@ class Face:
     # things worn
     glasses: int = one_of(len(Glasses))
     glasses_colour: int = one_of(5)
-    hat: int = one_of(3)  # woollen hat, cap, brimmed hat
+    hat: int = one_of(len(Hat))
     hat_hue: float = between(0, 1)
     hat_shade: float = between(0.35, 0.85)
     earring: int = one_of(len(Earring))
@@ -144,31 +137,33 @@ class Face:
 def sample_face(seed: int, index: int, correlations: Iterable[Correlation] = ()) -> Face:
     """Face number `index` (>= 0) of the set `seed` (>= 0). It depends on nothing else: not on other faces.
 
-    The numbers of the face do not depend on the correlations; hair length follows the natural habit (long on
-    three in four women and one in ten men). Raises InputError when the correlations contradict each other.
+    Each attribute has a random number of its own, so a planted correlation changes its follower, what depends on it or
+    gives way to it, and nothing else. The numbers of the face do not depend on attributes, but for hair length: long on
+    three in four women and one in ten men. Raises InputError when the correlations contradict each other.
     """
-    rng = np.random.default_rng([seed, index])
+    rng, correlations = np.random.default_rng([seed, index]), tuple(correlations)
     chances = dict(zip(DRAWN, rng.random(len(DRAWN)).tolist(), strict=True))
-    has = choose_attributes(chances, correlations)
+    planted, has = {correlation.follower: correlation for correlation in correlations}, frozenset()
+    for name in attributes.settling_order(correlations):
+        if name in planted:
+            gets_it = (chances[name] < planted[name].agreement) == (planted[name].leader in has)
+        else:
+            gets_it = chances[name] < attributes.natural_probability(name, has)
+            gets_it = gets_it and not any(attributes.excludes(name, other) for other in has)
+        has |= {name} if gets_it else set()
     free = {entry.name: entry.metadata["from_uniform"] for entry in fields(Face) if entry.metadata}
     numbers = {name: scaled(u) for (name, scaled), u in zip(free.items(), rng.random(len(free)).tolist(), strict=True)}
     u_length, u_hair, u_other = rng.random(3).tolist()
-    hair = next((colour for colour in HAIR_COLOURS if colour in has), None)
-    hair = hair or (_natural_hair(u_hair, has) if "Bald" in has else AUBURN)
+    hair = next((colour for colour in HAIR_COLOURS if colour in has), AUBURN)
+    if "Bald" in has:  # what its hair would be: gray by its natural rate, else any other
+        gray = attributes.natural_probability("Gray_Hair", has)
+        rest = ("Black_Hair", "Blond_Hair", "Brown_Hair", AUBURN)
+        hair = "Gray_Hair" if u_hair < gray else rest[int((u_hair - gray) / (1 - gray) * len(rest))]
     other = [colour for colour in (*HAIR_COLOURS, AUBURN) if colour != hair]
     other_hair = other[int(u_other * len(other))]
     long, medium = (0.04, 0.10) if "Male" in has else (0.45, 0.75)
     length = HairLength.SHOULDERS if u_length < long else HairLength.JAW if u_length < medium else HairLength.SHORT
     return Face(seed, index, has, hair, other_hair, length, **numbers)
-
-
-def _natural_hair(u: float, has: frozenset[str]) -> str:
-    """The colour a bald head's hair would have: gray or not by its natural rate, else any other."""
-    gray = natural_probability("Gray_Hair", has)
-    if u < gray:
-        return "Gray_Hair"
-    rest = ("Black_Hair", "Blond_Hair", "Brown_Hair", AUBURN)
-    return rest[int((u - gray) / (1 - gray) * len(rest))]
 
 
 def labels_of(face: Face) -> dict[str, bool]:
@@ -187,7 +182,7 @@ def counterfactual(face: Face, name: str) -> Face:
     bald head that got a hair colour or bangs, and bangs that were hidden by baldness.
     Raises InputError for an attribute that is not drawn.
     """
-    require_drawn(name)
+    attributes.require_drawn(name)
     has, hair, other = set(face.has), face.hair, face.other_hair
     if name in has:
         has.remove(name)
@@ -200,5 +195,5 @@ def counterfactual(face: Face, name: str) -> Face:
             hair, other = name, (hair if hair != name else other)
         elif name == "Bangs" and "Bald" in has:
             has |= {hair} & set(HAIR_COLOURS)
-        has = {kept for kept in has if not excludes(name, kept)} | {name}
+        has = {kept for kept in has if not attributes.excludes(name, kept)} | {name}
     return replace(face, has=frozenset(has), hair=hair, other_hair=other)

@@ -46,12 +46,8 @@ class Plan:
 
     def settings(self) -> dict:
         """The plan as it is written beside the pictures."""
-        numbers = {name: getattr(self, name) for name in ("seed", "num_train", "num_val", "num_test")}
-        return {
-            "drawing_version": DRAWING_VERSION,
-            **numbers,
-            "correlate": [str(planted) for planted in self.correlations],
-        }
+        numbers = {name: value for name, value in vars(self).items() if name != "correlations"}
+        return {"drawing_version": DRAWING_VERSION, **numbers, "correlate": list(map(str, self.correlations))}
 
 
 def image_name(index: int) -> str:
@@ -108,38 +104,39 @@ def _already_there(path: Path, plan: Plan) -> bool:
     try:
         found = dict(json.loads((path / SETTINGS_FILE).read_text()))
     except (OSError, ValueError, TypeError):
-        raise InputError(
-            f"{path}: already holds something else than drawn faces; give a new or an empty folder"
-        ) from None
+        problem = "already holds something else than drawn faces; give a new or an empty folder"
+        raise InputError(f"{path}: {problem}") from None
     for key, value in plan.settings().items():
         if found.get(key) != value:
-            raise InputError(
-                f"{path}: holds faces drawn with {key} = {found.get(key)}, not {value}; "
-                "give another folder or remove this one"
-            )
+            problem = f"holds faces drawn with {key} = {found.get(key)}, not {value}"
+            raise InputError(f"{path}: {problem}; give another folder or remove this one")
     return True
 
 
 def _fill(folder: Path, plan: Plan, num_workers: int, progress: bool) -> None:
-    labels, partitions = [",".join(["image_id", *ATTRIBUTES])], ["image_id,partition"]
     counts = zip(PARTITIONS.values(), (plan.num_train, plan.num_val, plan.num_test), strict=True)
-    numbers = [number for number, count in counts for _ in range(count)]
+    partitions = [number for number, count in counts for _ in range(count)]
+    starts = range(0, len(plan), BLOCK)
+    workers = min(num_workers, len(starts))
+    faces: list[Face] = []
     with ExitStack() as stack:
-        faces = stack.enter_context((folder / FACES_FILE).open("w"))
         bar = stack.enter_context(tqdm(total=len(plan), unit="face", disable=None if progress else True))
-        draw_block, starts = partial(_draw_block, folder / IMAGE_FOLDER, plan), range(0, len(plan), BLOCK)
-        workers = min(num_workers, len(starts))
         each = stack.enter_context(ProcessPoolExecutor(workers)).map if workers > 1 else map
-        for block in each(draw_block, starts):
-            for face in block:
-                name = image_name(face.index)
-                labels.append(",".join([name, *("1" if value else "-1" for value in labels_of(face).values())]))
-                partitions.append(f"{name},{numbers[face.index]}")
-                faces.write(json.dumps(face.to_dict(), separators=(",", ":")) + "\n")
+        for block in each(partial(_draw_block, folder / IMAGE_FOLDER, plan), starts):
+            faces += block
             bar.update(len(block))
-    (folder / "list_attr_celeba.csv").write_text("\n".join(labels) + "\n")
-    (folder / "list_eval_partition.csv").write_text("\n".join(partitions) + "\n")
-    (folder / SETTINGS_FILE).write_text(json.dumps(plan.settings(), indent=2) + "\n")
+    labels = [[image_name(f.index), *(1 if value else -1 for value in labels_of(f).values())] for f in faces]
+    tables = {
+        "list_attr_celeba.csv": [["image_id", *ATTRIBUTES], *labels],
+        "list_eval_partition.csv": [
+            ["image_id", "partition"],
+            *zip([row[0] for row in labels], partitions, strict=True),
+        ],
+        FACES_FILE: [[json.dumps(face.to_dict(), separators=(",", ":"))] for face in faces],
+        SETTINGS_FILE: [[json.dumps(plan.settings(), indent=2)]],
+    }
+    for name, rows in tables.items():
+        (folder / name).write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
 
 
 def _draw_block(folder: Path, plan: Plan, start: int) -> list[Face]:

@@ -15,6 +15,7 @@ from dime.core.datasets import Source
 from dime.core.errors import InputError, nearest
 from dime.core.folders import read_lines
 from dime.core.guidance import Binary, Decision, MultiClass
+from dime.core.networks.classifiers import output_column
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def ask(config: Config, source: Source, classifier: nn.Module) -> Question:
     if own is not None and len(own) != outputs:
         raise InputError(f"{config.class_names}: {len(own)} names, but {config.classifier_path} has {outputs} outputs")
     if config.decision == "binary":
-        return _ask_binary(config, source, outputs, own)
+        return _ask_binary(config, source, classifier, own)
     if outputs < 2:
         raise InputError(f"--decision multiclass: {config.classifier_path} has one output; give --decision binary")
     if own is None and source.exclusive and len(source.names) == outputs:
@@ -93,22 +94,15 @@ def ask(config: Config, source: Source, classifier: nn.Module) -> Question:
     return Question(MultiClass(config.use_logits), -1, names, labels, target, fixed)
 
 
-def _ask_binary(config: Config, source: Source, outputs: int, own: Sequence[str] | None) -> Question:
-    single, path = outputs == 1, config.classifier_path
+def _ask_binary(config: Config, source: Source, classifier: nn.Module, own: Sequence[str] | None) -> Question:
+    outputs = classifier.num_outputs
+    single = outputs == 1
     if config.query_label == -1 and not single:
         raise InputError("--query_label is missing: what is explained, for example 31 or Smiling")
     query = 0 if config.query_label == -1 else config.query_label
     if not source.exclusive and source.names and not (single and config.query_label == -1):
-        query = output = index_of(query, source.names, "--query_label")  # the source's own numbers, as published
-        name = source.names[query]
-        if single:
-            output = 0
-        elif own is not None:
-            if name not in own:
-                raise InputError(f"--query_label {query} ({name}): {path} decides on {', '.join(own)} only")
-            output = list(own).index(name)
-        elif query >= outputs:
-            raise InputError(f"--query_label {query}: {path} has {outputs} outputs, counted from 0")
+        query = index_of(query, source.names, "--query_label")  # the source's own numbers, as published
+        output = 0 if single else output_column(classifier, query, config.classifier_path, source.names[query], own)
         return Question(Binary(output, config.use_logits), query, labels=source.targets(query))
     names = list(own or [])
     output = index_of(query, names or list(map(str, range(outputs))), "--query_label")

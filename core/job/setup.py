@@ -72,7 +72,7 @@ def set_up(config: Config, device: torch.device) -> Setup:
         diffusion,
         question.decision,
         config.settings,
-        load_perceptual(config.l_perc_layer, device, config.perceptual_path) if config.l_perc else None,
+        load_perceptual(config.l_perc_layer, config.perceptual_path, device=device) if config.l_perc else None,
         keep_frames=config.kept_frames,
         pad_to=config.batch_size if config.pad_batches or compiled else None,
     )

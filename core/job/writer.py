@@ -202,7 +202,7 @@ class ChunkFiles:
             and all(
                 self.tree.frame(kind, record.id, step).name in names
                 for kind, names in frames.items()
-                for step in range(self.config.start_step)
+                for step in range(self.config.settings.steps)
             )
         )
 

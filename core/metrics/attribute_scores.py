@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
+import pandas as pd
+from scipy.stats import mannwhitneyu
 
 
 @dataclass(frozen=True)
 class AttributeScores:
-    """`accuracy`, `auc`: (C,), fractions; auc is NaN where all labels agree."""
+    """`accuracy`, `auc`: (C,), fractions; auc is NaN where all labels agree. Their means are over those that exist."""
 
     attributes: Sequence[str]
     accuracy: np.ndarray
@@ -28,12 +27,10 @@ class AttributeScores:
 
     @property
     def mean_accuracy(self) -> float:
-        """Over all attributes."""
         return float(self.accuracy.mean())
 
     @property
     def mean_auc(self) -> float:
-        """Over the attributes that have one; NaN if none has."""
         return float(np.nanmean(self.auc)) if np.isfinite(self.auc).any() else float("nan")
 
     @property
@@ -43,18 +40,13 @@ class AttributeScores:
 
     def csv(self) -> str:
         """One line for each attribute."""
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["attribute", "accuracy", "auc"])
-        writer.writerows(zip(self.attributes, self.accuracy.tolist(), self.auc.tolist(), strict=True))
-        return text.getvalue()
+        table = pd.DataFrame({"attribute": list(self.attributes), "accuracy": self.accuracy, "auc": self.auc})
+        return table.to_csv(index=False, na_rep="nan", lineterminator="\r\n")
 
 
 def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
-    """P(a positive scores above a negative), ties counting half: Mann and Whitney's U from ranks; NaN without both."""
-    positives = int(positive.sum())
-    negatives = len(positive) - positives
-    if not positives or not negatives:
+    """P(a positive scores above a negative), ties counting half: Mann and Whitney's U; NaN without both."""
+    above, below = scores[positive], scores[~positive]
+    if not len(above) or not len(below):
         return float("nan")
-    rank_sum = rankdata(scores)[positive].sum()
-    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
+    return float(mannwhitneyu(above, below, method="asymptotic").statistic / (len(above) * len(below)))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,80 +12,44 @@ from dime.core.errors import InputError
 from dime.core.metrics.measurement import Measurement
 from dime.core.metrics.metric import Context, Features, Metric, is_multiclass
 from dime.core.metrics.mnac import attribute_changes, celeba_oracle
-from dime.core.metrics.plots import png
 from dime.core.results import Pair, ResultTree
 
 FEW_IMAGES = 10
 """A correlation that fewer images than these decide on is said to rest on few."""
 
 
-@dataclass(frozen=True)
-class CorrelationDifference:
-    """The CD metric and what it is made of; all correlations are with the query attribute.
+def correlation_difference(labels: np.ndarray, changes: np.ndarray, query: int) -> Measurement:
+    """CD = sum over attributes a of |d_a - c_a| (Jeanneret et al. 2022, DiME), all correlations with the query.
 
-    dataset, explanations: (C,), NaN where undefined. never: how many attributes no counterfactual changes. alike: how
-    many others all of them change in the same way. informative: in how many images the query changes otherwise than
-    in most.
-    """
-
-    dataset: np.ndarray
-    explanations: np.ndarray
-    never: int
-    alike: int
-    informative: int
-    query: int
-
-    @property
-    def undefined(self) -> str:
-        """Why there is no CD; '' where there is one."""
-        if np.isnan(self.explanations[self.query]):
-            return "the query attribute never varies: all counterfactuals change it alike, as the oracle sees it"
-        if np.isnan(self.dataset[self.query]):
-            return "the query attribute never varies: all labels of the data set agree"
-        return ""
-
-    @property
-    def value(self) -> float:
-        """CD = sum over attributes of |d_a - c_a| (Jeanneret et al. 2022, DiME); NaN where it is undefined.
-
-        An attribute whose change, or whose label, never varies has no correlation with any other: it counts as 0.
-        """
-        difference = np.nan_to_num(self.explanations) - np.nan_to_num(self.dataset)
-        return float("nan") if self.undefined else float(np.abs(difference).sum())
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What limits the value, if there is one."""
-        if self.undefined:
-            return ()
-        counts = {"never change": self.never, "change alike in all counterfactuals": self.alike}
-        lines = [
-            f"{n} attributes {what}: their correlation is undefined and counts as 0" for what, n in counts.items() if n
-        ]
-        if self.informative < FEW_IMAGES:
-            lines.append(f"rests on {self.informative} informative images; in all others the query changes alike")
-        return tuple(lines)
-
-
-def correlation_difference(labels: np.ndarray, changes: np.ndarray, query: int) -> CorrelationDifference:
-    """Compare how attributes go together in a data set and under counterfactuals.
+    An attribute whose change, or whose label, never varies has no correlation: it counts as 0, which a note says. CD
+    itself is undefined where the query never varies. There is no interval: images drawn twice bias a sum of absolute
+    values upwards.
 
     Args:
-        labels: (M, C) of the data set, 0 or 1.
-        changes: (N, C) oracle decision on the counterfactual minus on the input, in {-1, 0, 1}.
+        labels: (M, C) of the data set, 0 or 1; c_a.
+        changes: (N, C) oracle decision on the counterfactual minus on the input, in {-1, 0, 1}; d_a.
         query: the attribute explained.
+
+    The measurement's detail is c (C,), d (C,), NaN where undefined, and the query.
     """
-    same = changes.max(axis=0) == changes.min(axis=0)
-    never = same & (changes[0] == 0)
-    most = np.unique(changes[:, query], return_counts=True)[1].max()
-    return CorrelationDifference(
-        correlations(labels, query),
-        correlations(changes, query),
-        never=int(never.sum()),
-        alike=int((same & ~never).sum()),
-        informative=int(len(changes) - most),
-        query=query,
-    )
+    c, d = correlations(labels, query), correlations(changes, query)
+    n, reason, notes = len(changes), "", []
+    if np.isnan(d[query]):
+        reason = "the query attribute never varies: all counterfactuals change it alike, as the oracle sees it"
+    elif np.isnan(c[query]):
+        reason = "the query attribute never varies: all labels of the data set agree"
+    else:
+        same = changes.max(axis=0) == changes.min(axis=0)
+        never = same & (changes[0] == 0)
+        counts = {"never change": never.sum(), "change alike in all counterfactuals": (same & ~never).sum()}
+        notes = [
+            f"{k} attributes {what}: their correlation is undefined and counts as 0" for what, k in counts.items() if k
+        ]
+        informative = n - np.unique(changes[:, query], return_counts=True)[1].max()
+        if informative < FEW_IMAGES:
+            notes.append(f"rests on {informative} informative images; in all others the query changes alike")
+    value = None if reason else float(np.abs(np.nan_to_num(d) - np.nan_to_num(c)).sum())
+    return Measurement("CD", value, n, reason=reason, notes=tuple(notes), detail=(c, d, query))
 
 
 def correlations(values: np.ndarray, query: int) -> np.ndarray:
@@ -100,23 +62,13 @@ def correlations(values: np.ndarray, query: int) -> np.ndarray:
 
 
 def spurious_correlations(pairs: Sequence[Pair], oracle: Features, labels: np.ndarray, query: int) -> list[Measurement]:
-    """CD of pairs. oracle: its logits. labels (M, 40): `train_labels`.
-
-    There is no interval: images drawn twice bias a sum of absolute values upwards.
-    """
-    found = correlation_difference(labels, attribute_changes(pairs, oracle), query)
-    return [Measurement("CD", found.value, len(pairs), None, found.undefined, found.notes, found)]
+    """CD of pairs. oracle: its logits. labels (M, 40): `train_labels`."""
+    return [correlation_difference(labels, attribute_changes(pairs, oracle), query)]
 
 
-def train_labels(celeba_path: str | Path) -> np.ndarray:
+def train_labels(celeba_path: str) -> np.ndarray:
     """The labels (M, 40), 0 or 1, of CelebA's train partition."""
-    return read_annotations(str(celeba_path), "train")[list(ATTRIBUTES)].to_numpy()
-
-
-def _labels(context: Context) -> np.ndarray:
-    if context.celeba_path is None:
-        raise InputError("needs --celeba-path, a folder in CelebA's layout, for the train labels")
-    return train_labels(context.celeba_path)
+    return read_annotations(celeba_path, "train")[list(ATTRIBUTES)].to_numpy()
 
 
 def needs(context: Context, tree: ResultTree) -> tuple[Features, np.ndarray, int]:
@@ -124,24 +76,27 @@ def needs(context: Context, tree: ResultTree) -> tuple[Features, np.ndarray, int
     query = context.query_of(tree)
     if is_multiclass(tree) or query >= len(ATTRIBUTES):
         raise InputError(f"needs one of CelebA's 40 attributes as query, but {tree.exp_name} explains something else")
-    return *celeba_oracle(context, tree), context.once(_labels), query
+    oracle = celeba_oracle(context, tree)
+    if context.celeba_path is None:
+        raise InputError("needs --celeba-path, a folder in CelebA's layout, for the train labels")
+    return *oracle, context.once(train_labels, context.celeba_path), query
 
 
-def plot(cd: Measurement) -> bytes:
+def plot(cd: Measurement) -> Figure:
     """Bars: every attribute's correlation with the query attribute, sorted by the data set's."""
-    found: CorrelationDifference = cd.detail
-    order = np.argsort(found.dataset, kind="stable")
+    of_labels, of_changes, query = cd.detail
+    order = np.argsort(of_labels, kind="stable")
     rows = np.arange(len(order))
     figure = Figure(figsize=(7, 9), layout="constrained")
     axes = figure.subplots()
-    axes.barh(rows + 0.2, found.dataset[order], height=0.4, label="data set (train labels)")
-    axes.barh(rows - 0.2, found.explanations[order], height=0.4, label="counterfactuals (oracle)")
+    axes.barh(rows + 0.2, of_labels[order], height=0.4, label="data set (train labels)")
+    axes.barh(rows - 0.2, of_changes[order], height=0.4, label="counterfactuals (oracle)")
     axes.set_yticks(rows, [ATTRIBUTES[a].replace("_", " ") for a in order], fontsize=7)
-    axes.set_xlabel(f"correlation with {ATTRIBUTES[found.query].replace('_', ' ')}")
+    axes.set_xlabel(f"correlation with {ATTRIBUTES[query].replace('_', ' ')}")
     axes.set_title("CD is undefined" if cd.value is None else f"CD = {cd.value:.3f}")
     axes.axvline(0, color="black", linewidth=0.5)
     axes.legend(loc="lower right")
-    return png(figure)
+    return figure
 
 
 CD = Metric(

@@ -14,7 +14,6 @@ from dime.core.guidance import Decision
 from dime.core.metrics.features import Machine, batches, computing, read_images
 from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Metric
-from dime.core.metrics.plots import png
 from dime.core.results import Pair
 
 TRANSITION_STEPS = 50
@@ -65,7 +64,7 @@ def class_transition(
     return [replace(mean("COUT", cout(together, pixels=x[0, 0].numel())), detail=together)]
 
 
-def plot(measured: Measurement) -> bytes:
+def plot(measured: Measurement) -> Figure:
     """Mean probability of the input's own class and of the others, while pixels become the counterfactual's."""
     own = measured.detail.mean(axis=0)
     share = np.linspace(0, 100, len(own))
@@ -75,14 +74,14 @@ def plot(measured: Measurement) -> bytes:
     axes.plot(share, 1 - own, label="any other class")
     axes.set(xlabel="pixels exchanged (%)", ylabel="mean probability", xlim=(0, 100), ylim=(0, 1))
     axes.legend()
-    return png(figure)
+    return figure
 
 
 COUT = Metric(
     rows=("COUT",),
     measure=class_transition,
-    needs=lambda context, tree: (context.classifier, context.decision_of(tree), context.machine),
-    flags=("--classifier-path", "--query-label"),
+    needs=lambda context, tree: (*context.explained(tree), context.machine),
+    flags=("--classifier-path", "--trust-classifier", "--query-label"),
     partition="cor",
     flipped_only=False,
     plot=plot,

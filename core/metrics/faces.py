@@ -55,10 +55,6 @@ def face_features(weights_path: str | Path, machine: Machine) -> ImageFeatures:
     return ImageFeatures(load_vggface2(weights_path, machine.device), machine, vggface2_input)
 
 
-def _faces(context: Context) -> ImageFeatures:
-    return face_features(context.weights_path, context.machine)
-
-
 def names(context: Context) -> tuple[str, ...]:
     """What is measured with the network of --weights-path."""
     return (SMALL_FS,) if context.weights_path.suffix == SAFETENSORS else ("FVA", "FS")
@@ -67,7 +63,10 @@ def names(context: Context) -> tuple[str, ...]:
 FACES = Metric(
     rows=("FVA", "FS", SMALL_FS),
     measure=face_verification,
-    needs=lambda context, tree: (context.once(_faces), names(context)),
+    needs=lambda context, tree: (
+        context.once(face_features, context.weights_path, context.machine),
+        names(context),
+    ),
     names=names,
     flags=("--weights-path",),
     printed={"FVA": "FVA", "FS": "mean dist"},

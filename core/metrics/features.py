@@ -8,7 +8,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,25 +47,17 @@ def computing() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
+@dataclass
 class ImageFeatures:
     """What a network says of image files; a file that has been seen is not computed again.
 
-    Args:
-        network: a batch (N, …) of what `prepare` gives -> features (N, D).
-        machine: the device that the network lies on, batch size, threads.
-        prepare: an RGB image -> the network's input; (3, H, W) in [-1, 1] when not given.
+    network: a batch (N, …) of what `prepare` gives -> features (N, D). prepare: an RGB image -> the network's input.
     """
 
-    def __init__(
-        self,
-        network: Callable[[torch.Tensor], torch.Tensor],
-        machine: Machine,
-        prepare: Callable[[Image.Image], torch.Tensor] = from_image,
-    ) -> None:
-        self.network = network
-        self.machine = machine
-        self.prepare = prepare
-        self._known: dict[Path, torch.Tensor] = {}
+    network: Callable[[torch.Tensor], torch.Tensor]
+    machine: Machine
+    prepare: Callable[[Image.Image], torch.Tensor] = from_image
+    _known: dict[Path, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, paths: Sequence[Path]) -> torch.Tensor:
         """Features (N, D) of the files, on the CPU in float32.
@@ -74,7 +66,7 @@ class ImageFeatures:
         """
         new = [path for path in dict.fromkeys(paths) if path not in self._known]
         rows: list[torch.Tensor] = []
-        for images in batches(new, self._read, self.machine):
+        for images in batches(new, lambda path: self.prepare(read_image(str(path))), self.machine):
             with computing():
                 rows.extend(self.network(torch.stack(images).to(self.machine.device)).float().cpu())
         for path, row in zip(new, rows, strict=True):
@@ -83,48 +75,34 @@ class ImageFeatures:
         self._known.update(zip(new, rows, strict=True))
         return torch.stack([self._known[path] for path in paths])
 
-    def _read(self, path: Path) -> torch.Tensor:
-        return self.prepare(read_image(str(path)))
 
-
+@dataclass
 class StoredFeatures:
-    """Features that the next process finds again: one file that holds those of the images last asked for.
+    """Features that the next process finds again: `file` holds those of the images last asked for.
 
-    Rows are looked up by the content of the image, and the whole file by the network's weights, so that
+    Rows are looked up by the content of the image, and the whole file by that of the network's weights, so that
     nothing in it can be out of date.
     """
 
-    def __init__(self, features: ImageFeatures, file: Path, weights: Path) -> None:
-        self.features = features
-        self.file = file
-        self.network_digest = content_digest(weights)
+    features: ImageFeatures
+    file: Path
+    weights: Path
 
     def __call__(self, paths: Sequence[Path]) -> torch.Tensor:
-        """Features (N, D) of the files, on the CPU in float32. Raises InputError for a damaged image."""
-        digests = [content_digest(path) for path in paths]
-        known = self._load()
+        """Features (N, D) of the files, on the CPU in float32. Raises as ImageFeatures does."""
+        network, *digests = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (self.weights, *paths))
+        known: dict[str, torch.Tensor] = {}
+        with contextlib.suppress(Exception), np.load(self.file) as stored:  # absent, damaged or of another program
+            if str(stored["network"]) == network:
+                known = dict(zip(stored["images"].tolist(), torch.from_numpy(stored["features"]), strict=True))
         new = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in known}
         if new:
             known |= dict(zip(new, self.features(list(new.values())), strict=True))
-            self._save({digest: known[digest] for digest in digests})
+            rows, buffer = {digest: known[digest] for digest in digests}, io.BytesIO()
+            np.savez(buffer, network=network, images=list(rows), features=torch.stack([*rows.values()]).numpy())
+            with contextlib.suppress(InputError):  # a tree that is read-only: the next run computes them again
+                write_atomically(self.file, buffer.getvalue())
         return torch.stack([known[digest] for digest in digests])
-
-    def _load(self) -> dict[str, torch.Tensor]:
-        try:
-            with np.load(self.file) as stored:
-                if str(stored["network"]) != self.network_digest:
-                    return {}
-                return dict(zip(stored["images"].tolist(), torch.from_numpy(stored["features"]), strict=True))
-        except Exception:  # absent, damaged or of another program: computed anew
-            return {}
-
-    def _save(self, rows: dict[str, torch.Tensor]) -> None:
-        buffer = io.BytesIO()
-        np.savez(buffer, network=self.network_digest, images=list(rows), features=torch.stack([*rows.values()]).numpy())
-        try:
-            write_atomically(self.file, buffer.getvalue())
-        except InputError:  # a tree that is read-only: the next run computes them again
-            return
 
 
 def batches(items: Sequence[Item], read: Callable[[Item], Value], machine: Machine) -> Iterator[list[Value]]:
@@ -147,8 +125,3 @@ def batches(items: Sequence[Item], read: Callable[[Item], Value], machine: Machi
 def read_images(paths: Sequence[Path]) -> torch.Tensor:
     """Several image files as one tensor (N, 3, H, W) in [-1, 1]. Raises InputError for a damaged image."""
     return torch.stack([from_image(read_image(str(path))) for path in paths])
-
-
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,13 +12,13 @@ nothing is squared and rooted again, and few images mean small matrices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from dime.core.errors import UndefinedError
-from dime.core.metrics.features import ImageFeatures, StoredFeatures
+from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures
 from dime.core.metrics.measurement import Measurement
 from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, in_partition, require_one_size
 from dime.core.networks.features import INCEPTION_URL, load_inception, load_oracle
@@ -34,11 +34,9 @@ NAMES = {
 """In whose feature space distances are taken -> what they are called: FID and sFID are Inception's alone."""
 
 
-@dataclass(frozen=True)
-class Gaussian:
+class Gaussian(NamedTuple):
     """Statistics of n feature vectors: mean (D,), root (min(n, D), D) with rootᵀ root = unbiased covariance."""
 
-    n: int
     mean: np.ndarray
     root: np.ndarray
 
@@ -50,14 +48,12 @@ def gaussian(features: np.ndarray) -> Gaussian:
         raise UndefinedError(f"a Frechet distance needs at least 2 images on each side, found {n}")
     if (features == features[0]).all():
         raise UndefinedError(f"all {n} images of a side have the same features: there is no covariance to compare")
-    if not np.isfinite(features).all():
-        raise UndefinedError("the features hold NaN or infinity")
     features = features.astype(np.float64)
     mean = features.mean(axis=0)
     root = (features - mean) / np.sqrt(n - 1)
     if n > dimensions:
         root = np.linalg.qr(root, mode="r")
-    return Gaussian(n, mean, root)
+    return Gaussian(mean, root)
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -116,14 +112,12 @@ def realism(
         return [*distances, Measurement(split, None, n, reason=f"in a half of the images {error}")]
 
 
-def _network(context: Context) -> tuple[ImageFeatures, Path]:
-    """Features of images, and the file of weights behind them; Inception's is looked for where none is named."""
-    device = context.machine.device
-    if context.feature_network == "oracle":
-        oracle = load_oracle(context.oracle_path, device)
-        return ImageFeatures(lambda x: oracle(x)[0], context.machine), context.oracle_path
-    path = context.inception_weights or pretrained_weights(INCEPTION_URL)
-    return ImageFeatures(load_inception(path, device), context.machine), Path(path)
+def network_features(network: str, path: Path, machine: Machine) -> ImageFeatures:
+    """Features (N, D) of image files in a space of NAMES."""
+    if network == "inception":
+        return ImageFeatures(load_inception(path, machine.device), machine)
+    oracle = load_oracle(path, machine.device)
+    return ImageFeatures(lambda x: oracle(x)[0], machine)
 
 
 def needs(context: Context, tree: ResultTree) -> tuple[list[Path], Features, Features, str]:
@@ -131,11 +125,14 @@ def needs(context: Context, tree: ResultTree) -> tuple[list[Path], Features, Fea
 
     Features of the inputs are kept beside them for the next experiment.
     """
-    features, weights = context.once(_network)
-    stored = StoredFeatures(features, tree.original_features(context.feature_network), weights)
+    network, weights = context.feature_network, context.oracle_path
+    if network == "inception":
+        weights = Path(context.inception_weights or pretrained_weights(INCEPTION_URL))
+    features = context.once(network_features, network, weights, context.machine)
+    stored = StoredFeatures(features, tree.original_features(network), weights)
     explained = [pair.original for pair in tree.pairs() if in_partition(pair, context.partition or "all")]
     inputs = tree.originals() if context.partition in (None, "all") else explained
-    return inputs, stored, features, context.feature_network
+    return inputs, stored, features, network
 
 
 FID = Metric(

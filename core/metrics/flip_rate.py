@@ -1,6 +1,4 @@
-"""Flip rate: how many counterfactuals reach their target?"""
-
-from __future__ import annotations
+"""Flip rate: how many counterfactuals reached their target?"""
 
 from collections.abc import Sequence
 

@@ -8,9 +8,10 @@ import torch
 
 from dime.core.errors import UndefinedError
 from dime.core.guidance import Decision, MultiClass
+from dime.core.metrics.features import ImageFeatures
 from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Features, Metric, counterfactuals, originals
-from dime.core.results import Pair
+from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
+from dime.core.results import Pair, ResultTree
 
 
 def decision_change(pairs: Sequence[Pair], logits: Features, decision: Decision) -> list[Measurement]:
@@ -35,10 +36,16 @@ def target_of(pair: Pair) -> int:
         raise UndefinedError(f"{pair.info}: names no target, which the change is measured for") from None
 
 
+def needs(context: Context, tree: ResultTree) -> tuple[Features, Decision]:
+    """The logits of the explained classifier, and its decision."""
+    classifier, decision = context.explained(tree)
+    return context.once(ImageFeatures, classifier, context.machine), decision
+
+
 MAD = Metric(
     rows=("MAD",),
     measure=decision_change,
-    needs=lambda context, tree: (context.logits, context.decision_of(tree)),
-    flags=("--classifier-path", "--query-label"),
+    needs=needs,
+    flags=("--classifier-path", "--trust-classifier", "--query-label"),
     flipped_only=False,
 )

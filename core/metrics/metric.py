@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import nn
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError, UndefinedError
 from dime.core.guidance import Binary, Decision, MultiClass
-from dime.core.metrics.features import ImageFeatures, Machine
+from dime.core.metrics.features import Machine
 from dime.core.metrics.measurement import Measurement
 from dime.core.networks.classifiers import load_classifier, output_column
 from dime.core.results import Pair, ResultTree
-from dime.core.run_config import recorded
+from dime.core.run_config import configurations, recorded
 
 PARTITIONS = ("cor", "inc", "all")
 """Images classified correctly, incorrectly, or both."""
@@ -41,7 +41,7 @@ class Metric:
     defined on: CC, IC or both, and whether of CCF alone. printed: a row's name in the output of the metric's own
     script, where that is not `name:`. of_seeds: whether it is about several experiments (--exp-pattern) together.
     asked_by: a flag of evaluate.py, such as --robust, without which it is not computed; '' computes it always. plot:
-    draws the first measurement, as a PNG file.
+    draws the first measurement.
     """
 
     rows: tuple[str, ...]
@@ -54,7 +54,7 @@ class Metric:
     printed: Mapping[str, str] = field(default_factory=dict)
     of_seeds: bool = False
     asked_by: str = ""
-    plot: Callable[[Measurement], bytes] | None = None
+    plot: Callable[[Measurement], Figure] | None = None
 
     def names_in(self, context: Context) -> tuple[str, ...]:
         """The rows that it gives here."""
@@ -72,8 +72,9 @@ class Metric:
 class Context:
     """What metrics may use. A network is loaded when the first metric asks for it, once for all experiments.
 
-    partition: cor, inc or all; None: the metric's own. query_label: the attribute explained; None: what each
-    experiment recorded, else Smiling. seeds: experiments that differ in their seed alone. Others: see scripts.FLAGS.
+    partition: cor, inc or all; None: the metric's own. query_label, classifier_path: what was explained; None: as each
+    experiment recorded, else Smiling and models/classifier.pth. seeds: experiments that differ in their seed alone.
+    Others: see scripts.FLAGS.
     """
 
     machine: Machine
@@ -82,28 +83,19 @@ class Context:
     seeds: Sequence[ResultTree] = ()
     weights_path: Path = Path("models/resnet50_vggface2_model.pkl")
     oracle_path: Path = Path("models/oracle.pth")
-    classifier_path: str = "models/classifier.pth"
+    classifier_path: str | None = None
+    trust_classifier: bool = False
     inception_weights: Path | None = None
     celeba_path: str | None = None
     feature_network: str = "inception"
+    _loaded: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)
 
-    _loaded: dict[Callable, Any] = field(default_factory=dict, init=False, repr=False)
-
-    def once(self, load: Callable[[Context], T]) -> T:
-        """What load(context) gives, which is called once: networks and labels that one metric alone needs."""
-        if load not in self._loaded:
-            self._loaded[load] = load(self)
-        return self._loaded[load]
-
-    @cached_property
-    def classifier(self) -> nn.Module:
-        """The classifier that was explained."""
-        return load_classifier(self.classifier_path, self.machine.device)
-
-    @cached_property
-    def logits(self) -> ImageFeatures:
-        """The classifier's logits (N, K) of image files."""
-        return ImageFeatures(self.classifier, self.machine)
+    def once(self, load: Callable[..., T], *arguments: Hashable) -> T:
+        """What load(*arguments) gives, which is called once: networks and labels serve all experiments."""
+        key = (load, *arguments)
+        if key not in self._loaded:
+            self._loaded[key] = load(*arguments)
+        return self._loaded[key]
 
     def query_of(self, tree: ResultTree) -> int:
         """The attribute, or the output of the classifier, that an experiment explains."""
@@ -112,24 +104,54 @@ class Context:
         known = {query for query in recorded(tree, "query_label") if isinstance(query, int)}
         return known.pop() if len(known) == 1 else SMILING
 
-    def decision_of(self, tree: ResultTree) -> Decision:
-        """The decision that an experiment explains. Raises InputError where the classifier does not make it."""
-        return explained_decision(tree, self.classifier, self.query_of(tree), self.classifier_path)
+    def explained(self, tree: ResultTree) -> tuple[nn.Module, Decision]:
+        """The classifier that an experiment explains, and its decision: exclusive classes, else one binary output.
+
+        Raises InputError where it cannot be loaded, or has other classes or no such output.
+        """
+        wanted = recorded_classifier(tree, self.classifier_path)
+        with Image.open(tree.originals()[0]) as image:
+            grey = image.mode == "L"
+        classifier, path = self.once(load_recorded, wanted, self.machine.device, self.trust_classifier, grey), wanted[0]
+        if not is_multiclass(tree):
+            asked = classifier.num_outputs > 1 or (self.query_label is not None and classifier.names)
+            return classifier, Binary(output_column(classifier, self.query_of(tree), path) if asked else 0)
+        for classes in recorded(tree, "classes"):
+            if isinstance(classes, tuple) and len(classes) != classifier.num_outputs:
+                raise InputError(
+                    f"{path}: has {classifier.num_outputs} outputs, but {tree.exp_name} explains {len(classes)} classes"
+                )
+        return classifier, MultiClass()
 
 
-def explained_decision(tree: ResultTree, classifier: nn.Module, query: int, path: str | Path) -> Decision:
-    """What the experiment's configuration says was explained: exclusive classes, else one binary output.
+def recorded_classifier(tree: ResultTree, path: str | None = None) -> tuple:
+    """What an experiment explains, as its config.yaml says: spec, size, mean, std, range (see load_classifier).
 
-    Raises InputError where the classifier, read from `path`, has other classes or no such output.
+    path: where the classifier lies now. Raises InputError where the file, which may be a stranger's, names code to run.
     """
-    if not is_multiclass(tree):
-        return Binary(output_column(classifier, query, path))
-    for classes in recorded(tree, "classes"):
-        if isinstance(classes, tuple) and len(classes) != classifier.num_outputs:
-            raise InputError(
-                f"{path}: has {classifier.num_outputs} outputs, but {tree.exp_name} explains {len(classes)} classes"
-            )
-    return MultiClass()
+    config = next(iter(configurations(tree)), {})
+    if not (spec := path or config.get("classifier_path")) or not isinstance(spec, str):
+        spec = "models/classifier.pth"
+    if not path and spec.startswith("python:"):
+        raise InputError(f"{tree.exp_name} explains {spec}, which runs code; if you trust it, say --classifier-path")
+    given = [config.get(f"classifier_{name}") for name in ("size", "mean", "std", "range")]
+    given = [tuple(value) if isinstance(value, list) else value for value in given]
+    return spec, *given
+
+
+def load_recorded(wanted: tuple, device: torch.device, trust: bool, grey: bool) -> nn.Module:
+    """The classifier that `recorded_classifier` describes.
+
+    trust: run it where its file is a program. grey: it sees one channel of the three equal ones of a grey image.
+    """
+    spec, size, mean, std, value_range = wanted
+    try:
+        network = load_classifier(spec, device, size=size, mean=mean, std=std, value_range=value_range, trust=trust)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{spec}: the experiment's config.yaml describes its input wrongly ({error})") from None
+    if grey:
+        network.register_forward_pre_hook(lambda module, images: (images[0][:, :1],))
+    return network
 
 
 def is_multiclass(tree: ResultTree) -> bool:
@@ -177,7 +199,7 @@ def require_one_size(paths: Sequence[Path]) -> None:
         try:
             with Image.open(path) as image:
                 size = image.size
-        except (OSError, UnidentifiedImageError) as error:
+        except OSError as error:
             raise InputError(f"{path}: not a readable image ({error})") from None
         expected = expected or size
         if size != expected:

@@ -41,10 +41,6 @@ def oracle_logits(oracle_path: str | Path, machine: Machine) -> ImageFeatures:
     return ImageFeatures(lambda x: oracle(x)[1], machine)
 
 
-def _oracle(context: Context) -> ImageFeatures:
-    return oracle_logits(context.oracle_path, context.machine)
-
-
 def celeba_oracle(context: Context, tree: ResultTree) -> tuple[ImageFeatures]:
     """The oracle's logits. Raises InputError for an oracle of other attributes than CelebA's, or other images."""
     for name in recorded(tree, "dataset"):
@@ -53,7 +49,7 @@ def celeba_oracle(context: Context, tree: ResultTree) -> tuple[ImageFeatures]:
                 "needs images of CelebA and the oracle of its 40 attributes, but the images of "
                 f"{tree.exp_name} are of the data set {name!r}"
             )
-    logits = context.once(_oracle)
+    logits = context.once(oracle_logits, context.oracle_path, context.machine)
     found = logits(originals(tree.pairs()[:1])).shape[1]
     if found != len(ATTRIBUTES):
         raise InputError(f"{context.oracle_path}: has {found} outputs, but CelebA has {len(ATTRIBUTES)} attributes")

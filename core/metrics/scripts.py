@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dime.core.cli import Parser, attribute, integer, select_device
+from matplotlib.figure import Figure
+
+from dime.core.cli import Parser, attribute, boolean, integer, select_device
 from dime.core.errors import InputError
 from dime.core.files import write_atomically
 from dime.core.metrics.features import Machine
 from dime.core.metrics.fid import NAMES
 from dime.core.metrics.metric import PARTITIONS, Context, Metric, select_pairs
-from dime.core.metrics.protocol import noted, undefined_lines
+from dime.core.metrics.report import Report
 from dime.core.results import ResultTree
 from dime.core.table import UNDEFINED
 
@@ -29,7 +33,8 @@ FLAGS: dict[str, dict[str, Any]] = {
         "help": "VGGFace2 ResNet-50 (resnet50_ft_weight.pkl beside it is found too), or a small CNN (.safetensors)",
     },
     "--oracle-path": {"type": Path, "help": "the attribute oracle"},
-    "--classifier-path": {"help": "the classifier that was explained"},
+    "--classifier-path": {"help": "the classifier explained; unset: as the run recorded, else models/classifier.pth"},
+    "--trust-classifier": {"type": boolean, "help": "load a classifier whose file is a program, which then runs here"},
     "--celeba-path": {"help": "folder in CelebA's layout, for CD's train labels"},
     "--query-label": {
         "type": attribute,
@@ -48,32 +53,41 @@ FLAGS: dict[str, dict[str, Any]] = {
 """The flags that metrics read (Metric.flags): fields of Context, which holds their defaults."""
 
 
-def run_metric(metric: Metric, description: str) -> None:
+def script_of(metric: Metric, description: str) -> Callable[[], None]:
     """A metric's own script: measure one experiment, print a line per number, draw the figure, write --json."""
-    parser = metric_parser(description, *metric.flags, one_experiment=not metric.of_seeds, partition=metric.partition)
-    if metric.of_seeds:
-        add_seeds_flags(parser, required=True)
-    if metric.plot:
-        parser.add_argument("--plot", type=Path, metavar="FILE", help=f"PNG; unset: {metric.rows[0]}.png in EXP_NAME")
-    args = parser.parse_args()
-    seeds = seed_trees(args) if metric.of_seeds else []
-    trees = seeds or [tree(args)]
-    for every in trees:
-        select_pairs(every, flipped_only=False)  # what is wrong with a tree shows before the work
-    context, experiment = context_of(args, seeds), trees[0]
-    found = metric.on(context, experiment, metric.needs(context, experiment))
-    for line in undefined_lines(found, experiment) + noted(found, experiment):
-        print(line, file=sys.stderr)
-    for m in found:
-        print(metric.printed.get(m.name, f"{m.name}:"), UNDEFINED if m.value is None else m.value)
-    if args.json:
-        write_file(args.json, json.dumps({m.name: m.as_dict() for m in found}, indent=2) + "\n")
-    if metric.plot and found[0].detail is not None:
-        write_report(experiment.report(f"{metric.rows[0]}.png"), metric.plot(found[0]), args.plot, "--plot FILE")
+
+    def main() -> None:
+        parser = metric_parser(
+            description, *metric.flags, one_experiment=not metric.of_seeds, partition=metric.partition
+        )
+        if metric.of_seeds:
+            add_seeds_flags(parser, required=True)
+        if metric.plot:
+            parser.add_argument(
+                "--plot", type=Path, metavar="FILE", help=f"PNG; unset: {metric.rows[0]}.png in EXP_NAME"
+            )
+        args = parser.parse_args()
+        seeds = seed_trees(args) if metric.of_seeds else []
+        trees = seeds or [ResultTree(args.output_path, args.exp_name)]
+        for every in trees:
+            select_pairs(every, flipped_only=False)  # what is wrong with a tree shows before the work
+        context, tree, report = context_of(args, seeds), trees[0], Report.empty([trees[0].exp_name])
+        found = metric.on(context, tree, metric.needs(context, tree))
+        report.add(tree.exp_name, found)
+        for line in report.missing[tree.exp_name] + report.caveats[tree.exp_name]:
+            print(line, file=sys.stderr)
+        for m in found:
+            print(metric.printed.get(m.name, f"{m.name}:"), UNDEFINED if m.value is None else m.value)
+        if args.json:
+            write_file(args.json, json.dumps({m.name: m.as_dict() for m in found}, indent=2) + "\n")
+        if metric.plot and found[0].detail is not None:
+            write_report(tree.report(f"{metric.rows[0]}.png"), png(metric.plot(found[0])), args.plot, "--plot FILE")
+
+    return main
 
 
 def metric_parser(description: str, *flags: str, one_experiment: bool = True, partition: str | None = "all") -> Parser:
-    """A parser with what every metric script takes, and the flags named (keys of FLAGS).
+    """The flags of all metric scripts, and these of FLAGS.
 
     partition: the default of --partition; None: no such flag. one_experiment: whether there is one --exp-name.
     """
@@ -109,7 +123,7 @@ def seed_trees(args: argparse.Namespace) -> list[ResultTree]:
     if len(set(values)) < 2 or len(set(values)) < len(values):
         found = " ".join(values) or "none"
         raise InputError(f"--exp-values: expected at least two different values for the * of {pattern}, found {found}")
-    return [tree(args, pattern.replace("*", value)) for value in values]
+    return [ResultTree(args.output_path, pattern.replace("*", value)) for value in values]
 
 
 def context_of(args: argparse.Namespace, seeds: list[ResultTree]) -> Context:
@@ -123,18 +137,20 @@ def machine(args: argparse.Namespace) -> Machine:
     return Machine(select_device(args.gpu), args.batch_size, args.num_workers)
 
 
-def tree(args: argparse.Namespace, exp_name: str | None = None) -> ResultTree:
-    """The experiment's files."""
-    return ResultTree(args.output_path, args.exp_name if exp_name is None else exp_name)
+def png(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file; no display is needed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
 
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Write a file whole, making its folder. Raises InputError where that is impossible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    write_atomically(path, content)
 
 
 def write_report(path: Path, content: bytes | str, instead: Path | None, flag: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 
 import torch
 
@@ -13,7 +12,7 @@ from dime.core.metrics.features import Machine, batches, computing, read_images
 from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Metric, require_one_size, select_pairs
 from dime.core.networks.features import load_lpips
-from dime.core.results import ResultTree
+from dime.core.results import Pair, ResultTree
 from dime.models.perceptual import LPIPSDistance
 
 
@@ -25,8 +24,16 @@ def diversity(trees: Sequence[ResultTree], lpips: LPIPSDistance, machine: Machin
     """
     if len(trees) < 2:
         raise InputError("sigma_L compares the counterfactuals of at least two experiments, found one")
+    experiments = [select_pairs(tree, partition, flipped_only=False) for tree in trees]
+    found = [{(p.id, p.correct, p.flipped): p.counterfactual for p in pairs} for pairs in experiments]
+    common = sorted(set.intersection(*map(set, found)))
+    if not common:
+        names = ", ".join(tree.exp_name for tree in trees)
+        raise UndefinedError(f"no image lies in the same folder (CC/IC, CCF/ICF) in all of the experiments {names}")
+    groups = [[paths[key] for paths in found] for key in common]
+    require_one_size([path for group in groups for path in group])
     distances = []
-    for images in batches(common_images(trees, partition), read_images, machine):
+    for images in batches(groups, read_images, machine):
         with computing():
             features = [lpips.features(x.to(machine.device)) for x in torch.stack(images, dim=1)]
             pairs = [lpips(a, b) for a, b in combinations(features, 2)]
@@ -34,43 +41,26 @@ def diversity(trees: Sequence[ResultTree], lpips: LPIPSDistance, machine: Machin
     return mean("sigma_L", torch.cat(distances).numpy())
 
 
-def common_images(trees: Sequence[ResultTree], partition: str) -> list[list[Path]]:
-    """For every image in the same quarter everywhere: its counterfactual in each of the experiments."""
-    experiments = [select_pairs(tree, partition, flipped_only=False) for tree in trees]
-    found = [{(pair.id, pair.correct, pair.flipped): pair for pair in pairs} for pairs in experiments]
-    common = sorted(set.intersection(*(set(pairs) for pairs in found)))
-    if not common:
-        names = ", ".join(tree.exp_name for tree in trees)
-        raise UndefinedError(f"no image lies in the same folder (CC/IC, CCF/ICF) in all of the experiments {names}")
-    groups = [[pairs[key].counterfactual for pairs in found] for key in common]
-    require_one_size([path for group in groups for path in group])
-    return groups
-
-
-def _lpips(context: Context) -> LPIPSDistance:
-    return load_lpips(context.machine.device)
-
-
-def _over_seeds(context: Context) -> Measurement:
-    return diversity(context.seeds, context.once(_lpips), context.machine, context.partition or "all")
-
-
-def needs(context: Context, tree: ResultTree) -> tuple[Context]:
+def needs(context: Context, tree: ResultTree) -> tuple[Context, LPIPSDistance]:
     """Several seeds, of which the experiment is one, and LPIPS."""
     if tree not in context.seeds:
         raise InputError(
             "needs --exp-pattern and --exp-values: one method under several seeds, this experiment among them"
         )
-    context.once(_lpips)
-    return (context,)
+    return context, context.once(load_lpips, context.machine.device)
+
+
+def over_seeds(pairs: Sequence[Pair], context: Context, lpips: LPIPSDistance) -> list[Measurement]:
+    """σ_L of all seeds together: the same number for each of them."""
+    partition = context.partition or "all"
+    return [context.once(diversity, tuple(context.seeds), lpips, context.machine, partition)]
 
 
 SIGMA_L = Metric(
     rows=("sigma_L",),
-    measure=lambda pairs, context: [context.once(_over_seeds)],
+    measure=over_seeds,
     needs=needs,
     flipped_only=False,
     printed={"sigma_L": "sigma_L result:"},
     of_seeds=True,
 )
-"""The same number for each of the seeds."""

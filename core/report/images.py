@@ -16,19 +16,10 @@ from dime.core.images import difference_map
 from dime.core.report.data import ImageResult
 from dime.core.results import FRAME_KINDS
 
-QUALITY = 80
-"""WebP's; at 128 pixels a face takes two to three kilobytes."""
-STRIP_FRAMES = 12
-STRIP_PIXELS = 96
-SHEET_COLUMNS = 8
-SHEET_PIXELS = 128
-GIF_PIXELS = 128
-GIF_FRAMES = 30
-GIF_SECONDS = 5.0
-GIF_PAUSE_MS = 1500
-
-_GAP, _LABEL = 6, 88
-_PAPER, _INK, _FAINT = "#ffffff", "#1c2430", "#66707d"
+STRIP_FRAMES, STRIP_PIXELS = 12, 96
+SHEET_COLUMNS, SHEET_PIXELS = 8, 128
+GIF_FRAMES, GIF_PIXELS, GIF_MS, GIF_PAUSE_MS = 30, 128, 5000, 1500
+GAP, LABEL, PAPER = 6, 88, "#ffffff"
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -38,16 +29,15 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def embedded(image: Image.Image, quality: int = QUALITY) -> str:
-    """The image as base64 of a WebP file."""
+def embedded(image: Image.Image, pixels: int | None = None, quality: int = 80) -> str:
+    """The image as base64 of a WebP file, reduced to sides of at most `pixels`; never enlarged.
+
+    quality: WebP's; at 80 and 128 pixels a face takes two to three kilobytes.
+    """
+    if pixels is not None:
+        image = image.copy()
+        image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
     return base64.b64encode(encoded(image, "WEBP", quality=quality)).decode("ascii")
-
-
-def reduced(image: Image.Image, pixels: int) -> Image.Image:
-    """The image with no side longer than `pixels`; smaller ones stay as they are."""
-    image = image.copy()
-    image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
-    return image
 
 
 def difference_image(result: ImageResult) -> Image.Image:
@@ -65,8 +55,8 @@ def evenly(count: int, limit: int) -> list[int]:
 
 def film_strip(paths: Sequence[Path]) -> Image.Image:
     """Some of the frames, from the first to the last, side by side in one image. Raises InputError."""
-    chosen = [paths[i] for i in evenly(len(paths), STRIP_FRAMES)]
-    return _row([read_image(str(path)) for path in chosen], STRIP_PIXELS)
+    chosen = [read_image(str(paths[i])) for i in evenly(len(paths), STRIP_FRAMES)]
+    return _row(chosen, STRIP_PIXELS)
 
 
 def contact_sheet(results: Sequence[ImageResult]) -> Image.Image:
@@ -74,29 +64,23 @@ def contact_sheet(results: Sequence[ImageResult]) -> Image.Image:
 
     Raises InputError for a damaged image.
     """
-    cell = SHEET_PIXELS + _GAP
-    columns = min(len(results), SHEET_COLUMNS)
-    line = 3 * cell + 20
-    sheet = Image.new("RGB", (_LABEL + columns * cell, -(-len(results) // columns) * line + _GAP), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13)
+    cell = SHEET_PIXELS + GAP
+    columns, line = min(len(results), SHEET_COLUMNS), 3 * cell + 20
+    sheet = Image.new("RGB", (LABEL + columns * cell, -(-len(results) // columns) * line + GAP), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for index, result in enumerate(results):
-        left, top = _LABEL + index % columns * cell, index // columns * line + _GAP
-        x, cf = _pair(result)
-        named = {"input": x, "counter-\nfactual": cf, "difference": difference_image(result)}
-        draw.text((left, top), _caption(result), _FAINT, font)
-        for k, (name, image) in enumerate(named.items()):
-            sheet.paste(_square(image, SHEET_PIXELS), (left, top + 18 + k * cell))
+        left, top = LABEL + index % columns * cell, index // columns * line + GAP
+        caption, info = f"{result.pair.id}", result.info
+        if "orig_conf" in info and "cf_conf" in info:
+            caption += f":  {info['orig_conf']:.2f} to {info['cf_conf']:.2f}"
+        draw.text((left, top), caption, "#66707d", font)
+        images = [*_pair(result), difference_image(result)]
+        for image, name in zip(images, ("input", "counter-\nfactual", "difference"), strict=True):
+            top += 18 if image is images[0] else cell
+            sheet.paste(_square(image, SHEET_PIXELS), (left, top))
             if index % columns == 0:
-                draw.multiline_text((_GAP * 2, top + 18 + k * cell + SHEET_PIXELS // 2 - 8), name, _INK, font)
+                draw.multiline_text((GAP * 2, top + SHEET_PIXELS // 2 - 8), name, "#1c2430", font)
     return sheet
-
-
-def _caption(result: ImageResult) -> str:
-    info = result.info
-    if "orig_conf" in info and "cf_conf" in info:
-        return f"{result.pair.id}:  {info['orig_conf']:.2f} to {info['cf_conf']:.2f}"
-    return f"{result.pair.id}"
 
 
 def denoising_animation(result: ImageResult) -> bytes:
@@ -108,9 +92,8 @@ def denoising_animation(result: ImageResult) -> bytes:
     films = [result.frames[kind] for kind in reversed(FRAME_KINDS) if kind in result.frames]
     steps = evenly(min(map(len, films)), GIF_FRAMES)
     frames = [[x, *(read_image(str(film[step])) for film in films)] for step in steps] + [[x, *(cf for _ in films)]]
-    duration = max(round(1000 * GIF_SECONDS / len(steps)), 20)
-    first, *rest = (_row(f, GIF_PIXELS, _GAP).quantize(256, method=Image.Quantize.MEDIANCUT) for f in frames)
-    durations = [duration] * len(steps) + [GIF_PAUSE_MS]
+    first, *rest = (_row(f, GIF_PIXELS, GAP).quantize(256, method=Image.Quantize.MEDIANCUT) for f in frames)
+    durations = [max(round(GIF_MS / len(steps)), 20)] * len(steps) + [GIF_PAUSE_MS]
     return encoded(first, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
@@ -120,7 +103,7 @@ def _pair(result: ImageResult) -> tuple[Image.Image, Image.Image]:
 
 def _row(images: Sequence[Image.Image], pixels: int, gap: int = 0) -> Image.Image:
     """Squares side by side."""
-    whole = Image.new("RGB", ((pixels + gap) * len(images) - gap, pixels), _PAPER)
+    whole = Image.new("RGB", ((pixels + gap) * len(images) - gap, pixels), PAPER)
     for index, image in enumerate(images):
         whole.paste(_square(image, pixels), (index * (pixels + gap), 0))
     return whole

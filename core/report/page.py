@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,27 +22,10 @@ from tqdm import tqdm
 from dime.core.datasets import ATTRIBUTES, read_image
 from dime.core.metrics.protocol import METRIC_NAMES
 from dime.core.report.data import Experiment, ImageResult
-from dime.core.report.images import STRIP_FRAMES, difference_image, embedded, film_strip, reduced
+from dime.core.report.images import STRIP_FRAMES, difference_image, embedded, film_strip
 
 TEMPLATES = Path(__file__).with_name("templates")
 PLOT_PIXELS = 1200
-NOTHING = "\N{EN DASH}"
-
-SUMMARY_ROWS = {
-    "all images": (),
-    "classified correctly (CC)": ("class-cor",),
-    "CC, target reached (CCF)": ("class-cor", "cf-cor"),
-    "CC, target missed (ICF)": ("class-cor", "cf-inc"),
-    "classified incorrectly (IC)": ("class-inc",),
-    "IC, target reached (CCF)": ("class-inc", "cf-cor"),
-    "IC, target missed (ICF)": ("class-inc", "cf-inc"),
-    "target reached (CCF)": ("cf-cor",),
-    "target missed (ICF)": ("cf-inc",),
-}
-"""A row of the summary table -> where summary.yaml has its figures."""
-SUMMARY_COLUMNS = {"n": "n", "bkl": "BKL", "l_1": "L1", "mad": "MAD"}
-
-SUMMARY_FIGURES = {"l_1": "mean L1", "bkl": "mean BKL"}
 
 
 @dataclass(frozen=True)
@@ -66,16 +49,35 @@ def render(experiments: Sequence[Experiment], limits: Limits, num_workers: int =
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style_hash, script_hash = (
+        "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in (style, script)
+    )
     ids, total = chosen_ids(experiments, limits)
+
+    def image(item: tuple[int, int]) -> dict[str, Any]:
+        row, id = item
+        results = [experiment.images.get(id) for experiment in experiments]
+        original = next(result for result in results if result is not None).pair.original
+        runs = [
+            result and _run(result, experiment.changes.get(id), limits.pixels, with_strips=row < limits.strips)
+            for result, experiment in zip(results, experiments, strict=True)
+        ]
+        return {"id": id, "input": embedded(read_image(str(original)), limits.pixels), "runs": runs}
+
+    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+        images = list(tqdm(pool.map(image, enumerate(ids)), total=len(ids), unit="image", leave=False, disable=None))
     return environment.get_template("report.html.j2").render(
         style=style,
         script=script,
-        style_hash=_policy_hash(style),
-        script_hash=_policy_hash(script),
+        style_hash=style_hash,
+        script_hash=script_hash,
         explained=", ".join(dict.fromkeys(e.attribute for e in experiments if e.attribute)),
-        experiments=[_overview(experiment) for experiment in experiments],
-        summary=_summary_table(experiments),
-        summary_columns=list(SUMMARY_COLUMNS.values()),
+        experiments=experiments,
+        plots={
+            e.tree.exp_name: embedded(read_image(str(e.plot)), PLOT_PIXELS, quality=90) for e in experiments if e.plot
+        },
+        at=_at,
+        figure=_figure,
         evaluation=_evaluation_table(experiments),
         remarks=_remarks(experiments),
         notes=_notes(experiments, ids, total, limits),
@@ -84,37 +86,9 @@ def render(experiments: Sequence[Experiment], limits: Limits, num_workers: int =
             "experiments": [
                 {"name": e.tree.exp_name, "attribute": e.attribute, "classes": e.classes} for e in experiments
             ],
-            "images": list(_images(experiments, ids, limits, num_workers)),
+            "images": images,
         },
     )
-
-
-def _policy_hash(content: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-
-
-# the images
-
-
-def _images(
-    experiments: Sequence[Experiment], ids: Sequence[int], limits: Limits, num_workers: int
-) -> Iterator[dict[str, Any]]:
-    def build(item: tuple[int, int]) -> dict[str, Any]:
-        row, id = item
-        results = [experiment.images.get(id) for experiment in experiments]
-        original = next(result for result in results if result is not None).pair.original
-        return {
-            "id": id,
-            "input": embedded(reduced(read_image(str(original)), limits.pixels)),
-            "runs": [
-                result and _run(result, experiment.changes.get(id), limits.pixels, with_strips=row < limits.strips)
-                for result, experiment in zip(results, experiments, strict=True)
-            ],
-        }
-
-    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        built: Iterable = pool.map(build, enumerate(ids))
-        yield from tqdm(built, total=len(ids), unit="image", leave=False, disable=None)
 
 
 def _run(result: ImageResult, changes: list[tuple[int, int]] | None, pixels: int, with_strips: bool) -> dict[str, Any]:
@@ -124,8 +98,8 @@ def _run(result: ImageResult, changes: list[tuple[int, int]] | None, pixels: int
         "flipped": result.pair.flipped,
         "info": {name: value for name, value in result.info.items() if math.isfinite(value)},
         "changes": changes,
-        "cf": embedded(reduced(read_image(str(result.pair.counterfactual)), pixels)),
-        "difference": embedded(reduced(difference_image(result), pixels)),
+        "cf": embedded(read_image(str(result.pair.counterfactual)), pixels),
+        "difference": embedded(difference_image(result), pixels),
         "strips": {
             kind: {"image": embedded(film_strip(paths)), "shown": min(len(paths), STRIP_FRAMES), "of": len(paths)}
             for kind, paths in films
@@ -137,70 +111,35 @@ def _run(result: ImageResult, changes: list[tuple[int, int]] | None, pixels: int
 # the tables
 
 
-def _overview(experiment: Experiment) -> dict[str, Any]:
-    summary, images = experiment.summary or {}, experiment.images.values()
-    flipped = sum(image.pair.flipped for image in images)
-    figures = {
-        "images": f"{len(experiment.images):,}",
-        "target reached": f"{100 * flipped / len(experiment.images):.1f} %",
-    }
-    if "clean acc" in summary:
-        figures["classified correctly"] = f"{_figure(summary['clean acc'])} %"
-    figures |= {name: _figure(summary[key]) for key, name in SUMMARY_FIGURES.items() if summary.get(key) is not None}
-    # a summary holds 0 for what was not measured
-    figures |= {name: _figure(summary[name]) for name in ("FVA", "MNAC", "failed") if summary.get(name)}
-    plot = experiment.plot and embedded(reduced(read_image(str(experiment.plot)), PLOT_PIXELS), quality=90)
-    return {"name": experiment.tree.exp_name, "figures": figures, "plot": plot}
-
-
-def _summary_table(experiments: Sequence[Experiment]) -> list[tuple[str, list[str]]]:
-    """Rows of (label, four figures for each experiment); empty when no experiment has a summary."""
-    if not any(experiment.summary for experiment in experiments):
-        return []
-    return [
-        (label, [_figure(_at(e.summary, place).get(key)) for e in experiments for key in SUMMARY_COLUMNS])
-        for label, place in SUMMARY_ROWS.items()
-    ]
-
-
-def _at(table: Any, place: Sequence[str]) -> dict:
+def _at(table: Any, *place: str) -> dict:
+    """The table below these keys; empty where there is none."""
     for key in place:
         table = table.get(key) if isinstance(table, dict) else None
     return table if isinstance(table, dict) else {}
 
 
-def _evaluation_table(experiments: Sequence[Experiment]) -> list[tuple[str, list[str]]]:
-    """Rows of (metric, a cell for each experiment): value [95 % interval] (images)."""
-    measured = [_at(e.evaluation, ("measurements", e.tree.exp_name)) for e in experiments]
-    known = [name for name in METRIC_NAMES if any(name in metrics for metrics in measured)]
-    others = dict.fromkeys(str(name) for metrics in measured for name in metrics if name not in METRIC_NAMES)
-    return [(name, [_measurement(_at(metrics, (name,))) for metrics in measured]) for name in [*known, *others]]
+def _evaluation_table(experiments: Sequence[Experiment]) -> list[tuple[str, list[dict]]]:
+    """Rows of (metric, what each experiment has measured of it)."""
+    measured = [_at(e.evaluation, "measurements", e.tree.exp_name) for e in experiments]
+    found = dict.fromkeys(name for metrics in measured for name in metrics)
+    known = [name for name in METRIC_NAMES if name in found] + [str(n) for n in found if n not in METRIC_NAMES]
+    return [(name, [_at(metrics, name) for metrics in measured]) for name in known]
 
 
-def _measurement(cell: dict) -> str:
-    if not cell:
-        return NOTHING
-    interval = cell.get("interval")
-    bounds = " [{}, {}]".format(*map(_figure, interval)) if isinstance(interval, list) and len(interval) == 2 else ""
-    value = "undefined" if cell.get("value") is None else _figure(cell["value"])
-    return f"{value}{bounds} ({_figure(cell.get('n'))})"
-
-
-def _remarks(experiments: Sequence[Experiment]) -> list[str]:
+def _remarks(experiments: Sequence[Experiment]) -> Iterable[str]:
     """What evaluate.py said below its table, and why a value is undefined, every line once."""
     lines: list[str] = []
     for experiment in experiments:
-        measured = _at(experiment.evaluation, ("measurements", experiment.tree.exp_name))
-        reasons = {name: _at(measured, (name,)).get("reason") for name in measured}
+        name, evaluation = experiment.tree.exp_name, experiment.evaluation
         for kind, heading in (("missing", "Not computed: "), ("caveats", "")):
-            remarks = _at(experiment.evaluation or {}, (kind,)).get(experiment.tree.exp_name)
+            remarks = _at(evaluation, kind).get(name)
             lines += [f"{heading}{line}" for line in remarks] if isinstance(remarks, list) else []
-        lines += [
-            f"{name} of {experiment.tree.exp_name}: undefined: {reason}"
-            for name, reason in reasons.items()
-            if reason and not any(str(reason) in line for line in lines)
-        ]
-    return list(dict.fromkeys(lines))
+        measured = _at(evaluation, "measurements", name)
+        for metric in measured:
+            reason = _at(measured, metric).get("reason")
+            if reason and not any(str(reason) in line for line in lines):
+                lines.append(f"{metric} of {name}: undefined: {reason}")
+    return dict.fromkeys(lines)
 
 
 def _figure(value: Any) -> str:
@@ -208,7 +147,7 @@ def _figure(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return NOTHING
+        return "\N{EN DASH}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
@@ -217,11 +156,11 @@ def _notes(experiments: Sequence[Experiment], ids: Sequence[int], total: int, li
     notes = []
     if len(ids) < total:
         notes.append(f"This file shows the {len(ids):,} images with the lowest ids of {total:,} (--max-images).")
-    filmed = sum(any(id in e.images and e.images[id].frames for e in experiments) for id in ids)
-    shown = sum(any(id in e.images and e.images[id].frames for e in experiments) for id in ids[: limits.strips])
-    if shown < filmed:
+    filmed = [any(id in e.images and e.images[id].frames for e in experiments) for id in ids]
+    shown = sum(filmed[: limits.strips])
+    if shown < sum(filmed):
         notes.append(
-            f"Film strips are embedded for the first {limits.strips:,} images only: {shown:,} of the {filmed:,} "
+            f"Film strips are embedded for the first {limits.strips:,} images only: {shown:,} of the {sum(filmed):,} "
             "that have saved steps (--film-strips)."
         )
     plain = [e.tree.exp_name for e in experiments if not any("orig_conf" in i.info for i in e.images.values())]

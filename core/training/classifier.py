@@ -1,4 +1,4 @@
-"""Training an attribute classifier: binary cross-entropy on clean images, the best by validation AUC kept.
+"""Training a classifier on clean images; the best by validation AUC (of classes: accuracy) is what the project loads.
 
 One file, training.pt, holds all that a restart needs; the same command run again goes on from it, to the same bytes.
 """
@@ -8,38 +8,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import Dataset
 
 from dime.core.cli import say
 from dime.core.files import write_atomically
 from dime.core.metrics.attribute_scores import AttributeScores
-from dime.core.training.classifier_files import Architecture, logits_of, to_file
-from dime.core.training.data import LabelledImages
+from dime.models.classifiers import DenseNetClassifier, SmallCNN
+from dime.models.resnet import Oracle, oracle_layers
 from guided_diffusion import checkpoint_util, dist_util, logger
 from guided_diffusion.batches import EndlessBatches
-from guided_diffusion.trainer import Trainer, TrainObserver
+from guided_diffusion.trainer import Trainer
 
-STATE_FILE = "training.pt"
+ARCHITECTURES = {"densenet": DenseNetClassifier, "oracle": Oracle, "small": SmallCNN}
+"""The networks that can be trained, each built for a number of outputs."""
 LOG_LOSS_SCALE = 16.0
 """Of fp16 at first: with 2^20, the published start of the diffusion model, the first gradients overflow."""
 
 
 class ClassifierTraining(Trainer):
-    """Trains a network on batches of (images, {'y': labels (N, C)}) and keeps the best in its published format.
+    """Trains a network on batches of (images, {'y': labels}) and keeps the best in its published format.
 
     Args:
-        network, architecture: what is trained; all weights, from wherever they start.
-        attributes: names of the C outputs.
-        batches: training data of this process.
-        validation: this process's share of the validation images.
-        pos_weight: (C,) weight of positive labels in the loss, or None.
+        network: one of ARCHITECTURES; all its weights are trained. names: of its K outputs.
+        exclusive: labels are classes (N,), learnt by cross-entropy; else attributes (N, K), 0 or 1, each by its own.
+        batches, validation: training data and validation images of this process.
         folder: where the best network, training.pt and validation.csv go.
-        last_update: updates, over resumes, after which it ends.
-        eval_interval, save_interval, log_interval: in updates.
-        lr, weight_decay, precision, grad_clip, observer: see Trainer.
+        eval_interval: updates between two validations.
+        pos_weight: (K,) weight of positive labels in the loss of attributes.
+        settings: those of Trainer.
 
     Raises ValueError for a training.pt of another network, OSError for a folder that cannot be written.
     """
@@ -47,57 +49,41 @@ class ClassifierTraining(Trainer):
     def __init__(
         self,
         network: nn.Module,
-        architecture: Architecture,
-        attributes: Sequence[str],
+        names: Sequence[str],
+        exclusive: bool,
         batches: EndlessBatches,
-        validation: LabelledImages,
-        pos_weight: torch.Tensor | None,
+        validation: Dataset,
         folder: Path,
         *,
-        last_update: int,
         eval_interval: int,
-        save_interval: int,
-        log_interval: int,
-        lr: float,
-        weight_decay: float,
-        precision: str = "fp32",
-        grad_clip: float = 0.0,
-        observer: TrainObserver | None = None,
+        pos_weight: torch.Tensor | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            network,
-            batches,
-            lr=lr,
-            weight_decay=weight_decay,
-            precision=precision,
-            log_loss_scale=LOG_LOSS_SCALE,
-            scale_growth=1e-3,
-            grad_clip=grad_clip,
-            last_update=last_update,
-            images_per_update=batches.batch_size * dist_util.world_size(),
-            observer=observer,
-        )
-        self.architecture = architecture
-        self.attributes = list(attributes)
+        super().__init__(network, batches, batch_size=batches.batch_size, log_loss_scale=LOG_LOSS_SCALE, **settings)
+        self.names, self.exclusive, self.folder = list(names), exclusive, folder
+        self.eval_interval = eval_interval
         self.validation = EndlessBatches(
             validation, batches.batch_size, shuffle=False, num_workers=batches.num_workers, drop_last=False
         )
-        self.folder = folder
-        self.eval_interval, self.save_interval, self.log_interval = eval_interval, save_interval, log_interval
-        self.loss = nn.BCEWithLogitsLoss(pos_weight=None if pos_weight is None else pos_weight.to(self.device))
+        self.loss = nn.CrossEntropyLoss() if exclusive else nn.BCEWithLogitsLoss(pos_weight=pos_weight)
+        self.loss.to(self.device)
         self.best = float("-inf")
-        if dist_util.on_rank_0((folder / STATE_FILE).exists):
-            self._resume(folder / STATE_FILE)
+        self.state_file = folder / "training.pt"
+        if dist_util.on_rank_0(self.state_file.exists):
+            self._resume(self.state_file)
         self.parallelise()
 
     def forward_backward(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> None:
-        """The gradients of images (N, C, H, W) and their labels y (N, outputs), 0 or 1."""
+        """The gradients of images (N, C, H, W) and their labels y."""
         images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (batch, cond["y"]))
-        with self.autocast():
-            logits = logits_of(self.ddp_model(images))
-        loss = self.loss(logits.float(), labels)
+        loss = self.loss(self._logits(self.ddp_model, images), labels)
         self.scaler.scale(loss).backward()
         self.meter.add(self.updates, {"loss": loss[None]})
+
+    def _logits(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        with self.autocast():
+            output = network(images)
+        return (output[1] if isinstance(output, tuple) else output).float()  # the oracle gives its features too
 
     def after_update(self) -> None:
         """Log, validate and save as the intervals say."""
@@ -107,48 +93,54 @@ class ClassifierTraining(Trainer):
         if validates:
             self.evaluate()
         if validates or self.updates % self.save_interval == 0:
-            self.save()
+            self.save(self.updates)
 
     @torch.no_grad()
     def evaluate(self) -> None:
         """Scores on the validation images of all processes; the best network so far is written."""
         dist_util.sync_params(self.model.buffers())  # the running means of the norms are each process's own
         self.model.eval()
-        parts = []
-        for images, cond in islice(self.validation, self.validation.batches_per_pass):
-            with self.autocast():
-                parts.append((logits_of(self.model(images.to(self.device))).float().cpu(), cond["y"]))
+        share = islice(self.validation, self.validation.batches_per_pass)
+        parts = [(self._logits(self.model, images.to(self.device)).cpu(), cond["y"]) for images, cond in share]
         self.model.train()
         self.validation.close()
         gathered = [part for parts in dist_util.gather(parts) for part in parts]
-        logits, labels = (torch.cat(tensors).numpy() for tensors in zip(*gathered, strict=True))
-        scores = AttributeScores.of(self.attributes, logits, labels)
-        logger.logkvs({"step": self.updates, "accuracy": scores.mean_accuracy, "auc": scores.mean_auc})
+        logits, labels = (torch.cat(tensors) for tensors in zip(*gathered, strict=True))
+        decided = logits.argmax(1) == labels if self.exclusive else (logits > 0) == (labels > 0.5)
+        if self.exclusive:  # each class against the others, by its margin before the best of them
+            first, second = logits.topk(2, 1).values.split(1, 1)
+            logits -= torch.where(logits == first, second, first)
+            labels = F.one_hot(labels, len(self.names))
+        scores, accuracy = (
+            AttributeScores.of(self.names, logits.numpy(), labels.numpy()),
+            float(decided.double().mean()),
+        )
+        logger.logkvs({"step": self.updates, "accuracy": accuracy, "auc": scores.mean_auc})
         logger.dumpkvs()
-        is_best, self.best = scores.criterion > self.best, max(scores.criterion, self.best)
+        criterion = accuracy if self.exclusive else scores.criterion
+        is_best, self.best = criterion > self.best, max(criterion, self.best)
         if dist_util.rank() == 0:
-            say(f"update {self.updates}: accuracy {scores.mean_accuracy:.4f}, AUC {scores.mean_auc:.4f}")
+            say(f"update {self.updates}: accuracy {accuracy:.4f}, AUC {scores.mean_auc:.4f}")
             if is_best:
                 self.require_finite()
-                checkpoint_util.save(self.folder / self.architecture.file_name, to_file(self.model, self.attributes))
+                name = "oracle.pth" if isinstance(self.model, Oracle) else "classifier.pth"
+                checkpoint_util.save(self.folder / name, to_file(self.model, self.names))
                 write_atomically(self.folder / "validation.csv", scores.csv())
 
-    def save(self) -> None:
+    def save(self, number: int) -> None:
         """Write training.pt. Every process calls it."""
         self.require_finite()
-        content = {**self.state_dict(), "best": self.best, "attributes": self.attributes}
+        content = {**self.state_dict(), "best": self.best, "attributes": self.names}
         if dist_util.rank() == 0:
             content |= {"network": self.model.state_dict(), "optimizer": self.opt.state_dict()}
-            checkpoint_util.save(self.folder / STATE_FILE, checkpoint_util.plain(content))
+            checkpoint_util.save(self.state_file, checkpoint_util.plain(content))
         self.saved_updates = self.updates
-
-    save_last = save
 
     def _resume(self, path: Path) -> None:
         state = checkpoint_util.load(path)
         if not isinstance(state, dict) or not isinstance(state.get("network"), dict):
             raise ValueError(f"{path}: holds no training of a classifier; remove it, or use another --output_path")
-        if state.get("attributes") != self.attributes:
+        if state.get("attributes") != self.names:
             raise ValueError(f"{path}: trained on other attributes; use the same --attributes or another --output_path")
         checkpoint_util.require_same_names(self.model, state["network"], path)
         checkpoint_util.require_finite(state["network"], path)
@@ -160,8 +152,19 @@ class ClassifierTraining(Trainer):
             self.best = float(state["best"])
 
 
-def positive_weights(labels: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Negatives over positives of each attribute, (C,), from labels (N, C): both kinds then weigh alike."""
-    labels = torch.as_tensor(labels)
+def positive_weights(labels: np.ndarray) -> torch.Tensor:
+    """Negatives over positives of each attribute, (K,), from labels (N, K): both kinds then weigh alike."""
     positives = labels.sum(0)
-    return ((len(labels) - positives) / positives.clamp(min=1)).float()
+    return torch.from_numpy((len(labels) - positives) / positives.clip(min=1)).float()
+
+
+def to_file(network: nn.Module, names: Sequence[str]) -> dict[str, Any]:
+    """The content of a checkpoint: tables `feat_extract` and `classifier`, and the names of the outputs."""
+    if isinstance(network, Oracle):
+        published = {own: layer for layer, own in oracle_layers().items()}
+        own = {tuple(name.rsplit(".", 1)): tensor for name, tensor in network.state_dict().items()}
+        trunk = {f"{published[layer]}.{entry}": own[layer, entry] for layer, entry in own if layer in published}
+    else:
+        trunk = network.feat_extract.state_dict()
+    tables = {"feat_extract": trunk, "classifier": network.classifier.state_dict()}
+    return {**{part: checkpoint_util.portable(table) for part, table in tables.items()}, "attributes": list(names)}

@@ -17,7 +17,6 @@ from dime.core.training.script import Progress
 from guided_diffusion.script_util import create_diffusion
 from guided_diffusion.train_util import TrainLoop
 
-GRID_COLUMNS = 4
 TIME_LIMIT = 10.0
 """Seconds for a grid; where the images are not done by then, it has fewer."""
 SHARE = 0.03
@@ -28,10 +27,10 @@ class Monitor(Progress):
     """Shows progress, refuses checkpoints of another configuration, and draws a grid at the checkpoint sets.
 
     Args:
-        flags: those that built the network.
+        flags: those that built the network, image_channels among them.
         samples: images of the grid; 0: none.
         sample_steps: evaluations of the network for each (DDIM, without noise of its own).
-        labels: (samples, 40) for a class-conditional network, else None.
+        labels: (samples, …) for a class-conditional network, else None.
         seed: of the noise that the images grow from, the same at every checkpoint.
     """
 
@@ -43,7 +42,8 @@ class Monitor(Progress):
         steps = min(sample_steps, flags["diffusion_steps"])
         self.diffusion = create_diffusion({**flags, "timestep_respacing": str(steps)})
         size = flags["image_size"]
-        self.noise = torch.randn(samples, 3, size, size, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        self.noise = torch.randn(samples, flags["image_channels"], size, size, generator=generator)
         self.next_grid = 0.0
 
     def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
@@ -57,26 +57,25 @@ class Monitor(Progress):
         Not while a stop is asked for, and not so often that it takes a part of the time to speak of. What fails here
         is said; training goes on.
         """
-        began = time.monotonic()
-        if loop.stopping or not len(self.noise) or (began < self.next_grid and not loop.finished):
+        began, wanted = time.monotonic(), len(self.noise)
+        if loop.stopping or not wanted or (began < self.next_grid and not loop.finished):
             return
         path = Path(loop.folder.folder) / "samples" / f"{number:06d}.png"
         say(f"drawing {path.parent.name}/{path.name}, in {TIME_LIMIT:g} seconds at most")
         try:
             images = self._draw(loop, began + TIME_LIMIT)
-            if len(images) < len(self.noise):
+            if len(images) < wanted:
                 reason = "before the stop" if loop.stopping else "in time (fewer --sample_steps are quicker)"
-                say(f"{len(images)} of {len(self.noise)} images were drawn {reason}")
+                say(f"{len(images)} of {wanted} images were drawn {reason}")
             if len(images):
                 path.parent.mkdir(exist_ok=True)
-                write_atomically(path, grid_png(images, GRID_COLUMNS))
+                write_atomically(path, grid_png(images, columns=4))
         except Exception as error:
             say(f"{path}: not drawn ({' '.join(str(error).split())}); training goes on")
-        now = time.monotonic()
-        self.next_grid = now + (now - began) / SHARE
+        self.next_grid = (now := time.monotonic()) + (now - began) / SHARE
 
     def _draw(self, loop: TrainLoop, deadline: float) -> torch.Tensor:
-        """The images (n, 3, H, W) in [-1, 1] that are done when the time is up or a stop is asked for.
+        """The images (n, C, H, W) in [-1, 1] that are done when the time is up or a stop is asked for.
 
         A few at first and more in each batch that follows: so the slowest network finishes some, the fastest all.
         """
@@ -89,9 +88,8 @@ class Monitor(Progress):
                 part = slice(len(images), len(images) + min(loop.microbatch, max(1, 3 * len(images))))
                 noise = self.noise[part].to(loop.device)
                 labels = {} if self.labels is None else {"y": self.labels[part].to(loop.device)}
-                steps = self.diffusion.ddim_sample_loop_progressive(
-                    network, noise.shape, noise=noise, model_kwargs=labels
-                )
+                sample = self.diffusion.ddim_sample_loop_progressive
+                steps = sample(network, noise.shape, noise=noise, model_kwargs=labels)
                 now = deadline  # the first evaluation of a shape may be slow, and foretells nothing
                 for done, out in enumerate(steps, start=1):
                     x, before, now = out["sample"], now, time.monotonic()

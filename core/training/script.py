@@ -1,45 +1,122 @@
-"""What the training scripts share: their common flags, errors in one line, the frame of a training, its progress."""
+"""What the training scripts share: their flags, their data, the frame of a run in one process or many, its progress."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import os
+import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import blobfile as bf
+import numpy as np
+import torch
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dime.core.cli import integer, number, say
-from dime.core.datasets import ATTRIBUTES
+from dime.core.cli import Parser, boolean, integer, number, say
+from dime.core.datasets import DATASETS, CelebA, Source, image_transform, open_dataset
 from dime.core.errors import InputError
-from dime.core.training.data import seed_everything
 from guided_diffusion import dist_util, logger
+from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
 from guided_diffusion.trainer import Trainer, TrainObserver
+
+GPUS = "GPU indices separated by commas, one for each process; '' means all in order"
 
 
 def add_training_flags(group: argparse._ArgumentGroup) -> None:
     """The flags of every training script."""
     workers = min(4, (os.cpu_count() or 1) // 2)
     add = group.add_argument
-    add("--data_dir", default="", help="folder in CelebA's layout; '' is the current directory")
+    add("--data_dir", default="", help="folder of the images; '' is the current directory")
+    add("--dataset", choices=tuple(DATASETS), default="CelebA", help="layout of data_dir, as for main.py")
+    add("--image_channels", type=int, choices=(1, 3), default=3, help="3: colour, 1: grey")
+    add("--random_flip", type=boolean, default=True, help="mirror every second image")
+    add("--random_crop", type=boolean, default=False, help="crop 95 to 100 %% of the area at random")
     add("--output_path", default="", help="folder of checkpoints and log; training goes on from what it holds")
     add("--max_steps", type=integer(0), default=0, help="updates, over resumes, after which training ends; 0: no limit")
     add("--grad_clip", type=number(0), default=0.0, help="largest norm of the gradient; 0: any")
-    add("--gpus", default="", help="GPU indices separated by commas, one for each process; '' means all in order")
+    add("--gpus", default="", help=GPUS)
     add("--seed", type=integer(0), default=0, help="start of every random generator")
     add("--num_workers", type=integer(0), default=workers, help="processes that read images, per process")
 
 
-def attribute_list(text: str) -> tuple[int, ...]:
-    """Flag type: attributes of CelebA by name, separated by commas, each once."""
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in ATTRIBUTES]
+def parse_model_args(parser: Parser) -> argparse.Namespace:
+    """Add the flags of every script that uses a diffusion model, and parse; `diffusion`: its flags that are given."""
+    add = parser.add_argument_group("model and machine").add_argument
+    add("--model_path", required=True, help="checkpoint of the diffusion model, such as ema_0.9999_100000.pt")
+    add("--clip_denoised", type=boolean, default=True, help="clip each estimate of the clean image to [-1, 1]")
+    add("--gpus", default="", help=GPUS)
+    add("--seed", type=integer(0), default=0, help="other numbers give other noise")
+    add_dict_to_argparser(parser.add_argument_group("diffusion model"), model_and_diffusion_defaults())
+    args = parser.parse_args()
+    args.diffusion = parser.model_flags()
+    return args
+
+
+def columns_of(attributes: str, known: Sequence[str]) -> list[int]:
+    """Where attributes, named and separated by commas, stand among those known; '' means all. Raises InputError."""
+    names = [name.strip() for name in attributes.split(",")] if attributes else list(known)
+    unknown = [name for name in names if name not in known]
     if unknown or len(set(names)) != len(names):
-        problem = f"no attribute of CelebA is called {unknown[0]!r}" if unknown else "an attribute is named twice"
-        raise argparse.ArgumentTypeError(f"{problem}; the names are {', '.join(ATTRIBUTES)}")
-    return tuple(ATTRIBUTES.index(name) for name in names)
+        problem = f"no attribute is called {unknown[0]!r}" if unknown else "an attribute is named twice"
+        raise InputError(f"--attributes: {problem}; the names are {', '.join(known)}")
+    return [known.index(name) for name in names]
+
+
+def open_part(
+    dataset: str,
+    data_dir: str,
+    part: str,
+    image_size: int,
+    channels: int = 3,
+    class_names: Sequence[str] | None = None,
+    **augmentation: bool,
+) -> Source:
+    """The part (train, val or test) of a data set: CelebA's partition, or what lies in a folder of that name.
+
+    A folder without `train/` and `val/` is whole in every part. augmentation: as in image_transform. Raises InputError.
+    """
+    if dataset == "CelebA":
+        source: Source = CelebA(data_dir, part, image_size)
+    else:
+        is_split = dataset == "folder" and all(bf.isdir(bf.join(data_dir, name)) for name in ("train", "val"))
+        place = bf.join(data_dir, part) if is_split else data_dir
+        source = open_dataset(dataset, place, image_size, use_train=part == "train", class_names=class_names)
+    source.transform, source.channels = image_transform(image_size, **augmentation), channels
+    return source
+
+
+class LabelledImages(Dataset):
+    """This process's images, r, r + R, r + 2 R, … for rank r of R, as (image (C, H, W) in [-1, 1], {'y': labels}).
+
+    columns: those of the attributes that y holds (or any, where y is a class); None: nothing in place of {'y': …}.
+
+    Raises InputError when an image is missing, or the labels.
+    """
+
+    def __init__(self, source: Source, columns: Sequence[int] | None = None) -> None:
+        source.require_images(range(len(source)))
+        if columns is not None and source.conditions(0) is None:
+            raise InputError(f"{source.folder}: its images have no labels; use folders of classes, or a labels.csv")
+        self.source = source
+        self.columns = None if columns is None else list(columns)
+        self.rows = range(dist_util.rank(), len(source), dist_util.world_size())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.source.load(self.rows[index]), self.labels(index)
+
+    def labels(self, index: int) -> dict[str, torch.Tensor]:
+        """The second half of an item, without reading the image."""
+        if self.columns is None:
+            return {}
+        y = self.source.conditions(self.rows[index])
+        return {"y": y[self.columns] if y.ndim else y}
 
 
 @contextmanager
@@ -47,16 +124,15 @@ def processes(gpus: str, seed: int) -> Iterator[None]:
     """The frame of a script in one process or many: their group, their generators; library errors as InputError."""
     try:
         dist_util.setup_dist(gpus)
-        seed_everything(seed)
+        own_seed = seed + dist_util.rank()
+        random.seed(own_seed)
+        torch.manual_seed(own_seed)
+        np.random.seed(own_seed % 2**32)
         yield
         dist_util.close()
     except (ValueError, OSError, FloatingPointError) as error:
         named = isinstance(error, OSError) and error.filename
         raise InputError(f"{error.filename}: {error.strerror}" if named else str(error)) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(f"{error}; --num_workers 0 does without, docker's --shm-size gives them memory") from error
 
 
 def train(args: argparse.Namespace, build: Callable[[argparse.Namespace], Trainer]) -> None:
@@ -77,15 +153,13 @@ def train(args: argparse.Namespace, build: Callable[[argparse.Namespace], Traine
 class Progress(TrainObserver):
     """A bar at a terminal, else one line with each line of the log; silent except on rank 0."""
 
-    def on_start(self, trainer: Trainer) -> None:
-        """Begin the bar."""
-        self.visible = dist_util.rank() == 0
-        self.has_bar = self.visible and sys.stderr.isatty()
-        span = {"total": trainer.last_update, "initial": trainer.updates}
-        self.bar = tqdm(**span, unit="update", disable=not self.has_bar)
+    bar: tqdm | None = None
 
     def on_update(self, trainer: Trainer) -> None:
         """Move the bar."""
+        if self.bar is None:
+            begun, hidden = trainer.updates - 1, dist_util.rank() != 0 or not sys.stderr.isatty()
+            self.bar = tqdm(total=trainer.last_update, initial=begun, unit="update", disable=hidden)
         self.bar.update()
         if trainer.finished:
             self.bar.close()
@@ -94,9 +168,9 @@ class Progress(TrainObserver):
         """Show loss, speed and time left."""
         speed = values["images_per_second"]
         figures = f"loss {values['loss']:.4g}, {speed:.4g} images/s"
-        if self.has_bar:
+        if self.bar is not None and not self.bar.disable:
             self.bar.set_postfix_str(figures)
-        elif self.visible:
+        elif dist_util.rank() == 0:
             left = ""
             if trainer.last_update is not None:
                 seconds = (trainer.last_update - trainer.updates) * trainer.images_per_update / speed

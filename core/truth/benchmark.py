@@ -18,7 +18,8 @@ from dime.core.metrics.measurement import Measurement, bootstrap_interval
 from dime.core.metrics.metric import select_pairs
 from dime.core.metrics.report import Report
 from dime.core.results import Pair, ResultTree
-from dime.core.truth.cases import Case, Cases, Oracle, Truth
+from dime.core.truth.cases import Case, Cases, Oracle
+from dime.core.truth.faces import DrawnFaces
 from dime.core.truth.rows import FLIPS, ROWS, Row
 
 TRUTH, INPUT = "(true cf)", "(input)"
@@ -71,11 +72,10 @@ class Measured:
         """
         values = self.values[row.name].astype(float)
         chosen = self.masks[row.among] & np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-        values = values[chosen]
+        ids, values = self.ids[chosen], values[chosen]
         if not len(values) or not np.isfinite(row.combine(values)):
             return None
-        _, seeds = np.unique(self.ids[chosen], return_counts=True)
-        images = np.split(np.argsort(self.ids[chosen], kind="stable"), np.cumsum(seeds)[:-1])
+        images = [np.flatnonzero(ids == id) for id in np.unique(ids)]
 
         def resampled(rows: np.ndarray) -> float:
             return row.combine(values[np.concatenate([images[image] for image in rows])])
@@ -92,7 +92,7 @@ class Benchmark:
     """
 
     experiments: Sequence[Experiment]
-    truth: Truth
+    truth: DrawnFaces
     oracle: Oracle
     machine: Machine
     rows: Sequence[Row] = ROWS
@@ -101,63 +101,53 @@ class Benchmark:
     def measured(self) -> dict[str, Measured]:
         """Everything measured on every experiment."""
         for experiment in self.experiments:
-            for pair in experiment.pairs:
-                self.truth.has(pair.id)  # an unknown id shows before the work
+            for id in experiment.ids:
+                self.truth.face(id)  # an unknown id shows before the work
         return {each.name: self._measure(each.pairs, (FLIPS, *self.rows, *each.rows)) for each in self.experiments}
 
     def report(self) -> Report:
         """The table. Raises InputError where an experiment has no image with a true counterfactual."""
         report = Report.empty(self.measured)
+
+        def fill(name: str, measured: Measured, rows: Sequence[Row]) -> None:
+            found = {row.name: measured.measurement(row) for row in rows}
+            report.measurements[name] = {row: number for row, number in found.items() if number}
+
         for each in self.experiments:
             measured = self.measured[each.name]
             report.caveats[each.name] = left_out(each.name, measured, self.truth.query)
-            report.measurements[each.name] = _numbers(measured, (FLIPS, *self.rows, *each.rows))
-            report.missing[each.name] = list(each.missing)
-            told = [row.name for row in each.rows if row.among == "flipped"]
-            if told and not measured.masks["flipped"].any():
-                line = f"{', '.join(told)}: no counterfactual of {each.name} reached its target"
-                report.missing[each.name].append(line)
+            fill(each.name, measured, (FLIPS, *self.rows, *each.rows))
+            told = [row.name for row in each.rows if row.among == "flipped" and not measured.masks["flipped"].any()]
+            line = f"{', '.join(told)}: no counterfactual of {each.name} reached its target"
+            report.missing[each.name] = [*each.missing, *([line] if told else [])]
         pairs = max((experiment.pairs for experiment in self.experiments), key=len)
         for name, written in ((TRUTH, "truth"), (INPUT, "x")):
-            report.measurements[name] = _numbers(self._measure(pairs, self.rows, written), self.rows)
+            fill(name, self._measure(pairs, self.rows, written), self.rows)
         return report
 
     def examples(self, count: int) -> dict[str, list[Case | None]]:
         """The first images of the first experiment that have a true counterfactual, in all experiments (None: not
-        there).
+        there), of their first seed.
         """
         first = self.measured[self.experiments[0].name]
-        ids = dict.fromkeys(first.ids[first.masks["true"]].tolist())
-        found = {}
-        for experiment in self.experiments:
-            by_id = {pair.id: pair for pair in reversed(experiment.pairs)}  # of the first seed
-            cases = [self.truth.case(by_id[id]) if id in by_id else None for id in list(ids)[:count]]
-            found[experiment.name] = cases
-        return found
+        ids = list(dict.fromkeys(first.ids[first.masks["true"]].tolist()))[:count]
+        pairs = {each.name: {pair.id: pair for pair in reversed(each.pairs)} for each in self.experiments}
+        return {
+            name: [self.truth.case(by_id[id]) if id in by_id else None for id in ids] for name, by_id in pairs.items()
+        }
 
     def _measure(self, pairs: Sequence[Pair], rows: Sequence[Row], written: str = "cf") -> Measured:
         """written: which picture of a case is taken for its counterfactual."""
         parts, query = [], self.truth.names.index(self.truth.query)
         for each in batches(pairs, self.truth.case, self.machine):
-            cases = Cases([replace(case, cf=getattr(case, written)) for case in each], self.oracle, query)
-            masks = {
-                "all": np.ones(len(each), bool),
-                "flipped": cases.flipped,
-                "correct": cases.correct,
-                "true": cases.correct & cases.shows,
-            }
-            parts.append((cases.ids, masks, {row.name: row.per_image(cases) for row in rows}))
-        ids, masks, values = zip(*parts, strict=True)
-        return Measured(np.concatenate(ids), _joined(masks), _joined(values))
-
-
-def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _numbers(measured: Measured, rows: Sequence[Row]) -> dict[str, Measurement]:
-    numbers = {row.name: measured.measurement(row) for row in rows}
-    return {name: number for name, number in numbers.items() if number}
+            c = Cases([replace(case, cf=getattr(case, written)) for case in each], self.oracle, query)
+            masks = {"all": c.ids >= 0, "flipped": c.flipped, "correct": c.correct, "true": c.correct & c.shows}
+            parts.append(({"ids": c.ids}, masks, {row.name: row.per_image(c) for row in rows}))
+        ids, masks, values = (
+            {name: np.concatenate([part[name] for part in column]) for name in column[0]}
+            for column in zip(*parts, strict=True)
+        )
+        return Measured(ids["ids"], masks, values)
 
 
 def left_out(name: str, measured: Measured, query: str) -> list[str]:
@@ -169,9 +159,8 @@ def left_out(name: str, measured: Measured, query: str) -> list[str]:
             f"{name}: none of its {len(set(measured.ids))} images has a true counterfactual "
             f"({misjudged} misjudged by the classifier, in {hidden} {query} does not show)"
         )
-    lines = []
-    if misjudged:
-        lines.append(f"{name}: {misjudged} images that its classifier misjudges have no true counterfactual")
-    if hidden:
-        lines.append(f"{name}: in {hidden} images {query} does not show, so that nothing would have to change")
-    return lines
+    lines = {
+        f"{name}: {misjudged} images that its classifier misjudges have no true counterfactual": misjudged,
+        f"{name}: in {hidden} images {query} does not show, so that nothing would have to change": hidden,
+    }
+    return [line for line, count in lines.items() if count]

@@ -1,4 +1,4 @@
-"""What the truth benchmark measures: explained images beside their truth, wherever that comes from.
+"""What the truth benchmark measures: explained images beside their truth, and what networks see in them.
 
 Pictures are 8-bit, (H, W, 3) in grey levels 0 to 255, and have passed through all that the run's pictures pass through.
 """
@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
+import torch
 
+from dime.core.datasets import ATTRIBUTES
+from dime.core.errors import InputError
+from dime.core.images import from_image
+from dime.core.metrics.features import Machine, computing
+from dime.core.metrics.mnac import decide
+from dime.core.networks.classifiers import load_classifier
 from dime.core.results import Pair
 
 Oracle = Callable[[np.ndarray], np.ndarray]
@@ -35,41 +41,14 @@ class Case:
     expected: np.ndarray
 
 
-class Truth(Protocol):
-    """Where the truth about a run's images comes from: a data set that can show each of them with one attribute
-    turned over (core.truth.faces). Everything raises InputError for an id that the data set does not have.
-
-    names: the A attributes that a picture may show. query: the one that was explained.
-    """
-
-    names: Sequence[str]
-    query: str
-
-    def has(self, id: int) -> np.ndarray:
-        """Which attributes the image has, (A,) bool."""
-
-    def case(self, pair: Pair) -> Case:
-        """A pair of files with its truth. Raises InputError when the tree's input is not the image it should be."""
-
-    def picture(self, id: int, turned: str = "") -> np.ndarray:
-        """The image as a network sees it; with one attribute turned over, if one is named."""
-
-    def labels(self) -> np.ndarray:
-        """Labels (M, A), 0 or 1, of the whole data set."""
-
-
-def change(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a - b| (N, H, W) of pictures (N, H, W, 3), mean over channels, in grey levels."""
-    return np.abs(a.astype(float) - b.astype(float)).mean(axis=-1)
-
-
 class Cases:
     """N cases as arrays, and what an oracle sees in them.
 
-    each: the cases. x, cf, truth: (N, H, W, 3). region: (N, H, W). changed, missed, needed: (N, H, W), the differences
-    of input and counterfactual, of counterfactual and truth, and of input and truth. expected, seen, cf_seen: (N, A),
-    the last two the oracle's decisions. query: the column of A that was explained. ids: (N,). correct, flipped: (N,)
-    bool, of the explained classifier. target: (N,) the label asked for, 0 or 1: the opposite of what it said.
+    each: the cases. x, cf, truth: (N, H, W, 3). region: (N, H, W). changed, missed, needed: (N, H, W), |difference|, in
+    grey levels and the mean over channels, of input and counterfactual, of counterfactual and truth, and of input and
+    truth. expected, seen, cf_seen: (N, A), the last two the oracle's decisions. query: the column of A that was
+    explained. ids: (N,). correct, flipped: (N,) bool, of the explained classifier. target: (N,) the label asked for, 0
+    or 1: the opposite of what it said. shows: (N,) whether there is anything to change.
     """
 
     def __init__(self, each: Sequence[Case], oracle: Oracle, query: int) -> None:
@@ -81,8 +60,41 @@ class Cases:
         self.ids, self.correct, self.flipped = (
             np.array([getattr(case.pair, name) for case in each]) for name in ("id", "correct", "flipped")
         )
-        self.changed, self.missed = change(self.x, self.cf), change(self.cf, self.truth)
-        self.needed = change(self.x, self.truth)
+        x, cf, truth = (pictures.astype(float) for pictures in (self.x, self.cf, self.truth))
+        self.changed, self.missed, self.needed = (
+            np.abs(a - b).mean(axis=-1) for a, b in ((x, cf), (cf, truth), (x, truth))
+        )
         self.seen, self.cf_seen = oracle(self.x), oracle(self.cf)
         self.target = (has[:, query] != self.correct).astype(int)
         self.shows = self.region.any(axis=(1, 2))
+
+
+def load_oracle(path: str, names: Sequence[str], machine: Machine, needs: Sequence[str]) -> tuple[Oracle, np.ndarray]:
+    """A network that says which of the attributes `names` (A of them) a picture shows, and which of them it knows, (A,)
+    bool; of the others it says 0. It must be independent of the classifier that is explained.
+
+    Raises InputError for a file that is no such network, or does not know one of those that it `needs`.
+    """
+    network = load_classifier(path, machine.device)
+    outputs = network.names or list(ATTRIBUTES)
+    if network.num_outputs != len(outputs):
+        raise InputError(f"{path}: has {network.num_outputs} outputs without names, expected {len(outputs)}")
+    for name in needs:
+        if name not in outputs:
+            raise InputError(f"{path}: does not decide on {name}; give an oracle trained on it as --oracle-path")
+    known = np.array([name in outputs for name in names])
+    columns = [outputs.index(name) for name in names if name in outputs]
+
+    def oracle(pictures: np.ndarray) -> np.ndarray:
+        seen = np.zeros((len(pictures), len(names)), dtype=int)
+        seen[:, known] = decide(outputs_on(pictures, network, machine)[:, columns])
+        return seen
+
+    return oracle, known
+
+
+def outputs_on(pictures: np.ndarray, network: Callable[[torch.Tensor], torch.Tensor], machine: Machine) -> torch.Tensor:
+    """A network's outputs (N, C), on the CPU, on pictures (N, H, W, 3), 8-bit."""
+    with computing():
+        parts = from_image(pictures).split(machine.batch_size)
+        return torch.cat([network(part.to(machine.device)).float().cpu() for part in parts])

@@ -45,16 +45,15 @@ class Task:
         Raises InputError where the experiment's configuration lacks a part, or chunks disagree.
         """
         tree.pairs()  # that there is an experiment at all
-        values = {}
+        found = {flag: recorded(tree, flag) for flag in get_type_hints(cls)}
+        found |= {} if data_dir is None else {"data_dir": {data_dir}}
         for flag, kind in get_type_hints(cls).items():
-            found = {data_dir} if flag == "data_dir" and data_dir is not None else recorded(tree, flag)
-            if len(found) != 1 or not all(isinstance(value, kind) for value in found):
-                what = f"{len(found)} different values of" if len(found) > 1 else "no readable config.yaml with"
+            if len(found[flag]) != 1 or not all(isinstance(value, kind) for value in found[flag]):
+                what = "different values of" if len(found[flag]) > 1 else "no readable config.yaml with"
                 raise InputError(
                     f"{tree.results}: {what} {flag}; the truth benchmark needs an experiment as main.py left it"
                 )
-            values[flag] = found.pop()
-        return cls(**values)
+        return cls(**{flag: values.pop() for flag, values in found.items()})
 
     def __str__(self) -> str:
         part = "train" if self.use_train else "val"
@@ -63,7 +62,11 @@ class Task:
 
 
 class DrawnFaces:
-    """The Truth (core.truth.cases) of a task on drawn faces. Raises InputError when they are not, or lie elsewhere."""
+    """What is known of a task's images, each of which can be drawn with one attribute turned over.
+
+    names: the A attributes that a picture may show. query: the one that was explained. Raises InputError when the
+    images are no drawn faces, or lie elsewhere; and everywhere for an id that the data set does not have.
+    """
 
     names = DRAWN
 
@@ -81,7 +84,7 @@ class DrawnFaces:
         self._known, self._turned = cache(self._know), cache(self._turn)  # what one experiment needs, all do
 
     def face(self, id: int) -> Face:
-        """The face that the run calls by this id. Raises InputError for an id that the data set does not have."""
+        """The face that the run calls by this id."""
         if id >= len(self.files):
             raise InputError(
                 f"{self.data_dir}: has {len(self.files)} images to explain, but the experiment holds number {id}; "
@@ -93,19 +96,19 @@ class DrawnFaces:
         return self.faces[name]
 
     def has(self, id: int) -> np.ndarray:
-        """See Truth."""
+        """Which attributes the image has, (A,) bool."""
         return _attributes(self.face(id))
 
     def labels(self) -> np.ndarray:
-        """See Truth."""
+        """Labels (M, A), 0 or 1, of the whole data set."""
         return np.array([_attributes(face) for face in self.faces.values()], dtype=int)
 
     def picture(self, id: int, turned: str = "") -> np.ndarray:
-        """See Truth."""
+        """The image as a network sees it, (H, W, 3), 8-bit; with one attribute turned over, if one is named."""
         return self._known(id)[turned == self.query] if turned in ("", self.query) else self._turned(id, turned)
 
     def case(self, pair: Pair) -> Case:
-        """See Truth."""
+        """A pair of files with its truth. Raises InputError when the tree's input is not the image it should be."""
         picture, truth, region, expected = self._known(pair.id)
         x, cf = (np.asarray(read_image(str(path))) for path in (pair.original, pair.counterfactual))
         ours = _as_file(picture, pair.original.suffix)
@@ -123,8 +126,7 @@ class DrawnFaces:
         drawings = draw(face), draw(other)
         mask = Image.fromarray(changed_pixels(*drawings)).convert("RGB")
         region = self.transform(mask)[0].numpy() > -1  # a pixel that any changed one enters
-        pictures = (self._as_seen(drawing) for drawing in drawings)
-        return *pictures, region, _attributes(face) != _attributes(other)
+        return *map(self._as_seen, drawings), region, _attributes(face) != _attributes(other)
 
     def _turn(self, id: int, turned: str) -> np.ndarray:
         return self._as_seen(draw(counterfactual(self.face(id), turned)))

@@ -1,4 +1,4 @@
-"""The rows of the truth benchmark: how near a counterfactual comes to the true one.
+"""The rows of the truth benchmark: how near a counterfactual comes to the true one, and what it cost.
 
 A row of your own is a Row: what is measured on each image, and what becomes of it. Changes and distances are means of
 absolute differences over pixels and channels, in grey levels (0 to 255).
@@ -6,15 +6,26 @@ absolute differences over pixels and channels, in grey levels (0 to 255).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
+from dime.core.errors import InputError
+from dime.core.guidance import Binary, Guidance
+from dime.core.methods import METHODS, Settings
 from dime.core.metrics.attribute_scores import area_under_curve
+from dime.core.metrics.faces import SMALL_FS, face_features, face_similarity
+from dime.core.metrics.features import Machine
 from dime.core.metrics.flip_rate import FLIP_RATE
-from dime.core.truth.cases import Cases
+from dime.core.results import ResultTree
+from dime.core.run_config import configurations
+from dime.core.sampler import Denoiser
+from dime.core.summary import ImageRecord
+from dime.core.truth.cases import Cases, outputs_on
+from guided_diffusion.script_util import create_diffusion
 
 TURNED = "attribute turned over"
 OTHERS = "other attributes changed"
@@ -27,6 +38,7 @@ ALIGNMENT = "alignment"
 DISTANCE = "distance to the truth"
 RECOVERED = "recovered"
 RECOVERED_INSIDE = "recovered inside the region"
+EVALUATIONS = "evaluations per image"
 
 
 @dataclass(frozen=True)
@@ -96,3 +108,46 @@ ROWS = (
 """What is right about a counterfactual: measured on the true counterfactuals and on the inputs as well."""
 
 FLIPS = Row(FLIP_RATE, lambda c: c.flipped, among="all")
+
+
+def similarity(path: str, machine: Machine) -> Row:
+    """FS by the features of a small CNN: cosine of input and counterfactual."""
+    network = face_features(path, machine).network
+    return Row(SMALL_FS, lambda c: face_similarity(*(outputs_on(each, network, machine) for each in (c.x, c.cf))))
+
+
+def evaluations(flags: Mapping[str, Any], attempts: int = 1) -> int:
+    """How often a method evaluates the U-Net in so many attempts: counted, on a network that does nothing.
+
+    flags: of main.py; those of the diffusion process, the method and its settings.
+    """
+    calls, outputs = [], 2 if flags["learn_sigma"] else 1
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append(t)
+        return x.new_zeros(len(x), outputs * x.shape[1], *x.shape[2:])
+
+    settings = Settings(**{each.name: flags[each.name] for each in fields(Settings) if each.name in flags})
+    x, guidance = torch.zeros(1, 3, 8, 8), Guidance(lambda x: x.mean(dim=(2, 3)), Binary())
+    pull = guidance.towards(x, None, torch.ones(1), scale=0)
+    method, denoiser = METHODS[flags["method"]](settings), Denoiser(network, create_diffusion(flags))
+    inversion = method.invert(denoiser, x, x, torch.zeros)
+    for _ in range(attempts):
+        method(denoiser, x, x, pull, noise=lambda i: torch.zeros, inversion=inversion)
+    return len(calls)
+
+
+def evaluations_spent(trees: Sequence[ResultTree]) -> Row:
+    """The row of evaluations per image, all scales tried together. Raises InputError where a run does not say them."""
+    spent = {}
+    for tree in trees:
+        flags = next(iter(configurations(tree)), {})
+        try:
+            scales = np.float32(flags["classifier_scales"]).tolist()
+            after = [evaluations(flags, attempts) for attempts in range(1, len(scales) + 1)]
+            for pair in tree.pairs():
+                record = ImageRecord.from_text(pair.id, pair.info.read_text())
+                spent[pair.info] = after[scales.index(record.scale)]
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise InputError(f"{tree.results}: its files do not say which scales were tried ({error})") from None
+    return Row(EVALUATIONS, lambda c: np.array([spent[case.pair.info] for case in c.each]), among="all")

@@ -10,34 +10,37 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dime.core.drawn_faces.attributes import require_drawn
 from dime.core.errors import InputError
 from dime.core.metrics.cd import correlation_difference, correlations
 from dime.core.metrics.features import Machine, batches
-from dime.core.networks.classifiers import load_classifier, output_column
+from dime.core.metrics.metric import Context, recorded_classifier
 from dime.core.results import ResultTree
-from dime.core.run_config import recorded
-from dime.core.truth.cases import Cases, Truth
-from dime.core.truth.oracle import outputs_on
+from dime.core.truth.cases import Cases, outputs_on
+from dime.core.truth.faces import DrawnFaces
 from dime.core.truth.rows import Row
-
-CD = "CD"
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """An attribute that a classifier may use in the place of the query; both are attributes that the truth names."""
+    """An attribute that a classifier may use in the place of the query; InputError for one that is not drawn."""
 
     query: str
     name: str
 
+    def __post_init__(self) -> None:
+        require_drawn(self.name)
+        if self.name == self.query:
+            raise InputError(f"--shortcut {self.name}: is the attribute explained; name another one")
+
     @property
     def row_names(self) -> tuple[str, ...]:
         """The rows of the table: what the explanations tell, then what is true; docs/truth.md says what they mean."""
-        told = (CD, f"{self.name}: correlation of changes", f"{self.name}: moves along")
+        told = ("CD", f"{self.name}: correlation of changes", f"{self.name}: moves along")
         turned = (f"classifier: turned by {name} alone" for name in (self.query, self.name))
         return (*told, *turned, f"classifier: reliance on {self.name}")
 
-    def told(self, truth: Truth, known: np.ndarray) -> tuple[Row, ...]:
+    def told(self, truth: DrawnFaces, known: np.ndarray) -> tuple[Row, ...]:
         """What the counterfactuals that reached their target say.
 
         known: (A,) bool, the attributes that the oracle decides on; CD is taken over those. An image counts for "moves
@@ -46,6 +49,10 @@ class Shortcut:
         own = truth.names.index(self.name)
         query, column = (int(known[: truth.names.index(name)].sum()) for name in (self.query, self.name))
         labels = truth.labels()[:, known]
+
+        def cd(changes: np.ndarray) -> float:
+            value = correlation_difference(labels, changes, query).value
+            return np.nan if value is None else value
 
         def correlation(changes: np.ndarray) -> float:
             with np.errstate(invalid="ignore"):
@@ -57,33 +64,34 @@ class Shortcut:
         def along(c: Cases) -> np.ndarray:
             return np.where(c.seen[:, own] != c.target, c.cf_seen[:, own] == c.target, np.nan)
 
-        cd, correlated, moves_along, *_ = self.row_names
         return (
-            Row(cd, changes, lambda v: correlation_difference(labels, v, query).value, "flipped", interval=False),
-            Row(correlated, changes, correlation, "flipped"),
-            Row(moves_along, along, among="flipped"),
+            Row(self.row_names[0], changes, cd, "flipped", interval=False),
+            Row(self.row_names[1], changes, correlation, "flipped"),
+            Row(self.row_names[2], along, among="flipped"),
         )
 
     def true(
-        self, trees: Sequence[ResultTree], query_label: int, ids: Sequence[int], truth: Truth, machine: Machine
+        self, trees: Sequence[ResultTree], ids: Sequence[int], truth: DrawnFaces, machine: Machine
     ) -> tuple[Row, ...]:
         """What the classifier of some runs goes by: its decisions on images with one attribute turned over.
 
-        ids: in order. Raises InputError where the runs' configurations do not name one classifier, or it is not there.
+        ids: in order. Raises InputError where the runs do not explain one classifier, or it is not there.
         """
-        network, column = explained_classifier(trees, query_label, machine)
+        if len({recorded_classifier(tree) for tree in trees}) != 1:
+            raise InputError(f"{trees[0].results}: its seeds explain different classifiers")
+        network, decision = Context(machine).explained(trees[0])
 
         def logits_on(turned: str) -> np.ndarray:
-            """The logits (N,) of the query on the images, with an attribute turned over ('': as they are)."""
+            """The logits (N, 1) of the query on the images, with an attribute turned over ('': as they are)."""
             pictures = batches(ids, lambda id: truth.picture(id, turned), machine)
-            logits = [outputs_on(np.stack(part), network, machine)[:, column] for part in pictures]
-            return torch.cat(logits).double().numpy()
+            return torch.cat([outputs_on(np.stack(part), network, machine) for part in pictures])[:, [decision.output]]
 
         names = (self.query, self.name)
-        before, after = logits_on(""), np.stack([logits_on(name) for name in names], axis=1)
+        before, after = logits_on(""), torch.cat([logits_on(name) for name in names], dim=1)
+        before, after = before.double().numpy(), after.double().numpy()
         had = np.stack([truth.has(id)[[truth.names.index(name) for name in names]] for id in ids])
-        effects = np.where(had, -1, 1) * (after - before[:, None])  # (N, 2), of giving each of the two
-        turned = (after > 0) != (before[:, None] > 0)
+        effects = np.where(had, -1, 1) * (after - before)  # (N, 2), of giving each of the two
+        turned = (after > 0) != (before > 0)
 
         def reliance(effects: np.ndarray) -> float:
             query, shortcut = effects.mean(axis=0)
@@ -95,14 +103,3 @@ class Shortcut:
             Row(by_shortcut, lambda c: turned[np.searchsorted(ids, c.ids), 1], among="all"),
             Row(relied_on, lambda c: effects[np.searchsorted(ids, c.ids)], reliance, "all"),
         )
-
-
-def explained_classifier(
-    trees: Sequence[ResultTree], query_label: int, machine: Machine
-) -> tuple[torch.nn.Module, int]:
-    """The classifier that runs explain, and its output. Raises InputError where it cannot be found."""
-    paths = set().union(*(recorded(tree, "classifier_path") for tree in trees))
-    if len(paths) != 1:
-        raise InputError(f"{trees[0].results}: its configuration does not name one classifier_path")
-    network = load_classifier(path := paths.pop(), machine.device)
-    return network, output_column(network, query_label, path)

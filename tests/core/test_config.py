@@ -58,6 +58,18 @@ def test_a_preset_in_python_is_what_its_flags_are():
         preset("demo", colour=1)
 
 
+def test_a_preset_may_be_a_file(tmp_path):
+    file = tmp_path / "preset.yaml"
+    file.write_text("method: inverted\nclassifier_scales: [1.0, 2.5]\nrepaint: 0.1\n")
+    given = parsed("--preset", f"demo,{file}", "--repaint", "0.2")
+    assert (given["method"], given["classifier_scales"], given["repaint"]) == ("inverted", (1.0, 2.5), 0.2)
+    assert preset(str(file)).classifier_scales == (1.0, 2.5)
+    for text in ("- a list", "{", "3: 4"):
+        file.write_text(text)
+        with pytest.raises(InputError, match="--preset"):
+            preset(str(file))
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_flags_it_stands_for(name):
     assert parsed("--preset", name) == parsed(*as_arguments(PRESETS[name])) | {"preset": [name]}

@@ -15,17 +15,15 @@ from PIL import Image
 
 from dime.core.datasets import ATTRIBUTES, CelebA
 from dime.core.drawn_faces import DRAWN, Correlation, Face, counterfactual, draw, folder, labels_of, region, sample_face
-from dime.core.drawn_faces.attributes import EXCLUSIVE, HAIR_COLOURS, NATURAL, natural_probability
+from dime.core.drawn_faces.attributes import EXCLUSIVE, HAIR_COLOURS, natural_probability
+from dime.core.drawn_faces.drawing import counterfactual_sheet, thumbnail
 from dime.core.drawn_faces.folder import Plan, load_faces, write_folder
-from dime.core.drawn_faces.sheets import contact_sheet, counterfactual_sheet, thumbnail
 from dime.core.errors import InputError
 from tests.helpers import golden
 from tests.metric_world import run_script
 
 FACES = [sample_face(0, index) for index in range(16)]
 MANY = [sample_face(3, index) for index in range(3000)]
-
-
 FEW = [FACES[index] for index in (2, 3, 9, 15)]  # bald and old; a man; a smiling woman in a hat; lipstick, bangs
 
 drawing = lru_cache(maxsize=200)(draw)
@@ -39,14 +37,19 @@ def small(face: Face) -> np.ndarray:
     return np.asarray(thumbnail(drawing(face)), np.float32)
 
 
-# --- a face depends on its seed and number alone
+def assert_share(found: list[bool], p: float) -> None:
+    assert abs(np.mean(found) - p) < 4 * np.sqrt(p * (1 - p) / len(found))  # four standard errors
 
 
 def test_a_face_is_determined_by_seed_and_index():
-    assert sample_face(0, 5) == FACES[5]
-    assert np.array_equal(pixels(sample_face(0, 5)), pixels(FACES[5]))
+    assert sample_face(0, 5) == FACES[5] != sample_face(1, 5)
+    assert np.array_equal(np.asarray(draw(sample_face(0, 5)), np.int16), pixels(FACES[5]))
     assert len({(f.yaw, f.skin_tone, f.hair_tint) for f in MANY}) == len(MANY)
-    assert sample_face(1, 5) != FACES[5]
+    for face in FACES:
+        assert Face.from_dict(json.loads(json.dumps(face.to_dict()))) == face
+    other_version = {name: value for name, value in FACES[0].to_dict().items() if name != "yaw"}
+    with pytest.raises(InputError, match="yaw"):
+        Face.from_dict(other_version)
 
 
 def test_pictures_stay_as_they_are():
@@ -55,22 +58,10 @@ def test_pictures_stay_as_they_are():
     assert np.abs(tiny - golden("drawn_faces")["thumbnails"]).max() <= 2
 
 
-def test_faces_vary_as_much_as_people():
+def test_faces_vary_as_much_as_people_and_any_size_shows_the_same_picture():
     flat = np.stack([small(face) for face in FACES]).reshape(len(FACES), -1)
     apart = np.abs(flat[:, None] - flat[None]).mean(2) + 255 * np.eye(len(FACES))
     assert apart.min() > 15  # grey levels, on average over the picture
-
-
-def test_a_face_survives_json_and_another_versions_is_refused():
-    for face in FACES:
-        assert Face.from_dict(json.loads(json.dumps(face.to_dict()))) == face
-    values = FACES[0].to_dict()
-    del values["yaw"]
-    with pytest.raises(InputError, match="yaw"):
-        Face.from_dict(values)
-
-
-def test_any_size_shows_the_same_picture():
     large = draw(FACES[0], (356, 436)).resize((178, 218), Image.Resampling.BOX)
     assert np.abs(np.asarray(large, np.int16) - pixels(FACES[0])).mean() < 4  # grain and edges differ
 
@@ -78,27 +69,15 @@ def test_any_size_shows_the_same_picture():
 # --- attributes and their correlations
 
 
-def test_labels_are_celebas_forty():
-    labels = labels_of(FACES[0])
-    assert tuple(labels) == ATTRIBUTES
-    assert {name for name in labels if labels[name]} == FACES[0].has <= set(DRAWN)
-
-
 def test_natural_habits():
     for face in MANY:
-        assert not any(len(group & face.has) > 1 and "Bald" in face.has for group in EXCLUSIVE)
         assert len(face.has & set(HAIR_COLOURS)) <= 1
-        assert "Male" in face.has or not face.has & {"Mustache"}
-        assert "Male" in face.has or "No_Beard" in face.has
+        assert not any(len(group & face.has) > 1 and "Bald" in face.has for group in EXCLUSIVE)
+        assert "Male" in face.has or ("No_Beard" in face.has and "Mustache" not in face.has)
     for name, given in (("Smiling", "Male"), ("Eyeglasses", "Young"), ("Wearing_Earrings", "Male")):
         for having in (True, False):
-            group = [face for face in MANY if (given in face.has) == having]
-            p = natural_probability(name, {given} if having else set())
-            share = np.mean([name in face.has for face in group])
-            assert abs(share - p) < 4 * np.sqrt(p * (1 - p) / len(group))  # four standard errors
-
-
-def test_every_drawn_attribute_occurs_and_is_missing():
+            group = [name in face.has for face in MANY if (given in face.has) == having]
+            assert_share(group, natural_probability(name, {given} if having else set()))
     for name in DRAWN:
         assert 0.04 < np.mean([name in face.has for face in MANY]) < 0.96, name
 
@@ -111,21 +90,16 @@ def test_a_planted_correlation_holds(text):
     assert str(planted) == text
     faces = [sample_face(3, index, [planted]) for index in range(len(MANY))]
     for having in (True, False):
-        group = [f for f in faces if (planted.leader in f.has) == having]
-        share = np.mean([(planted.follower in f.has) == having for f in group])
-        p = planted.agreement
-        assert abs(share - p) < 4 * np.sqrt(p * (1 - p) / len(group))  # four standard errors
+        group = [(planted.follower in f.has) == having for f in faces if (planted.leader in f.has) == having]
+        assert_share(group, planted.agreement)
 
 
 def test_planting_changes_the_follower_and_nothing_else():
     planted = [Correlation("Smiling", "Eyeglasses", 0.9)]  # nothing depends on Eyeglasses
-    changed = 0
-    for face in MANY[:300]:
-        other = sample_face(3, face.index, planted)
-        assert other.has ^ face.has <= {"Eyeglasses"}
-        assert replace(other, has=face.has) == face
-        changed += other.has != face.has
-    assert changed > 50
+    others = [sample_face(3, face.index, planted) for face in MANY[:300]]
+    for face, other in zip(MANY, others, strict=False):
+        assert other.has ^ face.has <= {"Eyeglasses"} and replace(other, has=face.has) == face
+    assert sum(other != face for face, other in zip(MANY, others, strict=False)) > 50
 
 
 @pytest.mark.parametrize(
@@ -170,55 +144,40 @@ BOXES = {  # left, top, right, bottom in the 178x218 picture, for every pose: wh
 
 
 @pytest.mark.parametrize("name", DRAWN)
-@pytest.mark.parametrize("face", FEW, ids=lambda face: str(face.index))
-def test_counterfactual_changes_one_attribute_visibly_and_in_its_place(face, name):
-    other = counterfactual(face, name)
-    assert (name in other.has) != (name in face.has)
-    if name not in (*HAIR_COLOURS, "Bald", "Bangs"):
-        assert replace(other, has=face.has) == face and other.has ^ face.has == {name}
-    changed = (pixels(face) != pixels(other)).any(2)
-    mask = region(face, name)
-    assert mask.shape == (218, 178) and mask.dtype == bool
-    assert not (changed & ~mask).any()
-    assert 0.001 < mask.mean() < 0.5
-    if name in BOXES and not (name == "Bangs" and "Bald" in face.has):
-        left, top, right, bottom = BOXES[name]
-        mask[top:bottom, left:right] = False
-        assert not mask.any()
-    difference = np.abs(small(face) - small(other)).mean(2)
-    assert np.sort(difference.ravel())[-10:].mean() > 12  # ten pixels of 64x64 that differ plainly
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_turning_an_attribute_twice_draws_the_first_face(name):
+def test_counterfactual_changes_one_attribute_visibly_and_in_its_place(name):
     for face in FEW:
+        other = counterfactual(face, name)
+        assert (name in other.has) != (name in face.has)
+        if name not in (*HAIR_COLOURS, "Bald", "Bangs"):
+            assert replace(other, has=face.has) == face and other.has ^ face.has == {name}
+        changed, mask = (pixels(face) != pixels(other)).any(2), region(face, name)
+        assert mask.shape == (218, 178) and mask.dtype == bool
+        assert not (changed & ~mask).any() and 0.001 < mask.mean() < 0.5
+        if name in BOXES and not (name == "Bangs" and "Bald" in face.has):
+            left, top, right, bottom = BOXES[name]
+            mask[top:bottom, left:right] = False
+            assert not mask.any()
+        difference = np.abs(small(face) - small(other)).mean(2)
+        assert np.sort(difference.ravel())[-10:].mean() > 12  # ten pixels of 64x64 that differ plainly
         hidden = "Bald" in face.has and name in (*HAIR_COLOURS, "Bangs")
-        lost = name == "Bald" and "Bangs" in face.has
-        if not hidden and not lost:
-            again = counterfactual(counterfactual(face, name), name)
+        if not hidden and not (name == "Bald" and "Bangs" in face.has):  # twice gives the first face again
+            again = counterfactual(other, name)
             assert again.has == face.has and np.array_equal(pixels(again), pixels(face))
 
 
-def test_hair_colours_give_way_to_each_other():
+def test_hair_colours_and_baldness_give_way_to_each_other():
     face = next(f for f in MANY if "Black_Hair" in f.has)
-    blond = counterfactual(face, "Blond_Hair")
-    assert blond.has == face.has - {"Black_Hair"} | {"Blond_Hair"}
+    assert counterfactual(face, "Blond_Hair").has == face.has - {"Black_Hair"} | {"Blond_Hair"}
     without = counterfactual(face, "Black_Hair")
     assert without.hair == face.other_hair and "Black_Hair" not in without.has
-
-
-def test_baldness_hides_hair_and_gives_it_back():
     bald = next(f for f in MANY if "Bald" in f.has and f.hair in HAIR_COLOURS)
     assert counterfactual(bald, "Bald").has == bald.has - {"Bald"} | {bald.hair}
     assert counterfactual(bald, "Bangs").has == bald.has - {"Bald"} | {bald.hair, "Bangs"}
     assert counterfactual(bald, "Gray_Hair").has == bald.has - {"Bald"} | {"Gray_Hair"}
     fringe = next(f for f in MANY if "Bangs" in f.has and f.hair in HAIR_COLOURS)
     assert counterfactual(fringe, "Bald").has == fringe.has - {"Bangs", fringe.hair} | {"Bald"}
-
-
-def test_an_attribute_that_is_not_drawn_has_no_counterfactual():
     with pytest.raises(InputError, match="is not drawn"):
-        counterfactual(FACES[0], "Attractive")
+        counterfactual(face, "Attractive")
 
 
 # --- the folder
@@ -232,56 +191,50 @@ def drawn(tmp_path_factory) -> tuple[Path, Plan]:
     return path, plan
 
 
-def test_folder_is_read_like_celeba(drawn):
+def test_folder_is_read_like_celeba_and_knows_its_faces(drawn):
     path, plan = drawn
-    offset = 0
-    for partition, count in (("train", 40), ("val", 3), ("test", 2)):
+    faces = load_faces(path)
+    assert faces == [plan.face(index) for index in range(45)]
+    for partition, count, first in (("train", 40, 0), ("val", 3, 40), ("test", 2, 43)):
         data = CelebA(str(path), partition, 64)
-        assert len(data) == count
-        labels = labels_of(plan.face(offset))
+        assert len(data) == count and data[0].image.shape == (3, 64, 64)
+        labels = labels_of(faces[first])
+        assert tuple(labels) == ATTRIBUTES and {name for name in labels if labels[name]} == faces[first].has
         assert data[0].labels.bool().tolist() == list(labels.values())
-        assert data[0].image.shape == (3, 64, 64)
-        offset += count
     table = pd.read_csv(path / "list_attr_celeba.csv")
-    assert list(table.columns) == ["image_id", *ATTRIBUTES]
+    assert list(table.columns) == ["image_id", *ATTRIBUTES] and table.image_id[0] == "000001.jpg"
     assert set(np.unique(table.iloc[:, 1:])) == {-1, 1}
-    assert table.image_id[0] == "000001.jpg"
-    undrawn = [name for name in ATTRIBUTES if name not in NATURAL]
-    assert (table[undrawn] == -1).all(axis=None)
+    assert (table[[name for name in ATTRIBUTES if name not in DRAWN]] == -1).all(axis=None)
     with Image.open(path / "img_align_celeba" / "000045.jpg") as picture:
         assert picture.size == (178, 218) and picture.mode == "RGB"
-        error = np.abs(np.asarray(picture, np.int16) - pixels(plan.face(44))).mean()
-    assert error < 4  # JPEG
-
-
-def test_stored_faces_are_those_drawn(drawn):
-    path, plan = drawn
-    assert load_faces(path) == [plan.face(index) for index in range(len(plan))]
+        assert np.abs(np.asarray(picture, np.int16) - pixels(faces[44])).mean() < 4  # JPEG
 
 
 def test_workers_and_counts_do_not_matter(drawn, tmp_path):
     path, plan = drawn
     write_folder(tmp_path / "few", replace(plan, num_train=5, num_val=0, num_test=0), num_workers=1)
-    for name in (f"{k:06d}.jpg" for k in range(1, 6)):
-        few = (tmp_path / "few" / "img_align_celeba" / name).read_bytes()
-        assert few == (path / "img_align_celeba" / name).read_bytes()
+    for few in (tmp_path / "few" / "img_align_celeba").iterdir():
+        assert few.read_bytes() == (path / "img_align_celeba" / few.name).read_bytes()
 
 
-def test_the_same_again_does_nothing_and_other_settings_are_refused(drawn, monkeypatch):
+def test_the_same_again_does_nothing_and_anything_else_is_refused(drawn, tmp_path, monkeypatch):
     path, plan = drawn
     monkeypatch.setattr(folder, "draw", None)  # drawing anything would fail
     assert write_folder(path, plan) is False
     with pytest.raises(InputError, match="seed = 2, not 3"):
         write_folder(path, replace(plan, seed=3))
-
-
-def test_a_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="something else"):
-        write_folder(tmp_path, Plan(num_val=1))
-    with pytest.raises(InputError, match="something else"):
-        write_folder(tmp_path / "notes.txt", Plan(num_val=1))
+    for other in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(InputError, match="something else"):
+            write_folder(other, Plan(num_val=1))
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(InputError, match="no faces"):
+        write_folder(tmp_path / "none", Plan())
+    with pytest.raises(InputError, match="not found"):
+        load_faces(tmp_path)
+    (tmp_path / "faces.jsonl").write_text("{half a li")
+    with pytest.raises(InputError, match="damaged"):
+        load_faces(tmp_path)
 
 
 def test_an_empty_folder_is_filled_and_a_failure_leaves_nothing(tmp_path, monkeypatch):
@@ -300,24 +253,7 @@ def test_an_empty_folder_is_filled_and_a_failure_leaves_nothing(tmp_path, monkey
     assert len(load_faces(target)) == 1
 
 
-def test_nothing_to_draw_and_faces_of_a_foreign_or_damaged_folder(tmp_path):
-    with pytest.raises(InputError, match="no faces"):
-        write_folder(tmp_path / "none", Plan())
-    with pytest.raises(InputError, match="not found"):
-        load_faces(tmp_path)
-    (tmp_path / "faces.jsonl").write_text("{half a li")
-    with pytest.raises(InputError, match="damaged"):
-        load_faces(tmp_path)
-
-
-# --- sheets and the script
-
-
-def test_sheets():
-    assert contact_sheet(FACES[:3], columns=2).size == (2 * 132 + 4, 2 * 132 + 4)
-    sheet = counterfactual_sheet(FACES[:1], ["Smiling", "Bald"])
-    assert sheet.size == (150 + 3 * 132 + 4, 2 * 132 + 4)
-
+# --- the script and its sheets
 
 MAKE = importlib.import_module("make-drawn-faces")
 
@@ -328,7 +264,8 @@ def test_script(tmp_path):
     result = run_script(MAKE, *flags, "--contact_sheet", tmp_path / "sheet.png")
     assert result.code == 0 and "3 faces" in result.out
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.format == "PNG"
+        assert sheet.format == "PNG" and sheet.size == (3 * 132 + 4, 132 + 4)
+    assert counterfactual_sheet(FACES[:1], ["Smiling", "Bald"]).size == (150 + 3 * 132 + 4, 2 * 132 + 4)
     for face in load_faces(tmp_path / "set"):
         assert ("Smiling" in face.has) == ("Eyeglasses" in face.has)
         assert ("Young" in face.has) != ("Bangs" in face.has)

@@ -89,7 +89,7 @@ def test_every_scale_starts_from_the_same_noised_image():
     started = []
 
     class Spy(Sampler):
-        def __call__(self, denoiser, x, z_t, pull, noise, observe=None):
+        def __call__(self, denoiser, x, z_t, pull, noise, observe=None, inversion=None):
             started.append(z_t)
             return super().__call__(denoiser, x, z_t, pull, noise, observe)
 

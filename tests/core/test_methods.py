@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dime.core.estimates import InnerChain, chain_lengths, evenly_spread, last_prediction, masked_prediction
-from dime.core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region
+from dime.core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region, largest, worth
 from dime.core.methods import METHODS, Settings
 from dime.core.noise import PerImageNoise
 from dime.core.sampler import Denoiser, Gaussian, Region, Step
@@ -27,6 +27,7 @@ EVALUATIONS = {
     "fastdime2+": 2 * TAU,
     "gmd": TAU,
     "maskdime": TAU,
+    "inverted": 2 * TAU - 1,  # the inversion, and a chain whose first evaluation it has made
 }
 
 
@@ -239,6 +240,38 @@ def test_self_optimised_mask_waits():
 def test_fixed_mask_is_fixed():
     changed = torch.ones(3, 1, 8, 8, dtype=torch.bool)
     assert FixedMask(changed)(step_with(None), None) == Region(changed, changed)
+
+
+def test_what_serves_the_target_is_found():
+    """Three pixels come nearer to the grey of 0.3, one moves away from it, and one does more than both."""
+    x = torch.full((2, 3, 8, 8), 0.9)
+    other = x.clone()
+    other[:, :, 0, 0] -= 0.1
+    other[:, :, 0, 1] += 0.4
+    other[1, :, 5, 5] -= 0.5
+    served = worth(x, other, TowardsGrey(), 1)
+    # per channel the gradient is the value midway less 0.3
+    expected = torch.zeros(2, 1, 8, 8)
+    expected[:, :, 0, 0] = 3 * 0.55 * 0.1
+    expected[:, :, 0, 1] = -3 * 0.8 * 0.4
+    expected[1, :, 5, 5] = 3 * 0.35 * 0.5
+    torch.testing.assert_close(served, expected)
+    region = largest(served, 1 / 64)
+    assert region.nonzero().tolist() == [[0, 0, 0, 0], [1, 0, 5, 5]]
+    assert largest(served, torch.tensor([0.5, 0.0]).view(2, 1, 1, 1)).sum(dim=(1, 2, 3)).tolist() == [32, 0]
+    wide = worth(x, other, TowardsGrey(), 3)
+    torch.testing.assert_close(wide[1, 0, 4:7, 4:7], torch.full((3, 3), float(expected[1, 0, 5, 5]) / 9))
+    torch.testing.assert_close(wide[0, 0, 0, 0], expected[0].sum() / 4)  # a corner's square is cut
+
+
+def test_a_repainted_part_is_the_only_one_that_changes():
+    cf, evaluations = run("inverted", repaint=0.25, fresh_noise=1.0, blur_kernel=1)
+    changed = (cf != X).any(dim=1).flatten(1).sum(dim=1)
+    assert (changed <= 16).all() and (changed > 0).all()
+    assert evaluations == 3 * TAU - 2  # both passes begin where the inversion has been
+    silent = run("inverted", repaint=0.25, fresh_noise=1.0, blur_kernel=1, sampling_scale=0.0)[0]
+    assert not torch.equal(silent, cf)
+    assert ((silent == X) | (cf != X)).all()  # the part is the same one
 
 
 def test_spread_limit():

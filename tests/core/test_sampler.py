@@ -7,9 +7,9 @@ import torch
 
 from bench.plain_loop import plain_loop
 from dime.core.guidance import Binary, Guidance
-from dime.core.methods import dime
+from dime.core.methods import METHODS, dime
 from dime.core.noise import PerImageNoise, StreamNoise
-from dime.core.sampler import Denoiser, Sampler
+from dime.core.sampler import Denoiser, Sampler, evenly_spread
 from dime.core.settings import Settings
 from tests.helpers import golden, reference_arithmetic, relative_error, rnd
 from tests.networks import base_unet, classifier, vgg19_features
@@ -125,3 +125,80 @@ def test_per_image_noise_makes_neighbours_irrelevant():
     together = explain([0, 1, 2])
     assert torch.equal(explain([2, 0]), together[[2, 0]])
     assert torch.equal(explain([1]), together[[1]])
+
+
+class NoPull(ToyPull):
+    """Nothing pulls."""
+
+    def class_gradient(self, x_t: torch.Tensor, wrt: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.zeros_like(x_t)
+
+    distance_gradient = class_gradient
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize(("tau", "steps"), [(1, 0), (5, 0), (30, 0), (99, 0), (99, 7), (30, 1)])
+def test_the_input_comes_back_where_nothing_pulls(tau, steps, clip):
+    """Through a U-Net with learned variances, whose predictions leave [-1, 1] and are clipped or not."""
+    settings = Settings(start_step=tau, outer_steps=steps, clip_denoised=clip, method="inverted")
+    denoiser, noise, x = Denoiser(CountingModel(), toy_diffusion(100)), PerImageNoise(4), X[:2, :, :16, :16]
+    z, seen = denoiser.noised(x, tau, noise.noising([0, 1])(x.shape)), []
+    cf = METHODS["inverted"](settings)(
+        *(denoiser, x, z, NoPull(), lambda i: noise.step([0, 1], 0, i)), lambda step, x_t, z_t: seen.append((x_t, z_t))
+    )
+    assert torch.equal(cf, x)  # to the last bit
+    assert all(torch.equal(x_t, x) for x_t, _ in seen) and torch.equal(seen[0][1], z)
+    assert len(seen) == len(evenly_spread(tau - 1, steps))
+    assert len({tuple(z_t.flatten()[:4].tolist()) for _, z_t in seen}) == len(seen)  # noised to every index
+
+
+@reference_arithmetic
+def test_the_input_comes_back_through_the_published_network():
+    denoiser, noise = Denoiser(*base_unet()), PerImageNoise(4)
+    z = denoiser.noised(X, TAU, noise.noising(IDS)(X.shape))
+    method = METHODS["inverted"](Settings(start_step=TAU))
+    cf = method(denoiser, X, z, NoPull(), lambda i: noise.step(IDS, 0, i))
+    torch.testing.assert_close(cf, X, atol=1e-5, rtol=0)  # float32, if a kernel were to differ from call to call
+
+
+def test_an_inversion_is_made_once_for_all_attempts():
+    denoiser, noise = Denoiser(CountingModel(), toy_diffusion(100)), PerImageNoise(4)
+    x, method = rnd(1, 3, 3, 4, 4), METHODS["inverted"](Settings(start_step=8, outer_steps=4))
+    draw = noise.noising(IDS)
+    z = denoiser.noised(x, 8, draw(x.shape))
+    inversion = method.invert(denoiser, x, z, draw)
+    assert denoiser.model.evaluations == 4
+    pulled = method(denoiser, x, z, ToyPull(), lambda i: noise.step(IDS, 0, i), inversion=inversion)
+    assert denoiser.model.evaluations == 4 + 3  # the first has been made
+    some = [2, 0]
+    again = method(
+        *(denoiser, x[some], z[some], ToyPull(), lambda i: noise.step(some, 1, i)), inversion=inversion.rows(some)
+    )
+    assert torch.equal(again, pulled[some])  # no attempt draws anything of its own
+
+
+def test_fresh_noise_alone_is_ordinary_denoising():
+    """fresh_noise 1 is the ablation `naive` without gradients, up to the rounding of s - m + m."""
+    denoiser, noise, x = Denoiser(CountingModel(), toy_diffusion(100)), PerImageNoise(4), rnd(1, 3, 3, 4, 4)
+    z = denoiser.noised(x, 8, noise.noising(IDS)(x.shape))
+    made = [
+        METHODS[name](Settings(start_step=8, **flags))(denoiser, x, z, NoPull(), lambda i: noise.step(IDS, 0, i))
+        for name, flags in (("inverted", {"fresh_noise": 1.0}), ("naive", {}), ("inverted", {"fresh_noise": 0.5}))
+    ]
+    torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=1e-5)
+    assert (made[2] - x).abs().mean() < (made[0] - x).abs().mean()
+
+
+@pytest.mark.parametrize(("steps", "visited"), [(0, 8), (3, 3), (8, 8), (99, 8)])
+@pytest.mark.parametrize("name", ["dime", "inverted", "maskdime2"])
+def test_fewer_outer_steps(name, steps, visited):
+    seen = []
+    noise, denoiser, x = PerImageNoise(4), Denoiser(CountingModel(), toy_diffusion(100)), rnd(1, 3, 3, 4, 4)
+    z = denoiser.noised(x, 8, noise.noising(IDS)(x.shape))
+    settings = Settings(start_step=8, outer_steps=steps, inner_steps="1")
+    METHODS[name](settings)(
+        *(denoiser, x, z, ToyPull(), lambda i: noise.step(IDS, 0, i)), lambda step, x_t, z_t: seen.append(step)
+    )
+    passes = {"dime": visited, "inverted": 2 * visited - 1, "maskdime2": 2 * visited}
+    assert seen == list(range(visited)) and settings.steps == visited
+    assert denoiser.model.evaluations == passes[name]

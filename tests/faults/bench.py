@@ -14,8 +14,6 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -27,68 +25,38 @@ from tests.faults import trials
 from tests.faults.trials import Bench, NotSurvivedError
 from tests.worlds import make_world, torchvision_weights_of
 
-Figures = list[float]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One row of the table: count trials of `run`, whose figures are put into words."""
-
-    fault: str
-    count: int
-    run: Callable[[Bench, int], float]
-    in_words: Callable[[Figures], str] = lambda figures: ""
-
-
-def kills(figures: Figures) -> str:
-    return f"{sum(0 < figure < 1 for figure in figures)} kills between the first image and the last"
-
-
 KINDS = {
-    "kill": Kind("kill -9 at a random moment, resumed: same bytes", 100, trials.kill_and_resume, kills),
-    "write-kill": Kind(
-        "kill -9 while writing: no damaged file", 300, trials.kill_while_writing, lambda f: f"{sum(f):.0f} whole files"
-    ),
-    "disk": Kind("full, read-only or failing disk: nothing lost", 30, trials.failing_disk),
-    "writers": Kind("8 processes on 4 chunks: each image once", 50, trials.eight_writers),
-    "signal": Kind(
-        "SIGTERM, SIGINT, SIGUSR1: ends in time, resumes",
-        60,
-        trials.signalled,
-        lambda f: f"slowest {max(f, default=0):.1f} s",
-    ),
-    "images": Kind(
-        "5 bad among 25 images: recorded, others the same",
-        8,
-        trials.bad_images,
-        lambda f: f"{sum(f):.0f} bad recorded, {20 * len(f)} good unchanged",
-    ),
-    "nan": Kind(
-        "4 images turned into NaN: never flipped",
-        25,
-        trials.not_a_number,
-        lambda f: f"0 of {sum(f):.0f} counted as flipped",
-    ),
-    "memory": Kind(
-        "memory for part of a batch: same results",
-        10,
-        trials.out_of_memory,
-        lambda f: f"at most {max(f, default=0):.4f} grey levels apart",
-    ),
+    "kill": ("kill -9 at a random moment, resumed: same bytes", 100, trials.kill_and_resume),
+    "write-kill": ("kill -9 while writing: no damaged file", 300, trials.kill_while_writing),
+    "disk": ("full, read-only or failing disk: nothing lost", 30, trials.failing_disk),
+    "writers": ("8 processes on 4 chunks: each image once", 50, trials.eight_writers),
+    "signal": ("SIGTERM, SIGINT, SIGUSR1: ends in time, resumes", 60, trials.signalled),
+    "nan": ("4 images turned into NaN: never flipped", 25, trials.not_a_number),
+    "memory": ("memory for part of a batch: same results", 10, trials.out_of_memory),
 }
+"""A row of the table: the fault, how many trials, and the trial, which gives a figure."""
+
+IN_WORDS = {
+    "kill": lambda found: f"{sum(0 < share < 1 for share in found)} kills between the first image and the last",
+    "write-kill": lambda found: f"{sum(found):.0f} whole files",
+    "signal": lambda found: f"slowest {max(found, default=0):.1f} s",
+    "nan": lambda found: f"0 of {sum(found):.0f} counted as flipped",
+    "memory": lambda found: f"at most {max(found, default=0):.4f} grey levels apart",
+}
+"""What the figures of all trials are put into."""
 
 
-def measure(bench: Bench, kind: Kind, count: int) -> tuple[str, list[str]]:
+def measure(bench: Bench, name: str, count: int) -> tuple[str, list[str]]:
     """One row of the table, and why trials did not survive."""
+    fault, _, trial = KINDS[name]
     began, figures, reasons = time.monotonic(), [], []
     for number in range(count):
         try:
-            figures.append(kind.run(bench, number))
+            figures.append(trial(bench, number))
         except (NotSurvivedError, TimeoutError) as error:
-            reasons.append(f"{kind.fault}, trial {number}: {error}")
-    seconds = time.monotonic() - began
-    row = f"| {kind.fault} | {count} | {len(figures)} | {kind.in_words(figures)} | {seconds:.0f} s |"
-    return row, reasons
+            reasons.append(f"{fault}, trial {number}: {error}")
+    words = IN_WORDS[name](figures) if name in IN_WORDS else ""
+    return f"| {fault} | {count} | {len(figures)} | {words} | {time.monotonic() - began:.0f} s |", reasons
 
 
 def main() -> int:
@@ -107,7 +75,7 @@ def main() -> int:
         print("| fault | trials | survived | figure | time |\n|---|---|---|---|---|", flush=True)
         with torchvision_weights_of(world):
             for name in args.only:
-                row, reasons = measure(bench, KINDS[name], max(1, round(args.share * KINDS[name].count)))
+                row, reasons = measure(bench, name, max(1, round(args.share * KINDS[name][1])))
                 print("\n".join([row, *reasons]), flush=True)
                 failures += reasons
     return int(bool(failures))

@@ -56,7 +56,6 @@ class Fork:
             os._exit(code)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal."""
         os.kill(self.pid, number)
 
     def wait(self, limit: float = 120.0) -> int:

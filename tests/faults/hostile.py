@@ -31,16 +31,12 @@ class _Payload:
         return os.mkdir, (str(self.marker),)
 
 
-class _Indirect(_Payload):
-    """The same through builtins.eval."""
-
+class _Indirect(_Payload):  # through builtins.eval
     def __reduce__(self) -> tuple:
         return eval, (f"__import__('os').mkdir({str(self.marker)!r})",)
 
 
-class _ThroughTorch(_Payload):
-    """The same through a function of torch that loads a second, plain pickle."""
-
+class _ThroughTorch(_Payload):  # through a function of torch that loads a second, plain pickle
     def __reduce__(self) -> tuple:
         return partial(torch.load, weights_only=False), (io.BytesIO(pickle.dumps(_Payload(self.marker))),)
 
@@ -78,17 +74,10 @@ def _module(marker: Path) -> bytes:
     return _saved(network)
 
 
-def _storage_of_exabytes(marker: Path) -> bytes:
-    """A tensor whose header claims 2^60 numbers."""
-    return _saved({"weight": torch.zeros(7)}).replace(b"K\x07", b"\x8a\x08\x00\x00\x00\x00\x00\x00\x00\x10", 1)
-
-
 def _safetensors(header: object, length: int | None = None) -> bytes:
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text
 
-
-_SHAPES = {"time_embed.0.weight": (128, 32)}
 
 WEIGHTS: dict[str, Callable[[Path], bytes]] = {
     "pickle0.pt": lambda marker: pickle.dumps({"feat_extract": _Payload(marker)}, protocol=0),
@@ -96,7 +85,7 @@ WEIGHTS: dict[str, Callable[[Path], bytes]] = {
     "eval.pkl": lambda marker: pickle.dumps({"feat_extract": _Indirect(marker)}, protocol=2),
     "zip-eval.pt": lambda marker: _saved(_Indirect(marker)),
     "legacy.pth": lambda marker: _saved([_Payload(marker)], _use_new_zipfile_serialization=False),
-    "dressed-up.pt": lambda marker: _saved({**filled(_SHAPES), "extra": _Payload(marker)}),
+    "dressed-up.pt": lambda marker: _saved({**filled({"time_embed.0.weight": (128, 32)}), "extra": _Payload(marker)}),
     "second-load.pt": lambda marker: _saved({"weight": torch.zeros(2), "more": _ThroughTorch(marker)}),
     "tar.pt": _old_tar,
     "zip-by-hand.pt": _zip_by_hand,
@@ -105,7 +94,9 @@ WEIGHTS: dict[str, Callable[[Path], bytes]] = {
     "objects.npy": lambda marker: _saved(
         np.array([_Payload(marker)], dtype=object), lambda array, file: np.save(file, array, allow_pickle=True)
     ),
-    "exabytes.pt": _storage_of_exabytes,
+    "exabytes.pt": lambda marker: _saved({"weight": torch.zeros(7)}).replace(  # a header that claims 2^60 numbers
+        b"K\x07", b"\x8a\x08\x00\x00\x00\x00\x00\x00\x00\x10", 1
+    ),
     "long-header.safetensors": lambda marker: _safetensors({}, 1 << 62),
     "cut-header.safetensors": lambda marker: _safetensors({"weight": {"dtype": "F32"}}, 500),
     "overlapping.safetensors": lambda marker: _safetensors(

@@ -11,18 +11,6 @@ import numpy as np
 from PIL import Image
 
 
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:300])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def not_an_image(path: Path) -> None:
-    path.write_text("#!/bin/sh\ntouch executed\n")
-
-
 def bomb(path: Path) -> None:
     """100,000 pixels square in a hundred bytes."""
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
@@ -31,23 +19,9 @@ def bomb(path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
 
 
-def unreadable(path: Path) -> None:
-    """No file at all: root may read everything, so permissions would not do here."""
-    path.unlink()
-    path.mkdir()
-
-
-def vanished(path: Path) -> None:
-    path.unlink()
-
-
 def saved(mode: str, format: str = "PNG", **options) -> Callable[[Path], None]:
     """The same picture in another of Pillow's modes."""
     return lambda path: Image.open(path).convert(mode).save(path, format, **options)
-
-
-def sixteen_bits(path: Path) -> None:
-    Image.fromarray(np.full((218, 178), 40_000, np.uint16)).save(path, "PNG")
 
 
 def turned(path: Path) -> None:
@@ -65,17 +39,20 @@ def transparent(path: Path) -> None:
     image.save(path, "PNG")
 
 
-Kinds = dict[str, Callable[[Path], None]]
+Kinds = dict[str, Callable[[Path], object]]
 
 BAD: Kinds = {
-    "truncated": truncated,
-    "empty": empty,
-    "not an image": not_an_image,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:300]),
+    "empty": lambda path: path.write_bytes(b""),
+    "not an image": lambda path: path.write_text("#!/bin/sh\ntouch executed\n"),
     "bomb": bomb,
-    "unreadable": unreadable,
-    "vanished": vanished,
+    "unreadable": lambda path: path.unlink() or path.mkdir(),  # root may read everything, so permissions would not do
+    "vanished": lambda path: path.unlink(),
 }
-UNSCALED: Kinds = {"16 bit": sixteen_bits, "float": saved("F", "TIFF")}
+UNSCALED: Kinds = {
+    "16 bit": lambda path: Image.fromarray(np.full((218, 178), 40_000, np.uint16)).save(path, "PNG"),
+    "float": saved("F", "TIFF"),
+}
 """Nobody states the range of these; 8 bits cannot hold them."""
 
 UNUSUAL: Kinds = {

@@ -1,4 +1,7 @@
-"""Images that cannot be explained: each recorded with its reason, its neighbours as if nothing had been."""
+"""Images that cannot be explained: each recorded with its reason, its neighbours as if nothing had been.
+
+And images of rare kinds, which can be converted, and broken ones that nobody asks for.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import yaml
 from PIL import Image
 
 from tests.faults.forks import EXIT_SOME_FAILED, images, without
-from tests.faults.images import BAD
+from tests.faults.images import BAD, UNSCALED, UNUSUAL
 from tests.worlds import SMALL_FLAGS, World, run_main, tree_of
 
 RECORDING = SMALL_FLAGS | {"on_bad_image": "record"}
@@ -85,17 +88,33 @@ def test_stream_noise_is_the_same_for_the_neighbours_of_a_bad_image(world, data,
     assert images(tmp_path / "out") == without(images(tmp_path / "clean"), {1})
 
 
-def test_a_pipe_in_place_of_an_image_holds_nothing_up(world, data, tmp_path):
+def test_what_takes_too_long_or_too_much_memory_is_bad_too(world, data, tmp_path, monkeypatch):
+    """A pipe holds nothing up. Between one and two times its limit on an image's size Pillow only warns."""
     photo(data, 0).unlink()
     os.mkfifo(photo(data, 0))
-    run = run_main(*world.command(tmp_path / "out", RECORDING | {"data_dir": data, "num_batches": 1}))
-    assert run.code == EXIT_SOME_FAILED
-    assert "not a file" in failed(tmp_path / "out")[0]
-
-
-def test_an_image_that_takes_too_much_memory_before_the_hard_limit_is_bad_too(world, data, tmp_path, monkeypatch):
-    """Between one and two times the limit Pillow only warns."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 178 * 218 - 1)
     run = run_main(*world.command(tmp_path / "out", RECORDING | {"data_dir": data, "num_batches": 1}))
     assert run.code == EXIT_SOME_FAILED
-    assert sorted(failed(tmp_path / "out")) == [0, 1, 2, 3]
+    assert sorted(failed(tmp_path / "out")) == [0, 1, 2, 3] and "not a file" in failed(tmp_path / "out")[0]
+
+
+def test_what_can_be_converted_is_explained_and_what_cannot_is_recorded(world, data, tmp_path):
+    kinds = UNUSUAL | UNSCALED
+    for id, kind in enumerate(kinds):
+        kinds[kind](photo(data, id))
+    run = run_main(*world.command(tmp_path / "out", RECORDING | {"data_dir": data, "num_batches": 3}))
+    assert f"{12 - len(UNSCALED)} images" in run.out, run.err
+    assert list(failed(tmp_path / "out")) == [7, 8]
+    assert all("16-bit or float" in reason for reason in failed(tmp_path / "out").values())
+
+
+@pytest.mark.parametrize("what", ["dangling link", "folder", "nothing"])
+def test_a_broken_image_that_is_not_asked_for_ends_nothing(world, data, tmp_path, what):
+    """By default every chosen image must be there; of the others nothing is asked."""
+    other = photo(data, 14)
+    other.unlink()
+    if what == "dangling link":
+        other.symlink_to(tmp_path / "nowhere.jpg")
+    elif what == "folder":
+        other.mkdir()
+    world.explain(tmp_path / "out", **SMALL_FLAGS | {"data_dir": data, "num_batches": 1})

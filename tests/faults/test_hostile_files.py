@@ -8,13 +8,11 @@ from __future__ import annotations
 import importlib
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from dime.core.summary import write_stats
 from tests.faults.hostile import JSON, WEIGHTS, YAML
 from tests.metric_world import MetricWorld, run_script
 from tests.training.scripts import SMALL_UNET
@@ -67,41 +65,34 @@ def test_every_file_of_weights(world: World, tmp_path, marker, name):
     assert run.err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-PERCEPTUAL = {"l_perc": 30, "l_perc_layer": 4}
+@pytest.mark.parametrize("flag", ["classifier_path", "perceptual_path", None])
+def test_other_networks_of_the_main_job(world: World, tmp_path, hostile, marker, monkeypatch, flag):
+    flags = SMALL_FLAGS | {"l_perc": 30, "l_perc_layer": 4}
+    if flag is None:  # what lies in the cache of downloads
+        (tmp_path / "hub/checkpoints").mkdir(parents=True)
+        hostile = hostile.rename(tmp_path / "hub/checkpoints" / VGG19_FILE)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    else:
+        flags[flag] = hostile
+    assert_refused(run_main(*world.command(tmp_path / "out", flags)), hostile, marker)
 
 
-@pytest.mark.parametrize("flag", ["classifier_path", "perceptual_path"])
-def test_other_networks_of_the_main_job(world: World, tmp_path, hostile, marker, flag):
-    run = run_main(*world.command(tmp_path / "out", SMALL_FLAGS | PERCEPTUAL | {flag: hostile}))
-    assert_refused(run, hostile, marker)
+METRICS = {
+    "compute_MNAC": "--oracle-path",
+    "compute_FVA": "--weights-path",
+    "compute_COUT": "--classifier-path",
+    "compute_FID": "--inception-weights",
+    "make-report": "--oracle-path",
+}
 
 
-def test_what_lies_in_the_cache_of_downloads(world: World, tmp_path, hostile, marker, monkeypatch):
-    cache = tmp_path / "hub/checkpoints"
-    cache.mkdir(parents=True)
-    shutil.copy(hostile, cache / VGG19_FILE)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    run = run_main(*world.command(tmp_path / "out", SMALL_FLAGS | PERCEPTUAL))
-    assert_refused(run, cache / VGG19_FILE, marker)
-
-
-@pytest.mark.parametrize(
-    ("script", "flag"),
-    [
-        ("compute_MNAC", "--oracle-path"),
-        ("compute_FVA", "--weights-path"),
-        ("compute_COUT", "--classifier-path"),
-        ("compute_FID", "--inception-weights"),
-        ("make-report", "--oracle-path"),
-    ],
-)
-def test_metrics_and_report(metric_world: MetricWorld, hostile, marker, script, flag):
+@pytest.mark.parametrize("script", METRICS)
+def test_metrics_and_report(metric_world: MetricWorld, hostile, marker, script):
     tree = metric_world.output_path
     where = [tree, "expA"] if script == "make-report" else ["--output-path", tree, "--exp-name", "expA"]
     more = ["--query-label", 31] if script == "compute_COUT" else []
-    assert_refused(
-        run_script(importlib.import_module(script), *where, "--gpu", "cpu", *more, flag, hostile), hostile, marker
-    )
+    arguments = [*where, "--gpu", "cpu", *more, METRICS[script], hostile]
+    assert_refused(run_script(importlib.import_module(script), *arguments), hostile, marker)
 
 
 CLASSIFIER = {"arch": "small", "image_size": 16, "batch_size": 10, "max_steps": 1, "num_workers": 0}
@@ -138,34 +129,18 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def _set(*keys: str | int, value: object) -> Callable[[dict], object]:
-    """Replaces what lies under these keys."""
-
-    def change(content: dict) -> dict:
-        inner = content
-        for key in keys[:-1]:
-            inner = inner[key]
-        inner[keys[-1]] = value
-        return content
-
-    return change
-
-
 SPOILT = {
     "a list": lambda content: [content],
     "nothing": lambda content: {},
-    "no network": _set("network", value=[]),
-    "NaN weights": lambda content: {
-        **content,
-        "network": {name: weight * float("nan") for name, weight in content["network"].items()},
-    },
-    "other attributes": _set("attributes", value={"Smiling": 1}),
-    "no optimizer": _set("optimizer", value=None),
-    "other moments": _set("optimizer", "state", 0, "exp_avg", value=torch.zeros(2, 2)),
-    "words for updates": _set("updates", value="many"),
-    "no processes": _set("ranks", value=1),
-    "other random numbers": _set("ranks", 0, "random", "torch", value=torch.zeros(3)),
-    "another position": _set("ranks", 0, "data", value=[]),
+    "no network": lambda content: content | {"network": []},
+    "NaN weights": lambda content: content | {"network": {k: v * torch.nan for k, v in content["network"].items()}},
+    "other attributes": lambda content: content | {"attributes": {"Smiling": 1}},
+    "no optimizer": lambda content: content | {"optimizer": None},
+    "other moments": lambda content: content["optimizer"]["state"][0].update(exp_avg=torch.zeros(2, 2)) or content,
+    "words for updates": lambda content: content | {"updates": "many"},
+    "no processes": lambda content: content | {"ranks": 1},
+    "other random numbers": lambda content: content["ranks"][0]["random"].update(torch=torch.zeros(3)) or content,
+    "another position": lambda content: content["ranks"][0].update(data=[]) or content,
 }
 """What a training.pt of plain values could hold instead."""
 
@@ -184,31 +159,21 @@ def test_a_classifier_training_of_other_content(world: World, trained, tmp_path,
 
 @pytest.mark.parametrize("kind", YAML)
 def test_every_configuration(world: World, tmp_path, marker, kind):
-    path = tmp_path / "out/Results/exp/config.yaml"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(YAML[kind](marker))
-    assert_refused(run_main(*world.command(tmp_path / "out", SMALL_FLAGS)), path, marker)
-
-
-def test_yaml_of_another_chunk(world: World, tmp_path, marker):
-    for name, flags in {"config.yaml": {}, "summary.yaml": {"merge_and_eval": True, "num_chunks": 2}}.items():
-        out = tmp_path / name
-        path = out / f"Results/exp/chunk-1_num-chunks-2_{name}"
+    chunk, merging = "chunk-1_num-chunks-2_", {"merge_and_eval": True, "num_chunks": 2}
+    for name, flags in {"config.yaml": {}, f"{chunk}config.yaml": {}, f"{chunk}summary.yaml": merging}.items():
+        path = tmp_path / name / "Results/exp" / name
         path.parent.mkdir(parents=True)
         path.with_name("chunk-0_num-chunks-2_summary.yaml").write_text("n: 1\n")
-        path.write_bytes(YAML["tag"](marker))
-        run = run_main(*world.command(out, SMALL_FLAGS | flags))
+        path.write_bytes(YAML[kind](marker))
+        run = run_main(*world.command(tmp_path / name, SMALL_FLAGS | flags))
         assert not marker.exists() and run.code == 2
-        assert run.err.count("\n") == 1 and path.name in run.err and ": not a readable" in run.err.replace(" is", ":")
+        assert run.err.count("\n") == 1 and path.name in run.err and "Traceback" not in run.err
 
 
 def test_statistics_that_a_run_is_resumed_from(world: World, tmp_path, hostile, marker):
-    out = tmp_path / "out"
-    flags = {"save_images": False, "num_batches": 1}
+    out, flags = tmp_path / "out", {"save_images": False, "num_batches": 1}
     world.explain(out, **flags)
-    path = out / "Results/exp/stats.pth"
-    write_stats(path, [])
-    shutil.copy(hostile, path)
+    path = Path(shutil.copy(hostile, out / "Results/exp/stats.pth"))
     assert_refused(run_main(*world.command(out, SMALL_FLAGS | flags)), path, marker)
 
 

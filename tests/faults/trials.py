@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from dime.core.files import write_atomically
+from guided_diffusion.unet import UNetModel
 from tests.faults.forks import (
     EXIT_CONTINUE,
     EXIT_ERROR,
@@ -37,7 +38,6 @@ from tests.faults.forks import (
     wait_for,
     without,
 )
-from tests.faults.images import BAD
 from tests.worlds import SMALL_FLAGS, World
 
 
@@ -57,23 +57,28 @@ class Bench:
     world: World
     folder: Path
     rng: random.Random
+    batches: int = 4
 
     def __post_init__(self) -> None:
-        self._numbers = itertools.count()
         self._undisturbed: dict[str, tuple[Path, float]] = {}
         self.folder.mkdir(exist_ok=True)
 
+    @property
+    def rows(self) -> list[range]:
+        """The ids in each batch: four of the 15 images, the last one three."""
+        return [range(first, min(first + 4, 15)) for first in range(0, 4 * self.batches, 4)]
+
     def place(self) -> Path:
-        """A folder of its own for a trial; the one before it is removed."""
-        number = next(self._numbers)
-        shutil.rmtree(self.folder / str(number - 1), ignore_errors=True)
-        place = self.folder / str(number)
+        """An empty folder for a trial; that of the one before it is removed."""
+        place = self.folder / "trial"
+        shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         return place
 
     def start(self, place: Path, prepare: Callable[[], None] = lambda: None, log: str = "log", **flags: Any) -> Fork:
         """main.py with its results in place/out."""
-        return Fork(self.world.command(place / "out", SMALL_FLAGS | flags), place / log, prepare)
+        flags = SMALL_FLAGS | {"num_batches": self.batches} | flags
+        return Fork(self.world.command(place / "out", flags), place / log, prepare)
 
     def run(self, place: Path, expected: int, prepare: Callable[[], None] = lambda: None, **flags: Any) -> Path:
         """The same to its end, which must be this exit code; its results."""
@@ -119,7 +124,7 @@ def kill_and_resume(bench: Bench, number: int) -> float:
     time.sleep(bench.rng.uniform(0, seconds))
     fork.kill()
     fork.wait()
-    done = len(list(place.glob("out/Results/exp/*/*/Info/*.txt"))) / 15
+    done = len(list(place.glob("out/Results/exp/*/*/Info/*.txt"))) / sum(map(len, bench.rows))
     bench.finish(place, **flags)
     return done
 
@@ -183,7 +188,7 @@ def eight_writers(bench: Bench, number: int) -> float:
         said = forks[chunk].said() + forks[chunk + 4].said()
         require(EXIT_OK in pair and pair <= {EXIT_OK, EXIT_ERROR}, f"chunk {chunk} ended with {pair}: {said}")
     out = bench.run(place, EXIT_OK, merge_and_eval=True, **flags)
-    require(summary_of(out)["n"] == 15, "the merged summary does not count 15 images")
+    require(summary_of(out)["n"] == sum(map(len, bench.rows)), "the merged summary does not count all images")
     require_same(images(out), images(expected))
     return 0
 
@@ -206,51 +211,30 @@ def signalled(bench: Bench, number: int) -> float:
     return took
 
 
-def bad_images(bench: Bench, number: int) -> float:
-    """How many of five bad ones, at random places of 25 training images, were recorded."""
-    flags = {"use_train": True, "batch_size": 5, "num_batches": 5}
-    expected, _ = bench.undisturbed(**flags)
-    place = bench.place()
-    shutil.copytree(bench.world.data, place / "data")
-    victims = bench.rng.sample(range(25), 5)
-    for id, kind in zip(victims, bench.rng.sample(list(BAD), 5), strict=True):
-        BAD[kind](place / f"data/img_align_celeba/{id + 1:06d}.jpg")
-    out = bench.run(place, EXIT_SOME_FAILED, data_dir=place / "data", on_bad_image="record", **flags)
-    require_failed(out, victims, expected)
-    return len(victims)
-
-
 def not_a_number(bench: Bench, number: int) -> float:
     """How many images failed: in each batch one's network output, or its last logit, turned NaN."""
     expected, _ = bench.undisturbed()
     place = bench.place()
-    rows = [bench.rng.randrange(length) for length in (4, 4, 4, 3)]
-    step, calls = bench.rng.randrange(4), itertools.count()
+    victims, step = [bench.rng.choice(ids) for ids in bench.rows], bench.rng.randrange(4)
+    evaluations, decided = [], []
 
-    def spoil(output: torch.Tensor, per_batch: int, wanted: int) -> torch.Tensor:
-        batch, call = divmod(next(calls), per_batch)
-        return output.index_fill(0, torch.tensor([rows[batch]]), float("nan")) if call == wanted else output
+    def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor | None:
+        spoils = False
+        if isinstance(module, UNetModel):  # four evaluations a batch
+            spoils = number % 2 == 0 and len(evaluations) % 4 == step
+            batch = len(evaluations) // 4
+            evaluations.append(module)
+        elif isinstance(module, nn.Linear) and module.out_features == 40:  # the classifier: its final decision
+            batch = len(decided)
+            spoils = number % 2 == 1 and len(evaluations) == 4 * (batch + 1) and not torch.is_grad_enabled()
+            decided.extend([module] * spoils)
+        return output.index_fill(0, torch.tensor([victims[batch] % 4]), float("nan")) if spoils else None
 
-    def prepare() -> None:
-        if number % 2 == 0:  # four evaluations a batch
-            around_unet(lambda x, output: spoil(output, 4, step))
-            return
-
-        def hook(module: nn.Module, inputs: object, output: object) -> torch.Tensor | None:
-            head = isinstance(module, nn.Linear) and module.out_features == 40
-            return spoil(output, 5, 4) if head else None  # a prediction, three steps, the final decision
-
-        register_module_forward_hook(hook)
-
-    out = bench.run(place, EXIT_SOME_FAILED, prepare)
-    require_failed(out, [4 * batch + row for batch, row in enumerate(rows)], expected)
-    return len(rows)
-
-
-def require_failed(out: Path, victims: list[int], expected: Path) -> None:
+    out = bench.run(place, EXIT_SOME_FAILED, lambda: register_module_forward_hook(hook))
     recorded = yaml.safe_load((out / "Results/exp/failed.yaml").read_text())
-    require(sorted(recorded) == sorted(victims), f"recorded {sorted(recorded)} instead of {sorted(victims)}")
+    require(sorted(recorded) == victims, f"recorded {sorted(recorded)} instead of {victims}")
     require_same(images(out), without(images(expected), set(victims)))
+    return len(victims)
 
 
 def out_of_memory(bench: Bench, number: int) -> float:
@@ -268,7 +252,10 @@ def out_of_memory(bench: Bench, number: int) -> float:
     found = images(out)
     require(found.keys() == expected.keys(), "other files")
     pictures = [name for name in found if name.endswith(".png") and "/SM/" not in name]
-    worst = max(np.abs(_pixels(found[name]) - _pixels(expected[name])).mean() for name in pictures)
+    pairs = (
+        [np.asarray(Image.open(io.BytesIO(files[name])), float) for files in (found, expected)] for name in pictures
+    )
+    worst = max(np.abs(one - other).mean() for one, other in pairs)
     require(worst <= 0.01, f"images differ by {worst} grey levels")  # other kernels: single pixels round otherwise
     said = summary_of(out).get("batch size")
     require(said == max(1, min(2, room)), f"the summary says batch size {said}")
@@ -277,7 +264,3 @@ def out_of_memory(bench: Bench, number: int) -> float:
 
 def summary_of(out: Path) -> dict[str, Any]:
     return yaml.safe_load((out / "Results/exp/summary.yaml").read_text())
-
-
-def _pixels(content: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(content)), float)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections import namedtuple
 
 import pytest
 import torch
@@ -52,14 +50,6 @@ def test_where_workers_die_the_same_batches_are_read_without_them(capsys):
 def test_an_error_arrives_as_it_is(workers):
     with pytest.raises(OSError, match=r"^000007\.jpg: not a readable image$"):
         take(EndlessBatches(Numbers(bad_image), 2, num_workers=workers))
-
-
-def test_no_more_workers_start_than_shared_memory_has_room_for(monkeypatch, capsys):
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0))
-    found = take(EndlessBatches(Numbers(), 2, num_workers=2))
-    assert torch.equal(found, take(EndlessBatches(Numbers(), 2)))
-    assert "room for 0 of 2" in (said := capsys.readouterr().out) and "--num_workers 0" in said
 
 
 def test_an_incomplete_batch_is_dropped_or_not():

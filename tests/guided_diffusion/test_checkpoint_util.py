@@ -19,10 +19,14 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 
 
+def save(path: Path, weights: dict, config: dict | None = None) -> None:
+    cu.save(path, cu.portable(weights, config))
+
+
 def test_round_trip_keeps_names_values_and_config(tmp_path):
     model = network()
     for name in ("a.pt", "b.pt"):
-        cu.save_state_dict(tmp_path / name, model.state_dict(), CONFIG)
+        save(tmp_path / name, model.state_dict(), CONFIG)
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
     loaded = cu.load_state_dict(tmp_path / "a.pt")
     assert cu.stored_config(loaded) == CONFIG
@@ -37,13 +41,13 @@ def test_round_trip_keeps_names_values_and_config(tmp_path):
 
 def test_float32_on_the_disk_and_no_more_than_the_weights(tmp_path):
     view = {"view": torch.zeros(1_000_000)[:2]}
-    cu.save_state_dict(tmp_path / "model.pt", network().half().state_dict() | view)
+    save(tmp_path / "model.pt", network().half().state_dict() | view)
     loaded = cu.load_state_dict(tmp_path / "model.pt")
     assert loaded["0.weight"].dtype == torch.float32 and loaded["1.num_batches_tracked"].dtype == torch.int64
     assert (tmp_path / "model.pt").stat().st_size < 10_000
 
 
-@pytest.mark.parametrize("write", [cu.save_state_dict, lambda path, weights: torch.save(weights, path)])
+@pytest.mark.parametrize("write", [save, lambda path, weights: torch.save(weights, path)])
 def test_parallel_wrappers_leave_no_trace(tmp_path, write):
     write(tmp_path / "model.pt", nn.DataParallel(network()).state_dict())
     loaded = cu.load_state_dict(tmp_path / "model.pt")
@@ -57,7 +61,7 @@ def test_torchs_own_words_for_a_full_disk_stay_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"model\.pt: could not be written \(is the disk full\?\)") as raised:
-        cu.save_state_dict(tmp_path / "model.pt", network().state_dict())
+        save(tmp_path / "model.pt", network().state_dict())
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from PIL import Image
 
 from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, open_image, random_crop_arr
-from tests.training.small import run
 
 
 @pytest.fixture
@@ -60,16 +57,12 @@ def test_a_pass_shows_every_image_once_in_another_order(folder):
     assert passes[0] != passes[1]
 
 
-def test_halves_with_box_then_bicubic_then_centre():
+def test_crops_halve_with_box_then_bicubic_then_take_the_centre_or_any_square():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     halved = image.resize((35, 20), Image.Resampling.BOX)
     expected = np.array(halved.resize((round(35 * 16 / 20), 16), Image.Resampling.BICUBIC))[:, 6:22]
     assert (center_crop_arr(image, 16) == expected).all()
-
-
-def test_random_crops_are_squares_inside_the_image():
-    image = Image.fromarray(np.tile(np.arange(60, dtype=np.uint8)[None, :, None], (50, 1, 3)))
     torch.manual_seed(0)
     crops = [random_crop_arr(image, 16) for _ in range(20)]
     assert {crop.shape for crop in crops} == {(16, 16, 3)}
@@ -87,58 +80,19 @@ def test_flips_happen_half_of_the_time(tmp_path):
     assert all(still[0][0][0, 0, 0] == -1 for _ in range(10))
 
 
-PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_plain_images_keep_their_pixels(tmp_path, mode, suffix):
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(PIXELS).convert(mode).save(path)
-    assert (np.array(open_image(path)) == np.array(Image.open(path).convert("RGB"))).all()
-
-
-def test_images_are_turned_converted_and_laid_on_white(tmp_path):
-    original = Image.fromarray(PIXELS)
-    turned = Image.Exif()
-    turned[0x0112] = 6  # to be turned by 90 degrees clockwise
-    original.save(tmp_path / "turned.png", exif=turned)
-    assert (np.array(open_image(tmp_path / "turned.png")) == np.rot90(PIXELS, -1)).all()
-    half = original.copy()
-    half.putalpha(Image.fromarray(np.array([[0, 255, 255, 255]] * 6, dtype=np.uint8)))
-    for name, image in {"alpha.png": half, "palette.png": half.quantize(method=2)}.items():
+def test_images_are_opened_as_everybody_opens_them(tmp_path):
+    """All kinds that are converted or refused: tests/core/test_datasets.py."""
+    pixels = np.array([[0, 255]] * 4, dtype=np.uint8).repeat(2, axis=1)
+    clear = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
+    clear.putalpha(Image.fromarray(pixels))  # its left half cannot be seen
+    for name, image in {"alpha.png": clear, "palette.png": clear.quantize(method=2)}.items():
         image.save(tmp_path / name)
-        assert (np.array(open_image(tmp_path / name))[:, 0] == 255).all(), name
-    assert (np.array(open_image(tmp_path / "alpha.png"))[:, 1:] == PIXELS[:, 1:]).all()
-    red = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
-    red.save(tmp_path / "red.tif")
+        assert (np.array(open_image(tmp_path / name)) == 255 - pixels[..., None]).all(), name
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "red.tif")
     assert open_image(tmp_path / "red.tif").getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_images_that_are_refused_are_named(tmp_path, monkeypatch):
-    Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257).save(tmp_path / "16 bit.png")
-    Image.fromarray(PIXELS[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
-    (tmp_path / "empty.jpg").touch()
-    (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "text.jpg").write_text("no image")
-    for name, side in {"cut.jpg": 64, "huge.jpg": 80}.items():
-        Image.fromarray(PIXELS).resize((side, side)).save(tmp_path / name)
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-300])
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
-    for name in (
-        "16 bit.png",
-        "float.tif",
-        "empty.jpg",
-        "folder.jpg",
-        "text.jpg",
-        "cut.jpg",
-        "huge.jpg",
-        "missing.jpg",
-    ):
-        with pytest.raises(ValueError, match=name) as raised:
-            open_image(tmp_path / name)
-        assert "\n" not in str(raised.value)
-        assert ("decompression bomb" in str(raised.value)) == (name == "huge.jpg")
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "white.png")
+    with pytest.raises(ValueError, match=r"white\.png: .*16-bit or float"):
+        ImageDataset(4, [str(tmp_path / "white.png")])[0]
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -176,30 +130,14 @@ def test_workers_end_with_their_batches():
     assert not set(multiprocessing.active_children()) - before
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal")
-def test_workers_survive_signals_to_every_process():
-    before = set(multiprocessing.active_children())
+def test_a_signal_to_every_process_disturbs_no_reading():
+    """As clusters send it. Were it for torch, an error would be raised wherever this process is when a worker ends."""
     data = EndlessBatches(Numbers(), 2, num_workers=2)
-    take(data, 2)  # one from each
-    workers = list(set(multiprocessing.active_children()) - before)
-    assert len(workers) == 2
-    for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGTERM"):
-        for worker in workers:  # from another process: the parent's own SIGTERM is an order
-            subprocess.run(["bash", "-c", f"kill -{name} {worker.pid}"], check=True)
-    take(data, 20)  # more than they have read ahead
-    assert all(worker.is_alive() for worker in workers)
-    workers[0].terminate()
-    workers[0].join(10)
-    assert workers[0].exitcode == 0
-
-
-def test_a_program_with_workers_ends(tmp_path):
-    script = (
-        "from guided_diffusion.batches import EndlessBatches\n"
-        "data = EndlessBatches(list(range(8)), 2, num_workers=2)\n"
-        "print(next(data).shape)\n"
-    )
-    run([sys.executable, "-c", script], timeout=60)
+    begun = take(data, 2)
+    for worker in multiprocessing.active_children():
+        subprocess.run(["bash", "-c", f"kill -TERM {worker.pid}"], check=True)
+        worker.join(10)
+    assert begun + take(data, 20) == take(EndlessBatches(Numbers(), 2), 22)
 
 
 def test_bad_input(folder, tmp_path):

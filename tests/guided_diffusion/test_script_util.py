@@ -89,8 +89,9 @@ def test_config_holds_every_flag_as_a_plain_value():
     assert model.config["timestep_respacing"] == "10,5" and diffusion.num_timesteps == 15
 
 
-def test_grey_images():
-    model, _ = create_model_and_diffusion(**BASE, image_channels=1)
+def test_grey_images_and_sizes_without_default_widths():
+    model, _ = create_model_and_diffusion(**{**BASE, "image_size": 96, "channel_mult": "1,2"}, image_channels=1)
+    assert model.image_size == 96
     assert (model.in_channels, model.out[2].out_channels) == (1, 2)  # the noise, and its variance
 
 
@@ -117,9 +118,8 @@ def test_diffusion_flags(flags, attribute, value):
 
 
 def test_default_widths():
-    assert CHANNEL_MULT[256] == (1, 1, 2, 2, 4, 4)
-    assert CHANNEL_MULT[224] == CHANNEL_MULT[128] == (1, 1, 2, 3, 4)
-    assert CHANNEL_MULT[64] == (1, 2, 3, 4) and CHANNEL_MULT[28] == (1, 1, 2)
+    published = {256: (1, 1, 2, 2, 4, 4), 224: (1, 1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 28: (1, 1, 2)}
+    assert published.items() < CHANNEL_MULT.items()
     with torch.device("meta"):
         model = create_model(512, num_channels=64, num_res_blocks=1, attention_resolutions="")
     first_convolutions = [block[0].in_layers[2] for block in list(model.input_blocks)[1::2]]
@@ -142,8 +142,3 @@ def test_default_widths():
 def test_values_that_do_not_fit_name_their_flag(flags, message):
     with pytest.raises((ValueError, TypeError), match=message):
         create_model_and_diffusion(**{**BASE, **flags})
-
-
-def test_an_image_size_without_default_widths_takes_explicit_ones():
-    model, _ = create_model_and_diffusion(**{**BASE, "image_size": 96, "channel_mult": "1,2"})
-    assert model.image_size == 96

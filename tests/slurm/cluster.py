@@ -95,9 +95,11 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        for pid in self._left_over():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        ours = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if ours in path.read_bytes().split(b"\0"):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, *command: str | Path, **environment: str) -> str:
@@ -122,7 +124,8 @@ class Cluster:
         deadline = time.monotonic() + limit
         while not condition():
             if time.monotonic() > deadline:
-                raise RuntimeError(f"waited {limit} s for {what} in vain; {self._last_words()}")
+                logs = {path.stem: path.read_text(errors="replace")[-500:] for path in self.folder.glob("*.log")}
+                raise RuntimeError(f"waited {limit} s for {what} in vain; {logs}")
             time.sleep(0.05)
 
     def _configure(self) -> None:
@@ -130,7 +133,10 @@ class Cluster:
             (self.folder / name).mkdir()
         (self.folder / "munge.key").write_bytes(os.urandom(128))
         (self.folder / "munge.key").chmod(0o600)
-        controller_port, node_port = _free_ports(2)
+        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]  # ports that nobody listens on
+        controller_port, node_port = (listening.getsockname()[1] for listening in sockets)
+        for listening in sockets:
+            listening.close()
         configuration = CONFIGURATION.format(
             folder=self.folder,
             host=socket.gethostname().split(".")[0],
@@ -153,25 +159,3 @@ class Cluster:
             return self.run(*command)
         except (OSError, subprocess.SubprocessError):
             return ""
-
-    def _left_over(self) -> list[int]:
-        """Processes of this cluster: they have its slurm.conf in their environment."""
-        ours, pids = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode(), []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                if ours in path.read_bytes().split(b"\0"):
-                    pids.append(int(path.parent.name))
-        return pids
-
-    def _last_words(self) -> str:
-        logs = {path.stem: path.read_text(errors="replace").splitlines()[-5:] for path in self.folder.glob("*.log")}
-        return "; ".join(f"{name}: {' / '.join(lines)}" for name, lines in logs.items())
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listening.getsockname()[1] for listening in sockets]
-    for listening in sockets:
-        listening.close()
-    return ports

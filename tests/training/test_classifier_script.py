@@ -11,13 +11,12 @@ import torch
 
 from dime.core.networks.classifiers import load_classifier
 from dime.core.networks.features import load_oracle
-from dime.core.training.classifier import positive_weights
-from dime.core.training.classifier_files import to_file
+from dime.core.training.classifier import positive_weights, to_file
 from dime.models.classifiers import DenseNetClassifier
 from dime.models.resnet import Oracle, caffe_resnet50
 from guided_diffusion import checkpoint_util
 from tests.helpers import fill_, rnd
-from tests.training.scripts import run_script, unpack_celeba
+from tests.training.scripts import error_line, make_folders_of_classes, run_script, unpack_celeba
 
 SCRIPT = "celeba-train-classifier.py"
 CPU = torch.device("cpu")
@@ -30,13 +29,7 @@ def data(tmp_path_factory):
 
 def train(data, out, **flags) -> int:
     common = {"arch": "small", "image_size": 16, "batch_size": 10, "epochs": 2, "num_workers": 0, "log_interval": 1}
-    return run_script(SCRIPT, data_dir=data, output_path=out, **{**common, **flags})
-
-
-def error_line(capsys) -> str:
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+    return run_script(SCRIPT, **{"data_dir": data, "output_path": out, **common, **flags})
 
 
 def test_what_a_training_leaves(data, tmp_path):
@@ -71,27 +64,37 @@ def test_resuming_ends_in_the_same_bytes(data, tmp_path):
         assert torch.equal(value, halves["network"][name]), name
 
 
+def test_classes_of_a_folder_of_grey_images(tmp_path, capsys):
+    folder, out = make_folders_of_classes(tmp_path / "data"), tmp_path / "out"
+    flags = {"dataset": "folder", "image_channels": 1, "batch_size": 8}
+    learning = flags | {"decision": "multiclass", "epochs": 10, "lr": 1e-2}
+    assert train(folder, out, **learning) == 0
+    assert "accuracy 1.0000, AUC 1.0000" in capsys.readouterr().out  # brightness is easily told
+    network = load_classifier(out / "classifier.pth", CPU)
+    assert network.names == ["bright", "dark"]
+    with torch.no_grad():
+        assert network(torch.tensor([0.6, -0.7]).view(2, 1, 1, 1).expand(2, 1, 16, 16)).argmax(1).tolist() == [0, 1]
+    for wrong, message in (
+        ({"decision": "binary"}, "the images have classes; give --decision multiclass"),
+        ({"data_dir": folder / "train"}, "expected two folders in it, train and val"),
+        ({"attributes": "dark"}, "not with --decision multiclass"),
+        ({"arch": "densenet"}, "--arch densenet sees colour"),
+    ):
+        assert train(**{"data": folder, "out": tmp_path / "none", **learning, **wrong}) == 2
+        assert message in error_line(capsys)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision(data, tmp_path, precision):
     assert train(data, tmp_path, precision=precision, max_steps=2, grad_clip=1.0) == 0
     assert checkpoint_util.load(tmp_path / "training.pt")["network"]["classifier.weight"].dtype == torch.float32
 
 
-def test_the_densenet_file_loads_as_the_classifier(tmp_path):
-    network = fill_(DenseNetClassifier(3))
-    checkpoint_util.save(tmp_path / "classifier.pth", to_file(network, ["Smiling", "Young", "Male"]))
-    loaded = load_classifier(tmp_path / "classifier.pth", CPU)
-    x = rnd(0, 1, 3, 32, 32)
-    assert loaded.num_outputs == 3
-    assert torch.equal(loaded(x), network(x))
-
-
-def test_the_oracle_file_loads_as_the_oracle(tmp_path):
-    network = fill_(Oracle())
-    checkpoint_util.save(tmp_path / "oracle.pth", to_file(network, ["any"] * 40))
-    loaded = load_oracle(tmp_path / "oracle.pth", CPU)
-    own = network.state_dict()
-    assert all(torch.equal(value, own[name]) for name, value in loaded.state_dict().items())
+def test_files_load_as_the_networks_that_they_are_of(tmp_path):
+    for network, load in ((DenseNetClassifier(3), load_classifier), (Oracle(), load_oracle)):
+        checkpoint_util.save(tmp_path / "c.pth", to_file(fill_(network), ["any"] * network.num_outputs))
+        loaded, own = load(tmp_path / "c.pth", CPU).state_dict(), network.state_dict()
+        assert list(loaded) == list(own) and all(torch.equal(value, own[name]) for name, value in loaded.items())
 
 
 def test_the_oracle_starts_from_vggface2(data, tmp_path):
@@ -114,7 +117,7 @@ def test_positive_weights_closed_form():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"attributes": "Smiling,Happy"}, "no attribute of CelebA is called 'Happy'"),
+        ({"attributes": "Smiling,Happy"}, "no attribute is called 'Happy'"),
         ({"attributes": "Smiling,Smiling"}, "an attribute is named twice"),
         ({"batch_size": 31}, "batch_size 31: the data set has only 30 image"),
         ({"arch": "oracle", "weights-path": "/nowhere/face.pkl"}, "/nowhere/face.pkl: no such file"),

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dime.core.training.likelihood import Likelihood
-from guided_diffusion import checkpoint_util
+from dime.core.training.script import LabelledImages, open_part
+from guided_diffusion import checkpoint_util, dist_util
 from guided_diffusion.script_util import model_and_diffusion_defaults
-from tests.training.scripts import SMALL_UNET, run_script, unpack_celeba
+from tests.training.kill_and_resume import run_trials
+from tests.training.scripts import SMALL_UNET, error_line, make_folders_of_classes, run_script, unpack_celeba
 from tests.training.small import ROOT
 
 TRAIN, SAMPLE, NLL = "celeba-train-diffusion.py", "sample-diffusion.py", "image-nll.py"
@@ -31,49 +32,31 @@ def train(data, out, **flags) -> int:
     return run_script(TRAIN, **{**SMALL_UNET, **common, "max_steps": 2, **flags})
 
 
-def error_line(capsys) -> str:
-    """The one line that a script says when it cannot go on."""
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
 def test_defaults_are_the_published_ones(monkeypatch):
     monkeypatch.setattr(sys, "argv", [TRAIN])
     flags = vars(runpy.run_path(str(ROOT / TRAIN))["parse_args"]())
-    expected = {
-        "data_dir": "",
-        "schedule_sampler": "uniform",
-        "lr": 1e-4,
-        "weight_decay": 0.0,
-        "lr_anneal_steps": 0,
-        "batch_size": 1,
-        "microbatch": -1,
-        "ema_rate": "0.9999",
-        "log_interval": 10,
-        "save_interval": 10000,
-        "resume_checkpoint": "",
-        "use_fp16": False,
-        "fp16_scale_growth": 1e-3,
-        "output_path": "",
-        "gpus": "",
-        **model_and_diffusion_defaults(),
-    }
-    assert {name: flags[name] for name in expected} == expected
+    expected = model_and_diffusion_defaults()
+    expected |= {"data_dir": "", "schedule_sampler": "uniform", "lr": 1e-4, "weight_decay": 0.0, "lr_anneal_steps": 0}
+    expected |= {"batch_size": 1, "microbatch": -1, "ema_rate": "0.9999", "log_interval": 10, "save_interval": 10000}
+    expected |= {"resume_checkpoint": "", "fp16_scale_growth": 1e-3, "output_path": "", "gpus": ""}
     # what the published script does not have changes nothing of its training
-    own = {"lr_warmup_steps": 0, "max_steps": 0, "precision": None, "grad_clip": 0.0, "offset_noise": 0.0}
-    own["random_crop"] = False
-    assert {name: flags[name] for name in own} == own
+    expected |= {"lr_warmup_steps": 0, "max_steps": 0, "precision": None, "grad_clip": 0.0, "offset_noise": 0.0}
+    expected |= {"random_crop": False, "random_flip": True, "image_channels": 3, "dataset": "CelebA"}
+    assert {name: flags[name] for name in expected} == expected
 
 
-def test_what_a_training_leaves(data, tmp_path, capsys):
-    assert train(data, tmp_path / "out", max_steps=3, save_interval=10, log_interval=1) == 0
-    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+def test_what_a_training_leaves_and_the_same_command_again(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(data, out, max_steps=3, save_interval=10, log_interval=1) == 0
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert {"model000003.pt", "ema_0.9999_000003.pt", "opt000003.pt", "progress.csv", "log.txt"} <= files
     assert {"samples/000000.png", "samples/000003.png"} <= files
     output = capsys.readouterr().out
     assert re.search(r"update 3: loss \d.*images/s.*left", output)
     assert "3 updates done; finished" in output
+    assert train(data, out, max_steps=4) == 0
+    assert "3 updates done, checkpoints in" in capsys.readouterr().out
+    assert [path.name for path in out.glob("model*.pt")] == ["model000004.pt"]
 
 
 def test_the_grid_grows_from_fixed_noise_and_disturbs_nothing(data, tmp_path):
@@ -85,12 +68,21 @@ def test_the_grid_grows_from_fixed_noise_and_disturbs_nothing(data, tmp_path):
     assert all(torch.equal(with_grid[key], without[key]) for key in without)
 
 
-def test_the_same_command_goes_on(data, tmp_path, capsys):
-    train(data, tmp_path / "out", max_steps=2)
-    assert train(data, tmp_path / "out", max_steps=4) == 0
-    assert "2 updates done, checkpoints in" in capsys.readouterr().out
-    assert (tmp_path / "out" / "model000004.pt").exists()
-    assert not (tmp_path / "out" / "model000002.pt").exists()
+def test_killed_trainings_end_in_the_same_bytes():
+    assert run_trials(trials=2, seed=1, updates=12) == ["same", "same"]
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, [0, 4, 8, 12, 16, 20, 24, 28]), (3, [3, 7, 11, 15, 19, 23, 27])])
+def test_a_process_takes_every_fourth_row_of_four(data, monkeypatch, rank, expected):
+    monkeypatch.setattr(dist_util, "rank", lambda: rank)
+    monkeypatch.setattr(dist_util, "world_size", lambda: 4)
+    source = open_part("CelebA", str(data), "train", 16)
+    share = LabelledImages(source, [31, 2])
+    assert len(share) == len(expected)
+    for (image, condition), row in zip((share[k] for k in range(len(share))), expected, strict=True):
+        assert torch.equal(image, source[row].image)
+        assert torch.equal(condition["y"], source[row].labels[[31, 2]])
+    assert LabelledImages(source)[0][1] == {}
 
 
 def test_a_conditional_model_is_trained_sampled_and_measured(data, tmp_path):
@@ -107,6 +99,22 @@ def test_a_conditional_model_is_trained_sampled_and_measured(data, tmp_path):
     assert run_script(SAMPLE, **model, **sampling, data_dir=data, use_ddim=True) == 0
     assert run_script(NLL, **model, data_dir=data, num_samples=4, batch_size=2, output_path=tmp_path) == 0
     assert run_script(SAMPLE, **model, **sampling) == 2  # what should it draw?
+
+
+def test_grey_images_of_any_folder_with_classes(tmp_path, capsys):
+    folder, out = make_folders_of_classes(tmp_path / "data"), tmp_path / "out"
+    data = {"data_dir": folder, "dataset": "folder"}
+    assert train(folder, out, **data, image_channels=1, class_cond=True) == 0
+    assert checkpoint_util.stored_config(checkpoint_util.load_state_dict(out / "model000002.pt"))["num_classes"] == 2
+    assert train(folder, out, **data, class_cond=True) == 2
+    assert "trained with --image_channels 1, not 3" in error_line(capsys)
+    model = {"model_path": out / "ema_0.9999_000002.pt", "timestep_respacing": "3", "output_path": tmp_path}
+    assert run_script(SAMPLE, **model, num_samples=5, batch_size=3) == 0
+    with np.load(tmp_path / "samples_5x16x16x1.npz") as arrays:
+        assert arrays["arr_0"].dtype == np.uint8 and set(arrays["arr_1"]) <= {0, 1}
+    assert run_script(NLL, **model, data_dir=folder, num_samples=8, batch_size=4) == 0
+    said = capsys.readouterr().out
+    assert "(8 images)" in said
 
 
 @pytest.fixture(scope="module")
@@ -138,22 +146,12 @@ def test_likelihood_of_celeba_and_of_any_folder(trained, data, tmp_path, capsys)
     for folder in (data, data / "img_align_celeba"):
         flags = {"data_dir": folder, "num_samples": 6, "batch_size": 3, "timestep_respacing": "5"}
         assert run_script(NLL, **SMALL_UNET, model_path=trained, output_path=tmp_path, **flags) == 0
-        last = capsys.readouterr().out.strip().splitlines()[-1]
+        *_, last = capsys.readouterr().out.strip().splitlines()
         found = re.fullmatch(r"(.+) bits per dimension = L_T (.+) \+ L_t (.+) \+ L_0 (.+) \(6 images\)", last)
         total, *parts = map(float, found.groups())
         assert total == pytest.approx(sum(parts), rel=2e-3)  # the parts are printed to four digits
         with np.load(tmp_path / "vb_terms.npz") as arrays:
             assert arrays["arr_0"].shape == (5,)
-
-
-def test_likelihood_is_a_mean_over_all_images():
-    likelihood = Likelihood()
-    likelihood.add(2, 1.0, {"vb": np.array([2.0, 4.0])})
-    likelihood.add(6, 5.0, {"vb": np.array([6.0, 0.0])})
-    assert likelihood.prior == 4.0
-    assert likelihood.terms["vb"].tolist() == [5.0, 1.0]
-    assert likelihood.total == 10.0
-    assert str(likelihood) == "10.0000 bits per dimension = L_T 4 + L_t 5 + L_0 1 (8 images)"
 
 
 # --- bad input: one line, exit status 2

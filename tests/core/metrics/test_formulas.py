@@ -18,20 +18,12 @@ from dime.core.metrics.mnac import decide
 from tests.helpers import rnd
 
 
-def test_face_similarity_is_the_cosine():
-    a = torch.tensor([[1.0, 0.0], [3.0, 4.0], [1.0, 1.0], [2.0, 0.0]])
-    b = torch.tensor([[2.0, 0.0], [4.0, 3.0], [-1.0, -1.0], [0.0, 5.0]])
-    # 1e-12: float64
-    assert face_similarity(a, b) == pytest.approx([1, 24 / 25, -1, 0], abs=1e-12)
-
-
-def test_the_same_face_is_above_one_half():
-    assert same_face(np.array([0.49, 0.5, 0.51])).tolist() == [0, 0, 1]
-
-
-def test_a_vector_without_direction_has_no_face():
-    similarity = face_similarity(torch.zeros(2, 3), torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
-    assert np.isnan(similarity).all() and np.isnan(same_face(similarity)).all()
+def test_face_similarity_is_the_cosine_and_the_same_face_is_above_one_half():
+    a = torch.tensor([[1.0, 0.0], [3.0, 4.0], [1.0, 1.0], [2.0, 0.0], [0.0, 0.0]])
+    b = torch.tensor([[2.0, 0.0], [4.0, 3.0], [-1.0, -1.0], [0.0, 5.0], [1.0, 0.0]])
+    # 1e-12: float64; a vector without direction has no face
+    assert face_similarity(a, b) == pytest.approx([1, 24 / 25, -1, 0, np.nan], abs=1e-12, nan_ok=True)
+    assert same_face(np.array([0.49, 0.5, 0.51, np.nan])) == pytest.approx([0, 0, 1, np.nan], nan_ok=True)
 
 
 def test_decisions_are_above_one_half():
@@ -51,9 +43,9 @@ def test_correlation_difference_in_closed_form():
     changes = np.stack([query, -query, np.zeros(5), np.array([0, 0, 1, 0, -1]), np.ones(5)], axis=1)
     labels = np.array([[1, 1, 0, 1, 1], [0, 0, 1, 1, 1], [1, 1, 0, 0, 1], [0, 0, 1, 0, 1]])
     result = correlation_difference(labels, changes, query=0)
-    assert result.dataset == pytest.approx([1, 1, -1, 0, np.nan], nan_ok=True)
-    assert result.explanations == pytest.approx([1, -1, np.nan, 0, np.nan], nan_ok=True)
-    assert (result.never, result.alike, result.informative) == (1, 1, 3)
+    of_labels, of_changes, _ = result.detail
+    assert of_labels == pytest.approx([1, 1, -1, 0, np.nan], nan_ok=True)
+    assert of_changes == pytest.approx([1, -1, np.nan, 0, np.nan], nan_ok=True)
     assert result.value == pytest.approx(0 + 2 + 1 + 0 + 0)
     notes = "; ".join(result.notes)
     assert "1 attributes never change" in notes and "1 attributes change alike" in notes and "3 informative" in notes
@@ -63,9 +55,9 @@ def test_a_query_that_never_varies_leaves_cd_undefined():
     """All flips go one way, or the data set knows one side only: every correlation with the query is undefined."""
     varied, constant = np.eye(3), np.array([[-1, 0, 1], [-1, 1, 0]])
     by_flips = correlation_difference(varied, constant, query=0)
-    assert np.isnan(by_flips.value) and "counterfactuals change it alike" in by_flips.undefined
+    assert by_flips.value is None and "counterfactuals change it alike" in by_flips.reason
     by_labels = correlation_difference(np.array([[1, 0, 1], [1, 1, 0]]), varied, query=0)
-    assert np.isnan(by_labels.value) and "labels of the data set agree" in by_labels.undefined
+    assert by_labels.value is None and "labels of the data set agree" in by_labels.reason
     assert by_flips.notes == by_labels.notes == ()
     assert not correlation_difference(varied, np.repeat(np.eye(3), 20, axis=0), query=0).notes  # 20 images and more
 
@@ -79,14 +71,9 @@ def test_transition_of_a_linear_classifier():
     x, x_cf = -torch.ones(2, 3, 10, 10), torch.ones(2, 3, 10, 10)
     curves = transition(brightness, x, x_cf, Binary(0))
     mean_level = np.linspace(-1, 1, 51)  # 100 pixels, 2 at a time
-    # 1e-6: float32; the own class is the dark one
+    # 1e-6: float32; the own class is the dark one, then the bright one
     assert curves == pytest.approx(np.tile(1 / (1 + np.exp(20 * mean_level)), (2, 1)), abs=1e-6)
-
-
-def test_transition_starts_at_the_prediction_whatever_it_is():
-    x, x_cf = torch.ones(1, 3, 10, 10), -torch.ones(1, 3, 10, 10)
-    curve = transition(brightness, x, x_cf, Binary(0))[0]
-    assert curve[0] > 0.99 and curve[-1] < 0.01
+    assert transition(brightness, x_cf, x, Binary(0)) == pytest.approx(curves, abs=1e-6)
 
 
 def test_transition_among_classes_follows_the_class_of_the_input():
@@ -133,16 +120,19 @@ def test_transition_of_an_image_does_not_depend_on_its_company():
     assert np.array_equal(together, np.stack(alone))
 
 
-@pytest.mark.parametrize(("own", "expected"), [(1.0, -1), (0.0, 1), (0.5, 0)])
-def test_cout_of_constant_curves(own, expected):
-    assert cout(np.full((1, 51), own), pixels=100) == pytest.approx([expected])
-
-
-def test_cout_of_a_straight_line_is_zero_and_of_a_step_its_place():
-    assert cout(np.linspace(1, 0, 51)[None], pixels=100) == pytest.approx([0])
-    early = np.where(np.arange(51) < 10, 1.0, 0.0)[None]
-    # p_c is 1 up to step 9 and falls within step 10: an area of 9.5 steps of 2 %
-    assert cout(early, pixels=100) == pytest.approx([1 - 2 * 9.5 * 0.02])
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [
+        (np.ones(51), -1),
+        (np.zeros(51), 1),
+        (np.linspace(1, 0, 51), 0),
+        # p_c is 1 up to step 9 and falls within step 10: an area of 9.5 steps of 2 %
+        (np.where(np.arange(51) < 10, 1.0, 0.0), 1 - 2 * 9.5 * 0.02),
+    ],
+    ids=["never", "at once", "evenly", "early"],
+)
+def test_cout_of_curves(curve, expected):
+    assert cout(curve[None], pixels=100) == pytest.approx([expected])
 
 
 def test_bootstrap_interval_of_a_mean():

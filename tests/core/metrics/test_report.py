@@ -8,8 +8,7 @@ import json
 
 from dime.core.metrics.measurement import Measurement
 from dime.core.metrics.protocol import METRIC_NAMES
-from dime.core.metrics.published import PUBLISHED, caveats
-from dime.core.metrics.report import Report, as_csv, as_json, markdown
+from dime.core.metrics.report import PUBLISHED, Report, as_csv, as_json, caveats, markdown
 from dime.core.results import ResultTree
 
 REPORT = Report(

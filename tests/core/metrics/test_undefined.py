@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dime.core.datasets import ATTRIBUTES
+from dime.core.errors import InputError
+from dime.core.guidance import Binary
 from dime.core.metrics.features import Machine
 from dime.core.metrics.metric import Context, Metric
 from dime.core.metrics.protocol import METRICS, evaluate
@@ -26,11 +28,14 @@ def networks(monkeypatch) -> dict[str, object]:
     return stand_ins(monkeypatch)
 
 
+CPU = torch.device("cpu")
+
+
 def measure(trees: list[ResultTree], **flags) -> Report:
     weights = trees[0].output_path / "weights"
     weights.touch()
     given = {"seeds": trees, "celeba_path": "celeba", "inception_weights": weights}
-    return evaluate(Context(Machine(torch.device("cpu")), **(given | flags)), trees)
+    return evaluate(Context(Machine(CPU), **(given | flags)), trees)
 
 
 def reasons(report: Report) -> dict[str, str]:
@@ -48,12 +53,14 @@ def reasons(report: Report) -> dict[str, str]:
     return undefined
 
 
-CONSTANT = {"CD": "query attribute never varies"}
 EVERY = {"flip rate", "FVA", "FS", "MNAC", "CD", "MAD", "COUT", "FID", "sFID", "sigma_L"}
 
 
 def test_everything_has_a_value(tmp_path, networks):
+    """And what CD rests on is said."""
     report = measure(make_tree(tmp_path, BOTH_WAYS))
+    assert any("CD of a: 2 attributes never change" in line for line in report.caveats["a"])
+    assert any("CD of a: rests on 6 informative images" in line for line in report.caveats["a"])
     assert set(report.measurements["a"]) == EVERY and not reasons(report)
 
 
@@ -105,17 +112,6 @@ def test_features_that_never_vary(tmp_path, networks):
     )
 
 
-def test_labels_that_never_vary(tmp_path, networks):
-    networks["labels"][:, ATTRIBUTES.index("Smiling")] = 1
-    assert "labels of the data set agree" in reasons(measure(make_tree(tmp_path, BOTH_WAYS)))["CD"]
-
-
-def test_what_cd_rests_on_is_said(tmp_path, networks):
-    report = measure(make_tree(tmp_path, BOTH_WAYS))
-    assert any("CD of a: 2 attributes never change" in line for line in report.caveats["a"])
-    assert any("CD of a: rests on 6 informative images" in line for line in report.caveats["a"])
-
-
 def test_the_script_says_what_the_protocol_says(tmp_path, networks):
     """One direction: the same words on stderr and in evaluate.py's list, no number, exit 0."""
     trees = make_tree(tmp_path, BOTH_WAYS[1::2])
@@ -138,7 +134,7 @@ CLASSES = "decision: multiclass\nclasses: [cat, dog, cow]\ndataset: folder\n"
 class Three(torch.nn.Module):
     """Three classes, whose logits are 0, g and -g for an image of grey 128 + 50 g."""
 
-    num_outputs, attributes = 3, ["cat", "dog", "cow"]
+    num_outputs, names = 3, ["cat", "dog", "cow"]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (grey_of(x) - 128) / 50 * torch.tensor([0.0, 1.0, -1.0])
@@ -158,6 +154,15 @@ def test_classes(tmp_path, networks):
     assert "MNAC: needs images of CelebA and the oracle of its 40 attributes" in missing
 
 
+def test_grey_images_have_one_channel_for_the_classifier(tmp_path, networks):
+    channels = set()
+    networks["metric.load_classifier"].register_forward_hook(lambda module, x, logits: channels.add(x[0].shape[1]))
+    trees = make_tree(tmp_path, BOTH_WAYS)
+    for path in tmp_path.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    assert not reasons(measure(trees)) and channels == {1}
+
+
 @pytest.mark.parametrize("info", [None, "label: 0", "target: cat"])
 def test_mad_of_classes_needs_the_target(tmp_path, networks, info):
     networks["metric.load_classifier"] = Three()
@@ -172,6 +177,43 @@ def test_a_classifier_of_other_classes(tmp_path, networks):
     assert sum("has 40 outputs, but a explains 3 classes" in line for line in report.missing["a"]) == 2
 
 
+RECORDED = """dataset: bdd
+query_label: 2
+classifier_path: mine.onnx
+classifier_size: 32
+classifier_mean: [0.5, 0.4, 0.3]
+"""
+
+
+def test_the_classifier_is_the_one_that_was_explained(tmp_path, monkeypatch):
+    """Loaded as config.yaml says, once for all experiments; of other images, query_label counts its outputs."""
+    loaded = []
+    monkeypatch.setattr("dime.core.metrics.metric.load_classifier", lambda *a, **k: loaded.append((a, k)) or Three())
+    trees, context = make_tree(tmp_path, BOTH_WAYS[:1], RECORDED), Context(Machine(CPU))
+    assert [context.explained(tree)[1] for tree in trees] == [Binary(2), Binary(2)]
+    described = {"size": 32, "mean": (0.5, 0.4, 0.3), "std": None, "value_range": None, "trust": False}
+    assert loaded == [(("mine.onnx", CPU), described)]
+    moved = Context(Machine(CPU), classifier_path="moved.onnx", trust_classifier=True)
+    moved.explained(trees[0])
+    assert loaded[1:] == [(("moved.onnx", CPU), described | {"trust": True})]
+    monkeypatch.setattr(Three, "num_outputs", 1)
+    assert Context(Machine(CPU)).explained(trees[0])[1] == Binary(0)  # the one output was asked, whatever its number
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("classifier_path: python:evil:make\n", "runs code"),
+        ("classifier_path: models/demo/classifier.safetensors\nclassifier_mean: [x]\n", "describes its input wrongly"),
+        ("classifier_path: [1]\n", "models/classifier.pth"),
+    ],
+)
+def test_a_strangers_configuration_runs_nothing(tmp_path, config, expected):
+    [tree, _] = make_tree(tmp_path, BOTH_WAYS[:1], config)
+    with pytest.raises(InputError, match=expected):
+        Context(Machine(CPU)).explained(tree)
+
+
 def test_an_oracle_of_other_attributes(tmp_path, networks):
     networks["mnac.load_oracle"] = lambda x: (grey_of(x), grey_of(x).expand(-1, 12))
     report = measure(make_tree(tmp_path, BOTH_WAYS))
@@ -183,7 +225,7 @@ def test_the_metric_of_the_documentation(tmp_path):
     code = (Path(__file__).parents[3] / "docs/metrics.md").read_text().split("```python\n")[1].split("```")[0]
     exec(code, scope := {})
     metric: Metric = scope["BRIGHTNESS"]
-    trees, context = make_tree(tmp_path, BOTH_WAYS), Context(Machine(torch.device("cpu")))
+    trees, context = make_tree(tmp_path, BOTH_WAYS), Context(Machine(CPU))
     expected = np.mean([cf_grey - grey for _, grey, cf_grey in BOTH_WAYS])
     found = evaluate(context, trees, metrics=[*METRICS[:1], metric])
     assert found.measurements["a"]["brightness"].value == pytest.approx(expected, abs=1e-4)  # float32

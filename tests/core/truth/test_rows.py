@@ -1,4 +1,4 @@
-"""Figures of the truth benchmark on pictures that are their own answer."""
+"""Figures of the truth benchmark on pictures that are their own answer, what they cost, and the tables."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dime.core.metrics.measurement import Measurement
+from dime.core.metrics.report import Report
 from dime.core.results import Pair
 from dime.core.truth import rows
 from dime.core.truth.cases import Case, Cases
+from dime.core.truth.report import markdown
+from guided_diffusion.script_util import model_and_diffusion_defaults
+from tests.core.test_methods import EVALUATIONS, TAU
 
 RNG = np.random.default_rng(0)
 N, SIZE = 3, 8
@@ -77,3 +82,60 @@ def test_what_is_not_defined():
     assert np.isnan(rows.within(np.ones((N, SIZE, SIZE)), nowhere.region)).all()
     assert np.isnan(rows.localisation(nowhere)).all()
     assert np.isnan(rows.recovered(np.stack([np.ones(N), np.zeros(N)], axis=1)))
+
+
+PUBLISHED = {**model_and_diffusion_defaults(), "diffusion_steps": 500, "timestep_respacing": "200", "learn_sigma": True}
+
+
+@pytest.mark.parametrize(("method", "count"), EVALUATIONS.items())
+def test_evaluations_of_one_attempt(method, count):
+    assert rows.evaluations({**PUBLISHED, "method": method, "start_step": TAU}) == count
+
+
+def test_settings_are_those_of_the_run():
+    assert rows.evaluations({**PUBLISHED, "method": "dime", "start_step": 60}) == 1771
+    assert rows.evaluations({**PUBLISHED, "method": "dime", "start_step": 60, "inner_steps": "1"}) == 60
+
+
+REPORT = Report(
+    measurements={
+        "a": {
+            "flip rate": Measurement("flip rate", 0.875, 16, (0.75, 1.0)),
+            "recovered": Measurement("recovered", -12.345, 15, (-14.0, -0.001)),
+            "CD": Measurement("CD", 1.5, 14),
+        },
+        "(true cf)": {"recovered": Measurement("recovered", 1.0, 16, (1.0, 1.0))},
+    },
+    missing={"a": ["classifier of a: gone"]},
+    caveats={"a": ["a: 1 images are misjudged"]},
+)
+
+
+def test_tables_in_full():
+    text = markdown(REPORT, {"Right?": ("flip rate", "recovered", "absent"), "Shortcut?": ("CD",)})
+    assert text.splitlines() == [
+        "**Right?**",
+        "",
+        "|           | a                        | (true cf)         |",
+        "| --------- | ------------------------ | ----------------- |",
+        "| images    | 16                       | 16                |",
+        "| flip rate | 0.88 [0.75, 1.00]        |                   |",
+        "| recovered | -12.3 [-14.0, 0.00] (15) | 1.00 [1.00, 1.00] |",
+        "",
+        "**Shortcut?**",
+        "",
+        "|        | a    |",
+        "| ------ | ---- |",
+        "| images | 14   |",
+        "| CD     | 1.50 |",
+        "",
+        "Cells: value [95 % bootstrap interval over images] (images, where not all).",
+        "",
+        "Not computed:",
+        "",
+        "- classifier of a: gone",
+        "",
+        "Left out:",
+        "",
+        "- a: 1 images are misjudged",
+    ]

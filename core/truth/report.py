@@ -1,5 +1,5 @@
-"""The figure of the truth benchmark: some counterfactuals beside the true ones, the table's rows as dots, and quality
-against cost.
+"""The truth benchmark for people: its tables, and its figure of some counterfactuals beside the true ones, the tables'
+rows as dots, and quality against cost.
 """
 
 from __future__ import annotations
@@ -12,14 +12,41 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
-from dime.core.metrics.plots import png
 from dime.core.metrics.report import Report
+from dime.core.table import cell, listed, markdown_table
 from dime.core.truth.benchmark import INPUT, TRUTH
 from dime.core.truth.cases import Case
-from dime.core.truth.cost import EVALUATIONS
+from dime.core.truth.rows import EVALUATIONS
 
 COLUMN_INCHES = 1.15
 REFERENCE_MARKERS = {TRUTH: "D", INPUT: "X"}
+
+
+def markdown(report: Report, tables: Mapping[str, Sequence[str]]) -> str:
+    """One table under each title, a column for each experiment that has any of its rows; then what limits the numbers.
+
+    tables: title -> rows. A cell holds value [95 % interval], and (images) where they are not as many as the first row
+    of the table says.
+    """
+    lines: list[str] = []
+    for title, rows in tables.items():
+        columns = {name: found for name, found in report.measurements.items() if any(row in found for row in rows)}
+        images = {name: max(found[row].n for row in rows if row in found) for name, found in columns.items()}
+        table = [["images", *images.values()]]
+        for row in rows:
+            found = {name: measured.get(row) for name, measured in columns.items()}
+            cells = [m and cell(m.value, m.interval, m.n, _number, images[name]) for name, m in found.items()]
+            table += [[row, *cells]] if any(cells) else []
+        lines += [f"**{title}**", "", markdown_table(["", *columns], table)] if columns else []
+    lines.append("Cells: value [95 % bootstrap interval over images] (images, where not all).")
+    lines += listed("Not computed:", report.missing) + listed("Left out:", report.caveats)
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    """Two decimals, fewer for large numbers; no minus before a zero."""
+    text = f"{value:.{2 if abs(value) < 10 else 1}f}"
+    return text.lstrip("-") if not float(text) else text
 
 
 @dataclass(frozen=True)
@@ -33,16 +60,16 @@ class Panel:
 
 def truth_plot(
     examples: Mapping[str, Sequence[Case | None]], report: Report, panels: Sequence[Panel], against_cost: Sequence[str]
-) -> bytes:
-    """The figure, as a PNG file.
+) -> Figure:
+    """The figure.
 
     examples: experiment -> the same images, None where it does not have one; the first one's has them all.
     against_cost: rows that are drawn over the evaluations that they cost, where those are known.
     """
-    measured = report.measurements
-    present = [[row for row in panel.rows if any(row in found for found in measured.values())] for panel in panels]
-    drawn = [(panel, rows) for panel, rows in zip(panels, present, strict=True) if rows]
-    costs = against_cost if any(EVALUATIONS in found for found in measured.values()) else []
+    measured = report.measurements.values()
+    present = [(panel, [row for row in panel.rows if any(row in found for found in measured)]) for panel in panels]
+    drawn = [(panel, rows) for panel, rows in present if rows]
+    costs = against_cost if any(EVALUATIONS in found for found in measured) else []
     panel_height = 0.9 + (0.1 + 0.06 * len(measured)) * max(len(rows) for _, rows in drawn)
     lines = [*(drawn[i : i + 2] for i in range(0, len(drawn), 2)), *([costs] if costs else [])]
     heights = [COLUMN_INCHES * (3 + len(examples)) + 0.4, *[panel_height] * len(lines)]
@@ -52,9 +79,11 @@ def truth_plot(
     for part, line in zip(parts[1:], lines, strict=True):
         for axes, item in zip(part.subplots(1, len(line), squeeze=False)[0], line, strict=True):
             _draw_cost(axes, item, report) if line is costs else _draw_panel(axes, *item, report)
+            axes.xaxis.label.set_size(8)
+            axes.tick_params(axis="x", labelsize=8)
     handles = parts[1].axes[0].get_legend_handles_labels()
     parts[-1].legend(*handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    return png(figure)
+    return figure
 
 
 def _draw_examples(part: SubFigure, examples: Mapping[str, Sequence[Case | None]]) -> None:
@@ -80,21 +109,17 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[str], report: Report) -
     """Dots with their intervals; the experiments of a row stand below each other, references are hollow."""
     count = len(report.measurements)
     for number, (column, found) in enumerate(report.measurements.items()):
-        reference = column in REFERENCE_MARKERS
         shift = (count / 2 - 0.5 - number) * 0.7 / count
         places = [len(rows) - 1 - i + shift for i, row in enumerate(rows) if row in found]
-        numbers = [found[row] for row in rows if row in found]
-        values = np.array([number.value for number in numbers])
-        low, high = np.array([number.interval or (number.value,) * 2 for number in numbers]).reshape(-1, 2).T
-        errors = np.maximum([values - low, high - values], 0)
-        colour = "black" if reference else f"C{number}"
-        marker = {"marker": REFERENCE_MARKERS.get(column, "o"), "mfc": "white" if reference else colour, "ms": 4}
+        values = np.array([found[row].value for row in rows if row in found])
+        bounds = [found[row].interval or (found[row].value,) * 2 for row in rows if row in found]
+        errors = np.maximum((np.array(bounds).reshape(-1, 2) - values[:, None]) * [-1, 1], 0).T
+        colour, fill = ("black", "white") if column in REFERENCE_MARKERS else (f"C{number}", f"C{number}")
+        marker = {"marker": REFERENCE_MARKERS.get(column, "o"), "mfc": fill, "ms": 4}
         axes.errorbar(values, places, xerr=errors, ls="none", color=colour, elinewidth=1, label=column, **marker)
     axes.set_yticks(range(len(rows)), rows[::-1], fontsize=8)
-    axes.set_xlabel(panel.label, fontsize=8)
-    axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.3)
-    axes.set(ylim=(-0.6, len(rows) - 0.4), xlim=panel.limits)
+    axes.set(ylim=(-0.6, len(rows) - 0.4), xlim=panel.limits, xlabel=panel.label)
 
 
 def _draw_cost(axes: Axes, row: str, report: Report) -> None:
@@ -106,11 +131,8 @@ def _draw_cost(axes: Axes, row: str, report: Report) -> None:
             axes.annotate(column, point, xytext=(4, 3), textcoords="offset points", fontsize=7)
     if row in report.measurements[INPUT]:
         axes.axhline(report.measurements[INPUT][row].value, color="black", linewidth=0.5)
-    axes.set(xscale="log")
-    axes.set_xlabel(f"U-Net {EVALUATIONS}; line: the input", fontsize=8)
-    axes.set_ylabel(row, fontsize=8)
+    axes.set(xscale="log", xlabel=f"U-Net {EVALUATIONS}; line: the input", ylabel=row)
     axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.minorticks_off()
-    axes.tick_params(labelsize=8)
     axes.margins(x=0.15, y=0.15)
