@@ -7,11 +7,8 @@ True to join the summaries of chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from dime.core.arithmetic import keep_freed_memory
 from dime.core.cli import run, say, select_device, stoppable
@@ -37,7 +34,7 @@ def main() -> int:
         failed = 0
         for each in experiments(config):
             tree = ResultTree(Path(each.output_path), each.exp_name, each.image_format)
-            summary = merge(each, tree) if each.merge_and_eval else explain(each, tree)
+            summary = summary_of(each, tree)
             report(summary, tree)
             failed += summary.get("failed", 0)
     return EXIT_SOME_FAILED if failed else 0
@@ -51,43 +48,26 @@ def experiments(config: Config) -> list[Config]:
     return [replace(config, target=target, exp_name=f"{config.exp_name}/{target}") for target in targets]
 
 
-def explain(config: Config, tree: ResultTree) -> Summary:
-    """Explain the images of one chunk, from where an earlier run of the same command has left it.
+def summary_of(config: Config, tree: ResultTree) -> Summary:
+    """Explain the images of one chunk, from where an earlier run of the same command has left it, or merge all chunks.
 
     Everything that can be checked is checked before anything is written.
     """
-    device = select_device(config.gpu)
-    if (config.save_x_t or config.save_z_t) and not config.save_images:
-        say("--save_images False: no image is written, and no frame of --save_x_t and --save_z_t.")
-    keep_freed_memory()
-    run = Run(set_up(config, device), tree)
-    figures = build_figures(config, device) if config.oracle_figures and config.num_chunks == 1 else None
-    return with_figures(run(), figures, tree)
-
-
-def merge(config: Config, tree: ResultTree) -> Summary:
-    """Join the summaries of all chunks."""
-    figures = build_figures(config, select_device(config.gpu)) if config.oracle_figures else None
-    return with_figures(merge_chunks(tree, config.num_chunks, config.allow_partial), figures, tree)
-
-
-Figures = Callable[[ResultTree], dict[str, float]]
-"""Measures the FVA and MNAC of a whole tree."""
-
-
-def build_figures(config: Config, device: torch.device) -> Figures:
-    """The oracle figures of a summary, their networks loaded onto the device."""
-    machine = Machine(device, config.batch_size)
-    faces, attributes = face_features(config.face_path, machine), oracle_logits(config.oracle_path, machine)
-    return lambda tree: summary_figures(tree, faces, attributes)
-
-
-def with_figures(summary: Summary, figures: Figures | None, tree: ResultTree) -> Summary:
-    """The summary with the figures that were asked for, here and on disk."""
-    if figures is None:
-        return summary
-    summary = {**summary, **figures(tree)}
-    write_summary(tree.report("summary.yaml"), summary)
+    run, merging = None, config.merge_and_eval
+    figures = config.oracle_figures and (merging or config.num_chunks == 1)
+    device = select_device(config.gpu) if figures or not merging else None
+    if not merging:
+        if (config.save_x_t or config.save_z_t) and not config.save_images:
+            say("--save_images False: no image is written, and no frame of --save_x_t and --save_z_t.")
+        keep_freed_memory()
+        run = Run(set_up(config, device), tree)
+    if figures:
+        machine = Machine(device, config.batch_size)
+        faces, attributes = face_features(config.face_path, machine), oracle_logits(config.oracle_path, machine)
+    summary = run() if run else merge_chunks(tree, config.num_chunks, config.allow_partial)
+    if figures:
+        summary = {**summary, **summary_figures(tree, faces, attributes)}
+        write_summary(tree.report("summary.yaml"), summary)
     return summary
 
 

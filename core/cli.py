@@ -40,7 +40,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         """Parse, after spelling every flag the way it was declared."""
-        args = [self._declared_spelling(arg) for arg in (sys.argv[1:] if args is None else args)]
+        args = list(sys.argv[1:] if args is None else args)
+        for place, arg in enumerate(args):
+            flag, equals, value = arg.partition("=")
+            spellings = (flag, "--" + flag[2:].replace("-", "_"), "--" + flag[2:].replace("_", "-"))
+            known = [name for name in spellings if arg.startswith("--") and name in self._option_string_actions]
+            args[place] = f"{known[0]}{equals}{value}" if known else arg
         for place in reversed(range(1, len(args))):  # argparse takes lists such as -1,1 for flags
             if re.match(r"-[\d.]+,", args[place]) and args[place - 1].startswith("--"):
                 args[place - 1 : place + 1] = [f"{args[place - 1]}={args[place]}"]
@@ -57,15 +62,6 @@ class Parser(argparse.ArgumentParser):
         """Those flags of the diffusion model that are given: what is not is read from its own file."""
         known = model_and_diffusion_defaults()
         return {name: value for name, value in self.given().items() if name in known}
-
-    def _declared_spelling(self, arg: str) -> str:
-        if not arg.startswith("--"):
-            return arg
-        flag, equals, value = arg.partition("=")
-        for spelling in (flag, "--" + flag[2:].replace("-", "_"), "--" + flag[2:].replace("_", "-")):
-            if spelling in self._option_string_actions:
-                return spelling + equals + value
-        return arg
 
     def error(self, message: str) -> NoReturn:
         """Print one line on stderr and exit with code 2."""

@@ -166,10 +166,6 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
     other; anything that argparse refuses is one line and exit code 2.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    presets = Parser(add_help=False)
-    presets.add_argument("--preset", type=_presets, default=[])
-    names = presets.parse_known_args(arguments)[0].preset
-
     parser = Parser(description=description)
     parser.add_argument(
         "--preset",
@@ -194,6 +190,7 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
     model_flags = model_and_diffusion_defaults()
     add_dict_to_argparser(parser.add_argument_group("diffusion model (as it was trained)"), model_flags)
 
+    names = parser.given(arguments).get("preset", ())
     given = parser.given([*(text for name in names for text in as_arguments(preset_flags(name))), *arguments])
     config = Config(
         **{name: value for name, value in given.items() if name not in model_flags},

@@ -57,25 +57,21 @@ class Binary:
 
 @dataclass(frozen=True)
 class MultiClass:
-    """Mutually exclusive classes: the prediction is the largest logit, its opposite the runner-up."""
+    """Mutually exclusive classes, with Binary's methods: the largest logit is predicted, its opposite the runner-up."""
 
     use_logits: bool = False
 
     def predict(self, logits: torch.Tensor) -> torch.Tensor:
-        """See Binary."""
         return logits.argmax(dim=1)
 
     def probability(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See Binary."""
         return logits.softmax(dim=1).gather(1, y[:, None])[:, 0]
 
     def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See Binary."""
         scores = logits if self.use_logits else logits.log_softmax(dim=1)
         return -scores.gather(1, y[:, None])[:, 0]
 
     def opposite(self, logits: torch.Tensor) -> torch.Tensor:
-        """See Binary."""
         return logits.topk(2, dim=1).indices[:, 1]
 
 

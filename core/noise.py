@@ -58,11 +58,9 @@ class StreamNoise:
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def noising(self, ids: Sequence[int]) -> Draw:
-        """See PerImageNoise."""
         return self._draw
 
     def step(self, ids: Sequence[int], attempt: int, index: int) -> Draw:
-        """See PerImageNoise."""
         return self._draw
 
     def _draw(self, shape: torch.Size) -> torch.Tensor:

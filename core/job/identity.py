@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from dime.core.config import Accepted, Config
 from dime.core.errors import InputError
 from dime.core.files import located, read_yaml
+from dime.core.job.setup import Setup
+from dime.core.networks.features import VGG19_URL
+from dime.core.networks.files import pretrained_weights
 from dime.core.results import CELLS, ResultTree, image_files
 from dime.core.summary import Summary, write_summary
 from guided_diffusion.files import is_remote, open_file
@@ -49,33 +51,35 @@ SAID = {
 }
 
 
-def identity_of(
-    flags: Mapping[str, Any], images: str, count: int, digests: Mapping[str, str], device: torch.device
-) -> Identity:
-    """The identity shared by all chunks of a run.
-
-    images: a text that stands for the `count` chosen images and their labels. digests: flag -> `digest_of` its file.
-    """
+def identity_of(setup: Setup, flags: Mapping[str, Any]) -> Identity:
+    """The identity shared by all chunks of a run. flags: all of them, those of the diffusion model included."""
+    config, explainer, question = setup.config, setup.explainer, setup.question
     identity = {
         **{name: value for name, value in flags.items() if name not in HARMLESS},
-        **{name: f"sha256 {digest}" for name, digest in digests.items()},
-        "images": f"{count}, sha256 {hashlib.sha256(images.encode()).hexdigest()}",
-        "device": device.type,
+        "model_path": digest_of(config.model_path, explainer.diffusion.network),
+        "classifier_path": digest_of(config.classifier_path, explainer.classifier),
+        "device": setup.device.type,
     }
+    if config.l_perc:
+        identity["perceptual_path"] = digest_of(config.perceptual_path or pretrained_weights(VGG19_URL))
+    if question.target and question.fixed_target is None:
+        identity["target"] = digest_of(config.target)
+    images = hashlib.sha256(setup.source.rows(setup.selection).encode()).hexdigest()
+    identity["images"] = f"{len(setup.selection)}, sha256 {images}"
     return json.loads(json.dumps(identity))  # as a file gives it back, and nothing shared with the flags
 
 
 def digest_of(path: str | Path, network: nn.Module | None = None) -> str:
-    """The SHA-256 of a local or remote file's content, in hexadecimal digits; where there is none, of a network's."""
+    """The SHA-256 of a local or remote file's content; where there is none, of a network's."""
     digest, path = hashlib.sha256(), located(path)
     if network is not None and not is_remote(path) and not Path(path).is_file():
         for name, tensor in network.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-        return digest.hexdigest()
+        return f"sha256 {digest.hexdigest()}"
     with open_file(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()
+    return f"sha256 {digest.hexdigest()}"
 
 
 def short_hash(identity: Identity) -> int:

@@ -16,7 +16,7 @@ from dime.core.datasets import PUBLISHED
 from dime.core.errors import InputError
 from dime.core.explain import Batch, Explanations
 from dime.core.files import write_atomically
-from dime.core.job.identity import Identity, digest_of, identity_of, require_same_run, short_hash
+from dime.core.job.identity import identity_of, require_same_run, short_hash
 from dime.core.job.recovery import RecoveringExplainer
 from dime.core.job.setup import Setup
 from dime.core.job.writer import (
@@ -30,8 +30,6 @@ from dime.core.job.writer import (
     exclusive,
     write_explanations,
 )
-from dime.core.networks.features import VGG19_URL
-from dime.core.networks.files import pretrained_weights
 from dime.core.photos import BadImageError
 from dime.core.results import ResultTree
 from dime.core.summary import ImageRecord, Summary, summarise, write_stats, write_summary
@@ -60,18 +58,6 @@ class Run:
         self.files = ChunkFiles(self.tree, config, self.ids)
         self.flags = {**config.flags(), **self.setup.explainer.diffusion.flags, "classes": list(self.question.classes)}
 
-    def _identity(self) -> Identity:
-        config, explainer, selection = self.config, self.setup.explainer, self.setup.selection
-        digests = {
-            "model_path": digest_of(config.model_path, explainer.diffusion.network),
-            "classifier_path": digest_of(config.classifier_path, explainer.classifier),
-        }
-        if config.l_perc:
-            digests["perceptual_path"] = digest_of(config.perceptual_path or pretrained_weights(VGG19_URL))
-        if self.question.target and self.question.fixed_target is None:
-            digests["target"] = digest_of(config.target)
-        return identity_of(self.flags, self.source.rows(selection), len(selection), digests, self.setup.device)
-
     def __call__(self) -> Summary:
         """Explain what is not finished yet, image by image onto the disk; returns the summary that stands there.
 
@@ -80,7 +66,7 @@ class Run:
         """
         in_float32 = self.setup.in_float32 if self.config.precision != "fp32" else None
         explain = RecoveringExplainer(self.setup.explainer, in_float32)
-        self.identity = self._identity()  # from here on nothing but the disk can fail
+        self.identity = identity_of(self.setup, self.flags)  # from here on nothing but the disk can fail
         self.tree.create()
         with exclusive(self.files.report(LOCK)):
             self._begin()

@@ -45,7 +45,13 @@ class Setup:
 
 def set_up(config: Config, device: torch.device) -> Setup:
     """Load and check everything; InputError for what does not fit together. Nothing is written."""
-    precision = usable_precision(config, device)
+    precision = config.precision or ("fp16" if config.diffusion.get("use_fp16") else "fp32")
+    lacking = (precision == "fp16" and device.type == "cpu") or (
+        precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported()
+    )
+    if lacking:
+        say(f"{precision} does not run on {device}: the U-Net computes in fp32.")
+        precision = "fp32"
     diffusion = load_model(config, device, precision)
     source = open_dataset(
         config.dataset, config.data_dir, diffusion.image_size, config.use_train, config.images, config.resize,
@@ -87,15 +93,3 @@ def load_model(config: Config, device: torch.device, precision: str) -> Diffusio
     published = config.noise == "stream" or config.method == "gmd"
     prepare_unet(diffusion.network, precision, device, published=published)
     return diffusion
-
-
-def usable_precision(config: Config, device: torch.device) -> str:
-    """The wanted precision, or fp32 where the device cannot compute in it (which is said)."""
-    wanted = config.precision or ("fp16" if config.diffusion.get("use_fp16") else "fp32")
-    lacking = (wanted == "fp16" and device.type == "cpu") or (
-        wanted == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported()
-    )
-    if lacking:
-        say(f"{wanted} does not run on {device}: the U-Net computes in fp32.")
-        return "fp32"
-    return wanted

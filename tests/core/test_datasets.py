@@ -237,20 +237,11 @@ def test_mini_val_of_celeba(tmp_path):
     (tmp_path / "list_eval_partition.csv").write_text(f"image_id,partition\n{rows}\n")
     random.seed(77)
     expected_next = random.Random(77).random()
-    images = open_dataset("CelebAMV", str(tmp_path), 64).table["image_id"].tolist()
+    images = open_dataset("CelebAMV", str(tmp_path), 64, use_train=True).table["image_id"].tolist()
     assert random.random() == expected_next
     random.seed(5)
     assert images == [f"{row:06d}.jpg" for row in sorted(random.choices(range(19867), k=1000))]
     assert len(images) - len(set(images)) == 34
-
-
-def test_open_dataset(tmp_path):
-    write_csv(tmp_path)
-    assert len(open_dataset("CelebA", str(tmp_path), 64)) == 3
-    assert len(open_dataset("CelebA", str(tmp_path), 64, use_train=True)) == 1
-    assert len(open_dataset("CelebAMV", str(tmp_path), 64, use_train=True)) == 1000
-    with pytest.raises(InputError, match=r"CelebB.*CelebA, CelebAMV"):
-        open_dataset("CelebB", str(tmp_path), 64)
 
 
 # The transform
@@ -277,7 +268,7 @@ def test_transform_is_pillows_bilinear_and_a_centre_crop(tmp_path, photo_size, i
     assert np.abs(levels - np.asarray(expected)).max() < 1e-4
 
 
-def test_random_flips_mirror_half_of_the_images(tmp_path):
+def test_training_flips_half_of_the_images_and_crops_them(tmp_path):
     image = photo(tmp_path / "x.png", (64, 80))
     plain = image_transform(64)(image)
     torch.manual_seed(0)
@@ -285,14 +276,8 @@ def test_random_flips_mirror_half_of_the_images(tmp_path):
     mirrored = [torch.equal(x, plain.flip(2)) for x in flipped]
     assert all(torch.equal(x, plain) or is_mirrored for x, is_mirrored in zip(flipped, mirrored, strict=True))
     assert 8 < sum(mirrored) < 32
-
-
-def test_random_crop_keeps_nearly_all_of_the_image(tmp_path):
-    image = photo(tmp_path / "x.png", (64, 80))
-    torch.manual_seed(0)
-    cropped = [image_transform(64, random_crop=True)(image) for _ in range(5)]
-    assert all(x.shape == (3, 64, 64) for x in cropped)
-    assert not torch.equal(cropped[0], cropped[1])
+    cropped = [image_transform(64, random_crop=True)(image) for _ in range(2)]
+    assert cropped[0].shape == (3, 64, 64) and not torch.equal(*cropped)
 
 
 def test_stretching_and_grey(tmp_path):
