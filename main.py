@@ -7,16 +7,13 @@ True to join the summaries of chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from dime.core.arithmetic import keep_freed_memory
 from dime.core.cli import run, say, select_device, stoppable
 from dime.core.config import Config, parse_config
-from dime.core.job.merging import merge_chunks
+from dime.core.job.identity import merge_chunks
 from dime.core.job.run import Run
 from dime.core.job.setup import set_up
 from dime.core.metrics.faces import face_features
@@ -34,16 +31,13 @@ def main() -> int:
     config = parse_config(__doc__.splitlines()[0])
     # --overwrite, given again, would start afresh
     with stoppable("run the same command again" + (", without --overwrite," if config.overwrite else "")):
-        failed = [run_experiment(each) for each in experiments(config)]
-    return EXIT_SOME_FAILED if any(failed) else 0
-
-
-def run_experiment(config: Config) -> int:
-    """Explain or merge, and say how it went; how many images failed."""
-    tree = ResultTree(Path(config.output_path), config.exp_name, config.image_format)
-    summary = merge(config, tree) if config.merge_and_eval else explain(config, tree)
-    report(summary, tree)
-    return summary.get("failed", 0)
+        failed = 0
+        for each in experiments(config):
+            tree = ResultTree(Path(each.output_path), each.exp_name, each.image_format)
+            summary = summary_of(each, tree)
+            report(summary, tree)
+            failed += summary.get("failed", 0)
+    return EXIT_SOME_FAILED if failed else 0
 
 
 def experiments(config: Config) -> list[Config]:
@@ -54,54 +48,35 @@ def experiments(config: Config) -> list[Config]:
     return [replace(config, target=target, exp_name=f"{config.exp_name}/{target}") for target in targets]
 
 
-def explain(config: Config, tree: ResultTree) -> Summary:
-    """Explain the images of one chunk, from where an earlier run of the same command has left it.
+def summary_of(config: Config, tree: ResultTree) -> Summary:
+    """Explain the images of one chunk, from where an earlier run of the same command has left it, or merge all chunks.
 
     Everything that can be checked is checked before anything is written.
     """
-    device = select_device(config.gpu)
-    if (config.save_x_t or config.save_z_t) and not config.save_images:
-        say("--save_images False: no image is written, and no frame of --save_x_t and --save_z_t.")
-    keep_freed_memory()
-    run = Run(set_up(config, device), tree)
-    figures = build_figures(config, device) if config.oracle_figures and config.num_chunks == 1 else None
-    return with_figures(run(), figures, tree)
-
-
-def merge(config: Config, tree: ResultTree) -> Summary:
-    """Join the summaries of all chunks."""
-    figures = build_figures(config, select_device(config.gpu)) if config.oracle_figures else None
-    return with_figures(merge_chunks(tree, config.num_chunks, config.allow_partial), figures, tree)
-
-
-Figures = Callable[[ResultTree], dict[str, float]]
-"""Measures the FVA and MNAC of a whole tree."""
-
-
-def build_figures(config: Config, device: torch.device) -> Figures:
-    """The oracle figures of a summary, their networks loaded onto the device."""
-    machine = Machine(device, config.batch_size)
-    faces, attributes = face_features(config.face_path, machine), oracle_logits(config.oracle_path, machine)
-    return lambda tree: summary_figures(tree, faces, attributes)
-
-
-def with_figures(summary: Summary, figures: Figures | None, tree: ResultTree) -> Summary:
-    """The summary with the figures that were asked for, here and on disk."""
-    if figures is None:
-        return summary
-    summary = {**summary, **figures(tree)}
-    write_summary(tree.report("summary.yaml"), summary)
+    run, merging = None, config.merge_and_eval
+    figures = config.oracle_figures and (merging or config.num_chunks == 1)
+    device = select_device(config.gpu) if figures or not merging else None
+    if not merging:
+        if (config.save_x_t or config.save_z_t) and not config.save_images:
+            say("--save_images False: no image is written, and no frame of --save_x_t and --save_z_t.")
+        keep_freed_memory()
+        run = Run(set_up(config, device), tree)
+    if figures:
+        machine = Machine(device, config.batch_size)
+        faces, attributes = face_features(config.face_path, machine), oracle_logits(config.oracle_path, machine)
+    summary = run() if run else merge_chunks(tree, config.num_chunks, config.allow_partial)
+    if figures:
+        summary = {**summary, **summary_figures(tree, faces, attributes)}
+        write_summary(tree.report("summary.yaml"), summary)
     return summary
 
 
 def report(summary: Summary, tree: ResultTree) -> None:
     """The last lines: how many images, how accurate, how many flipped, and where everything lies."""
     failed = f", {summary['failed']} failed (see failed.yaml)" if summary.get("failed") else ""
-    truth = (
-        "no labels: predictions stand for them"
-        if summary.get("unlabelled")
-        else (f"classifier accuracy {summary['clean acc']:.1f} %")
-    )
+    truth = f"classifier accuracy {summary['clean acc']:.1f} %"
+    if summary.get("unlabelled"):
+        truth = "no labels: predictions stand for them"
     print(
         f"{summary['n']} images: {truth}, "
         f"flip rate {100 * summary['cf acc']:.1f} %, mean change {summary['l_1']:.4f}{failed}"

@@ -22,10 +22,10 @@ from dime.core.config import as_text, parse_config
 from dime.core.explain import Batch, Explainer, Explanations
 from dime.core.files import write_atomically
 from dime.core.job.setup import Setup, set_up
-from dime.core.metrics.plots import png
+from dime.core.metrics.scripts import png
 from dime.core.settings import Settings
 from dime.core.table import markdown_table
-from dime.core.truth.cost import evaluations
+from dime.core.truth.rows import evaluations
 from dime.core.tuning import Record, Trial, candidates, front, largest_tau, successive_halving
 
 

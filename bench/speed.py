@@ -39,9 +39,8 @@ from dime.core.sampler import Denoiser
 from dime.core.settings import Settings
 from dime.core.table import markdown_table
 from dime.core.truth.rows import evaluations
-from dime.models.classifiers import DenseNetClassifier
+from dime.models.classifiers import DenseNetClassifier, SmallCNN
 from dime.models.perceptual import PerceptualFeatures
-from dime.models.small_cnn import SmallCNN
 from guided_diffusion.script_util import create_diffusion, create_model_and_diffusion, model_and_diffusion_defaults
 
 HEAD = "# Measured\n\nEvery section says where, when and by which command; bench/README.md explains the columns.\n"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dime.core.cli import say
+from dime.core.networks.checks import first_line
 from guided_diffusion.unet import UNetModel
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -40,8 +41,7 @@ def prepare_unet(model: UNetModel, precision: str, device: torch.device, publish
 def keep_freed_memory() -> None:
     """Let this process keep the memory of freed tensors for the next ones; without glibc, do nothing.
 
-    glibc returns large blocks to the system at once and gets them back empty, page by page: on a CPU that takes up to
-    a quarter of an evaluation's time.
+    glibc gives large blocks back at once, and gets them empty, page by page: up to a quarter of a CPU's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -52,10 +52,7 @@ def keep_freed_memory() -> None:
 class CompiledUNet:
     """A network (--compile) that evaluates images of one shape in compiled code, all else, gradients too, eagerly.
 
-    It has every attribute of the network.
-
-    Args:
-        model: the network. fast: its compiled form. shape: of the images (N, C, H, W) that `fast` is for.
+    It has every attribute of the network. fast: its compiled form, for images (N, C, H, W) of that shape.
     """
 
     def __init__(self, model: UNetModel, fast: Callable[..., torch.Tensor], shape: torch.Size) -> None:
@@ -74,14 +71,10 @@ class CompiledUNet:
 
 
 @torch.no_grad()
-def compile_unet(
-    model: UNetModel, shape: torch.Size, compiler: Callable[..., Callable[..., torch.Tensor]] | None = None
-) -> UNetModel | CompiledUNet:
+def compile_unet(model: UNetModel, shape: torch.Size) -> UNetModel | CompiledUNet:
     """The network compiled for images (N, C, H, W) of this shape; itself where that fails or is wrong, which is said.
 
-    Args:
-        model: on its device, in the precision and layout that it will have.
-        compiler: takes the network and gives its compiled form; torch.compile unless another is given.
+    model: on its device, in the precision and layout that it will have.
     """
     device = next(model.parameters()).device
     x, y = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device), None
@@ -89,12 +82,9 @@ def compile_unet(
         labels = (shape[0], model.num_classes) if model.multiclass else shape[:1]
         y = torch.zeros(labels, dtype=torch.float32 if model.multiclass else torch.long, device=device)
     try:
-        if compiler is None:  # on a GPU with CUDA graphs: small batches spend their time on launching kernels
-            mode = "reduce-overhead" if device.type == "cuda" else "default"
-            fast = torch.compile(model, dynamic=False, fullgraph=True, mode=mode)
-        else:
-            fast = compiler(model)
-        compiled = CompiledUNet(model, fast, shape)
+        # on a GPU with CUDA graphs: small batches spend their time on launching kernels
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        compiled = CompiledUNet(model, torch.compile(model, dynamic=False, fullgraph=True, mode=mode), shape)
         for t in torch.tensor([[0], [250]], device=device):
             ours, eager = (network(x, t, y).double() for network in (compiled, model))
             error = float((ours - eager).norm() / eager.norm().clamp_min(1e-30))
@@ -102,7 +92,6 @@ def compile_unet(
                 say(f"--compile: the compiled U-Net is wrong and is not used (off by {error:.1e})")
                 return model
     except Exception as error:  # whatever a missing C++ compiler, Triton or driver ends in
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        say(f"--compile is not possible here, the U-Net runs uncompiled: {reason}")
+        say(f"--compile is not possible here, the U-Net runs uncompiled: {first_line(error)}")
         return model
     return compiled

@@ -27,8 +27,6 @@ EXIT_CONTINUE = 75
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of a flag that has one."""
-
     def _get_help_string(self, action: argparse.Action) -> str | None:
         has_default = action.default not in (None, "", [])
         return super()._get_help_string(action) if has_default else action.help
@@ -42,7 +40,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         """Parse, after spelling every flag the way it was declared."""
-        args = [self._declared_spelling(arg) for arg in (sys.argv[1:] if args is None else args)]
+        args = list(sys.argv[1:] if args is None else args)
+        for place, arg in enumerate(args):
+            flag, equals, value = arg.partition("=")
+            spellings = (flag, "--" + flag[2:].replace("-", "_"), "--" + flag[2:].replace("_", "-"))
+            known = [name for name in spellings if arg.startswith("--") and name in self._option_string_actions]
+            args[place] = f"{known[0]}{equals}{value}" if known else arg
         for place in reversed(range(1, len(args))):  # argparse takes lists such as -1,1 for flags
             if re.match(r"-[\d.]+,", args[place]) and args[place - 1].startswith("--"):
                 args[place - 1 : place + 1] = [f"{args[place - 1]}={args[place]}"]
@@ -60,15 +63,6 @@ class Parser(argparse.ArgumentParser):
         known = model_and_diffusion_defaults()
         return {name: value for name, value in self.given().items() if name in known}
 
-    def _declared_spelling(self, arg: str) -> str:
-        if not arg.startswith("--"):
-            return arg
-        flag, equals, value = arg.partition("=")
-        for spelling in (flag, "--" + flag[2:].replace("-", "_"), "--" + flag[2:].replace("_", "-")):
-            if spelling in self._option_string_actions:
-                return spelling + equals + value
-        return arg
-
     def error(self, message: str) -> NoReturn:
         """Print one line on stderr and exit with code 2."""
         self.exit(EXIT_INPUT_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -78,19 +72,12 @@ boolean = str2bool
 """Flag type: yes/true/t/y/1 and no/false/f/n/0, in any case."""
 
 
-def integer(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
-    """Flag type: a whole number in [low, high]."""
-    return _number_type(int, "a whole number", low, high)
-
-
-def number(low: float | None = None, high: float | None = None) -> Callable[[str], float]:
+def number(low: float | None = None, high: float | None = None, convert: type = float) -> Callable[[str], float]:
     """Flag type: a finite number in [low, high]."""
-    return _number_type(float, "a number", low, high)
 
-
-def _number_type(convert: type, kind: str, low: float | None, high: float | None) -> Callable:
-    def parse(text: str):
+    def parse(text: str) -> float:
         bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        kind = "a whole number" if convert is int else "a number"
         expected = " ".join([kind, " and ".join(bounds)]).strip()
         try:
             value = convert(text)
@@ -102,6 +89,11 @@ def _number_type(convert: type, kind: str, low: float | None, high: float | None
         return value
 
     return parse
+
+
+def integer(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
+    """Flag type: a whole number in [low, high]."""
+    return number(low, high, int)
 
 
 def number_list(low: float | None = None) -> Callable[[str], tuple[float, ...]]:

@@ -147,13 +147,16 @@ class Config(*GROUPS):
     @property
     def settings(self) -> Settings:
         """The method alone."""
-        return Settings.of(self)
+        return Settings(**{entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Settings)})
+
+    @property
+    def kept_frames(self) -> frozenset[str]:
+        """Which kinds of frames are written."""
+        return frozenset(kind for kind in FRAME_KINDS if self.save_images and getattr(self, f"save_{kind}"))
 
     def flags(self) -> dict[str, Any]:
         """Every flag with its value, but for those of the diffusion model."""
-        flags = asdict(self)
-        del flags["diffusion"]
-        return flags
+        return {name: value for name, value in asdict(self).items() if name != "diffusion"}
 
 
 def parse_config(description: str, arguments: Sequence[str] | None = None) -> Config:
@@ -163,10 +166,6 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
     other; anything that argparse refuses is one line and exit code 2.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    presets = Parser(add_help=False)
-    presets.add_argument("--preset", type=_presets, default=[])
-    names = presets.parse_known_args(arguments)[0].preset
-
     parser = Parser(description=description)
     parser.add_argument(
         "--preset",
@@ -175,11 +174,23 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
         metavar="NAMES",
         help=f"other defaults for several flags: a file of them, or one or several of {', '.join(PRESETS)}",
     )
+    kinds = {"bool": boolean, "int": int, "float": float}
     for group in GROUPS:
-        _add_flags(parser.add_argument_group(group.__doc__.splitlines()[0].rstrip(".")), group)
+        titled = parser.add_argument_group(group.__doc__.splitlines()[0].rstrip("."))
+        for entry in dataclasses.fields(group):
+            choices = entry.metadata["choices"]
+            titled.add_argument(
+                f"--{entry.name}",
+                type=entry.metadata["type"] or kinds.get(entry.type, str),
+                default=as_text(entry.default),  # for --help alone: what is not given stays unset
+                choices=choices and tuple(choices()),
+                help=entry.metadata["help"],
+                **({"nargs": "+", "metavar": "FILE"} if entry.default == () else {}),
+            )
     model_flags = model_and_diffusion_defaults()
     add_dict_to_argparser(parser.add_argument_group("diffusion model (as it was trained)"), model_flags)
 
+    names = parser.given(arguments).get("preset", ())
     given = parser.given([*(text for name in names for text in as_arguments(preset_flags(name))), *arguments])
     config = Config(
         **{name: value for name, value in given.items() if name not in model_flags},
@@ -187,22 +198,6 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
     )
     _require_consistent(config)
     return config
-
-
-def _add_flags(group: argparse._ArgumentGroup, cls: type) -> None:
-    """One flag a field, as its metadata says."""
-    kinds = {"bool": boolean, "int": int, "float": float}
-    for entry in dataclasses.fields(cls):
-        choices = entry.metadata["choices"]
-        several = entry.default == ()
-        group.add_argument(
-            f"--{entry.name}",
-            type=entry.metadata["type"] or kinds.get(entry.type, str),
-            default=as_text(entry.default),  # for --help alone: what is not given stays unset
-            choices=choices and tuple(choices()),
-            help=entry.metadata["help"],
-            **({"nargs": "+", "metavar": "FILE"} if several else {}),
-        )
 
 
 def as_arguments(flags: Mapping[str, Any]) -> list[str]:
@@ -265,9 +260,3 @@ def _require_consistent(config: Config) -> None:
         raise InputError(f"--inner_steps, --inner_sampler: --method {config.method} has no inner chain; leave them out")
     if config.target and config.decision != "multiclass":
         raise InputError("--target: a binary decision has one opposite; leave it out, or give --decision multiclass")
-
-
-def kept_frames(config: Config) -> frozenset[str]:
-    """Which kinds of frames are written."""
-    keep = {"x_t": config.save_x_t, "z_t": config.save_z_t}
-    return frozenset(kind for kind in FRAME_KINDS if keep[kind] and config.save_images)

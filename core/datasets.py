@@ -36,9 +36,6 @@ IMAGE_FOLDER = "img_align_celeba"
 PLACES = ("", "celeba", "Anno", "Eval", "Img")
 """Where in --data_dir the parts of CelebA may lie: in itself, in torchvision's root, as on the official site."""
 
-MINI_VAL_SEED = 5
-MINI_VAL_SIZE = 1000
-
 
 class CelebA(Source):
     """A partition of a CelebA folder, in the order of its rows.
@@ -60,7 +57,7 @@ class CelebA(Source):
         transform: Callable[[Image.Image], torch.Tensor] | None = None,
     ) -> None:
         self.data_dir = str(data_dir) or "."
-        super().__init__(_list_celeba(self.data_dir, partition), transform or image_transform(image_size))
+        super().__init__(list_celeba(self.data_dir, partition), transform or image_transform(image_size))
 
 
 def open_dataset(
@@ -85,22 +82,26 @@ def open_dataset(
     """
     if name not in DATASETS:
         raise InputError(f"--dataset {name}: unknown; choose one of {', '.join(DATASETS)}")
-    kind = DATASETS[name]
-    listing = (
-        Listing("", folders.table_of(images), []) if images else kind(str(data_dir) or ".", use_train, class_names)
-    )
+    listing = Listing("", folders.table_of(images), [])
+    if not images:
+        listing = DATASETS[name](str(data_dir) or ".", use_train, class_names)
     return Source(listing, image_transform(image_size, resize=resize), channels)
 
 
-def list_celeba(data_dir: str, use_train: bool, class_names: Sequence[str] | None = None) -> Listing:
-    """CelebA's val partition, or its train partition."""
-    return _list_celeba(data_dir, "train" if use_train else "val")
+def list_celeba(data_dir: str, partition: str) -> Listing:
+    """A partition of CelebA, wherever its images lie and whatever they end on."""
+    table = read_annotations(data_dir, partition)
+    folders = (bf.join(data_dir, place, IMAGE_FOLDER) for place in PLACES)
+    folder = next((path for path in folders if bf.isdir(path)), bf.join(data_dir, IMAGE_FOLDER))
+    if bf.isdir(bf.join(folder, IMAGE_FOLDER)):  # as Kaggle's archive unpacks
+        folder = bf.join(folder, IMAGE_FOLDER)
+    return Listing(folder, table.assign(image_id=_as_stored(folder, table[FILE])))
 
 
-def list_celeba_mini_val(data_dir: str, use_train: bool, class_names: Sequence[str] | None = None) -> Listing:
+def list_celeba_mini_val(data_dir: str) -> Listing:
     """The papers' mini-validation set: 1000 draws, with repetition, from the val partition, in file order."""
-    whole = _list_celeba(data_dir, "val")
-    rows = random.Random(MINI_VAL_SEED).choices(range(len(whole.table)), k=MINI_VAL_SIZE)
+    whole = list_celeba(data_dir, "val")
+    rows = random.Random(5).choices(range(len(whole.table)), k=1000)
     return Listing(whole.folder, whole.table.iloc[sorted(rows)].reset_index(drop=True))
 
 
@@ -127,8 +128,8 @@ PUBLISHED = ("CelebA", "CelebAMV")
 """Those of the published code, whose result trees hold nothing but what it wrote."""
 
 DATASETS: dict[str, Callable[[str, bool, Sequence[str] | None], Listing]] = {
-    "CelebA": list_celeba,
-    "CelebAMV": list_celeba_mini_val,
+    "CelebA": lambda data_dir, use_train, _: list_celeba(data_dir, "train" if use_train else "val"),
+    "CelebAMV": lambda data_dir, use_train, _: list_celeba_mini_val(data_dir),
     "CelebAHQ": list_celeba_hq,
     "folder": folders.list_folder,
     "imagenet": folders.list_imagenet,
@@ -156,15 +157,6 @@ def read_annotations(data_dir: str, partition: str) -> pd.DataFrame:
     return attributes.loc[members[FILE]].reset_index()
 
 
-def _list_celeba(data_dir: str, partition: str) -> Listing:
-    table = read_annotations(data_dir, partition)
-    folders = (bf.join(data_dir, place, IMAGE_FOLDER) for place in PLACES)
-    folder = next((path for path in folders if bf.isdir(path)), bf.join(data_dir, IMAGE_FOLDER))
-    if bf.isdir(bf.join(folder, IMAGE_FOLDER)):  # as Kaggle's archive unpacks
-        folder = bf.join(folder, IMAGE_FOLDER)
-    return Listing(folder, table.assign(image_id=_as_stored(folder, table[FILE])))
-
-
 def _as_stored(folder: str, names: pd.Series) -> pd.Series:
     """The names under which the images lie: with other endings, if none lies there as annotated."""
     if bf.exists(bf.join(folder, names.iat[0])):
@@ -178,12 +170,13 @@ def _as_stored(folder: str, names: pd.Series) -> pd.Series:
 
 def _read_attributes(path: str) -> pd.DataFrame:
     table = read_table(path, (FILE, *ATTRIBUTES))
-    values = table[list(ATTRIBUTES)]
+    found = table[list(ATTRIBUTES)]
+    values = found.apply(pd.to_numeric, errors="coerce")  # one odd value makes texts of its whole column
     valid = values.isin([-1, 1]).to_numpy()
     if not valid.all():
         row, column = np.argwhere(~valid)[0]
-        image, found = table[FILE].iat[row], values.iat[row, column]
-        raise InputError(f"{path}: {image} has {ATTRIBUTES[column]} = {found}, expected -1 or 1")
+        image, value = table[FILE].iat[row], found.iat[row, column]
+        raise InputError(f"{path}: {image} has {ATTRIBUTES[column]} = {value}, expected -1 or 1")
     if table[FILE].duplicated().any():
         raise InputError(f"{path}: {table[FILE][table[FILE].duplicated()].iat[0]} is listed twice")
     names = table[FILE].map(lambda name: require_plain(name, path))

@@ -16,8 +16,6 @@ __all__ = ["located", "read_yaml", "remove_orphans", "write_atomically"]
 ROOT = Path(__file__).resolve().parents[1]
 """The project, a checkout or an installed package: models/ lies here."""
 
-_YAML_DEPTH = 20  # summaries need 3
-
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """As guided_diffusion.files.write_atomically; raises InputError (full or read-only disk)."""
@@ -40,23 +38,17 @@ def read_yaml(path: Path) -> Any:
     refused as well: none of our files has them.
     """
     try:
-        text = path.read_text()
-        _require_shallow(text)
+        text, depth = path.read_text(), 0
+        for token in yaml.scan(text):
+            kind = type(token).__name__
+            depth += kind.endswith(("SequenceStartToken", "MappingStartToken"))
+            depth -= kind.endswith(("SequenceEndToken", "MappingEndToken", "BlockEndToken"))
+            if depth > 20:  # summaries need 3
+                raise ValueError("it is nested more than 20 deep")
+            if kind == "AliasToken":
+                raise ValueError("it holds references (*)")
         return yaml.safe_load(text)
     except FileNotFoundError:
         raise
     except (yaml.YAMLError, OSError) as error:
         raise ValueError(" ".join(str(error).split())) from None
-
-
-def _require_shallow(text: str) -> None:
-    depth = 0
-    for token in yaml.scan(text):
-        opens = isinstance(token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken))
-        opens = opens or isinstance(token, (yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken))
-        closes = isinstance(token, (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken))
-        depth += opens - closes
-        if depth > _YAML_DEPTH:
-            raise ValueError(f"it is nested more than {_YAML_DEPTH} deep")
-        if isinstance(token, yaml.AliasToken):
-            raise ValueError("it holds references (*)")

@@ -219,8 +219,7 @@ def read_table(path: str, columns: Sequence[str], **options) -> pd.DataFrame:
     columns. Raises InputError for anything else.
     """
     try:
-        with open_file(path, "rb") as file:
-            text = file.read().decode("utf-8-sig").lstrip()
+        text = _text_of(path).lstrip()
         first, _, rest = text.partition("\n")
         text = rest if first.strip().isdecimal() else text
         head = text.partition("\n")[0].strip()
@@ -253,13 +252,12 @@ def read_table(path: str, columns: Sequence[str], **options) -> pd.DataFrame:
 def read_lines(path: str) -> list[str]:
     """The lines of a text file that hold something, such as the names of classes. Raises InputError."""
     try:
-        with open_file(path, "rb") as file:
-            lines = [line.strip() for line in file.read().decode("utf-8-sig").splitlines()]
+        lines = [line.strip() for line in _text_of(path).splitlines() if line.strip()]
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable text ({error})") from None
-    if not any(lines):
+    if not lines:
         raise InputError(f"{path}: an empty file")
-    return [line for line in lines if line]
+    return lines
 
 
 def require_plain(name: object, where: str) -> str:
@@ -290,8 +288,7 @@ def _read_labels(path: str, files: Sequence[str]) -> list[str]:
 def _read_actions(path: str) -> pd.DataFrame:
     """BDD-OIA's images and actions: an image's `id` is the position of its annotation, of which four values count."""
     try:
-        with open_file(path, "rb") as file:
-            content = json.load(file)
+        content = json.loads(_text_of(path))
         actions = {image["file_name"]: content["annotations"][image["id"]]["category"] for image in content["images"]}
         names = [require_plain(name, path) for name in sorted(actions) if not any(actions[name][4:])]
         labels = pd.DataFrame([actions[name][:4] for name in names], columns=BDD_ACTIONS, dtype=np.int64)
@@ -309,6 +306,11 @@ def _classified(folder: str, files: list[str], labels: Sequence[str], class_name
     if unknown is not None:
         raise InputError(f"{folder}: {unknown} is none of the {len(classes)} classes{nearest(unknown, classes)}")
     return Listing(folder, table_of(files).assign(label=[numbers[label] for label in labels]), classes)
+
+
+def _text_of(path: str) -> str:
+    with open_file(path, "rb") as file:
+        return file.read().decode("utf-8-sig")
 
 
 def table_of(files: Sequence[str]) -> pd.DataFrame:

@@ -12,32 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
-"""Any differentiable function of images (N, C, H, W) in [-1, 1] that returns logits (N, C)."""
+"""Any differentiable function of images (N, C, H, W) in [-1, 1] that returns logits (N, K)."""
 
 FeatureNetwork = Callable[[torch.Tensor], torch.Tensor]
 """Any differentiable function of images (N, C, H, W) in [-1, 1] that returns features (N, ...)."""
-
-
-class Decision(Protocol):
-    """How logits (N, C) become a prediction, and what makes a target likely."""
-
-    def predict(self, logits: torch.Tensor) -> torch.Tensor:
-        """The predicted labels (N,), int64."""
-
-    def probability(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The probability (N,) of the labels y (N,)."""
-
-    def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The loss (N,) whose descent leads to y."""
-
-    def opposite(self, logits: torch.Tensor) -> torch.Tensor:
-        """The target (N,) where none is asked for."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +34,20 @@ class Binary:
     use_logits: bool = False
 
     def predict(self, logits: torch.Tensor) -> torch.Tensor:
-        """See Decision."""
+        """The predicted labels (N,), int64, from logits (N, K)."""
         return (logits[:, self.output] > 0).long()
 
     def probability(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See Decision."""
+        """The probability (N,) of the labels y (N,)."""
         return self._towards(logits, y).sigmoid()
 
     def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See Decision."""
+        """The loss (N,) whose descent leads to y."""
         selected = self._towards(logits, y)
         return -selected if self.use_logits else -F.logsigmoid(selected)
 
     def opposite(self, logits: torch.Tensor) -> torch.Tensor:
-        """See Decision."""
+        """The target (N,) where none is asked for."""
         return 1 - self.predict(logits)
 
     def _towards(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -74,26 +57,26 @@ class Binary:
 
 @dataclass(frozen=True)
 class MultiClass:
-    """Mutually exclusive classes: the prediction is the largest logit, its opposite the runner-up."""
+    """Mutually exclusive classes, with Binary's methods: the largest logit is predicted, its opposite the runner-up."""
 
     use_logits: bool = False
 
     def predict(self, logits: torch.Tensor) -> torch.Tensor:
-        """See Decision."""
         return logits.argmax(dim=1)
 
     def probability(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See Decision."""
         return logits.softmax(dim=1).gather(1, y[:, None])[:, 0]
 
     def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See Decision."""
         scores = logits if self.use_logits else logits.log_softmax(dim=1)
         return -scores.gather(1, y[:, None])[:, 0]
 
     def opposite(self, logits: torch.Tensor) -> torch.Tensor:
-        """See Decision."""
         return logits.topk(2, dim=1).indices[:, 1]
+
+
+Decision = Binary | MultiClass
+"""How logits (N, K) become a prediction, and what makes a target likely."""
 
 
 @dataclass(frozen=True)

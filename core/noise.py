@@ -11,23 +11,12 @@ after another. Two sources exist:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 
 Draw = Callable[[torch.Size], torch.Tensor]
 """shape (N, C, H, W) -> standard normal numbers of that shape, float32, on the source's device."""
-
-
-class NoiseSource(Protocol):
-    """Random numbers for the images with these ids, in this order."""
-
-    def noising(self, ids: Sequence[int]) -> Draw:
-        """For q(z_τ | x); the same for every attempt at an image."""
-
-    def step(self, ids: Sequence[int], attempt: int, index: int) -> Draw:
-        """For outer step `index` of an attempt: first its inner chain's ε's, then its own."""
 
 
 class PerImageNoise:
@@ -38,11 +27,11 @@ class PerImageNoise:
         self.device = torch.device(device)
 
     def noising(self, ids: Sequence[int]) -> Draw:
-        """See NoiseSource."""
+        """For q(z_τ | x) of the images with these ids, in this order; the same for every attempt at an image."""
         return self._draw([(id,) for id in ids])
 
     def step(self, ids: Sequence[int], attempt: int, index: int) -> Draw:
-        """See NoiseSource."""
+        """For outer step `index` of an attempt: first its inner chain's ε's, then its own."""
         return self._draw([(id, attempt, index) for id in ids])
 
     def _draw(self, keys: Sequence[tuple[int, ...]]) -> Draw:
@@ -69,15 +58,14 @@ class StreamNoise:
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def noising(self, ids: Sequence[int]) -> Draw:
-        """See NoiseSource."""
         return self._draw
 
     def step(self, ids: Sequence[int], attempt: int, index: int) -> Draw:
-        """See NoiseSource."""
         return self._draw
 
     def _draw(self, shape: torch.Size) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device)
 
 
+NoiseSource = PerImageNoise | StreamNoise
 NOISE_SOURCES = {"per_image": PerImageNoise, "stream": StreamNoise}

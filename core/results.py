@@ -10,9 +10,8 @@ CC/IC: the input is classified correctly / incorrectly; CCF/ICF: the counterfact
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 from dime.core.errors import InputError
@@ -27,7 +26,7 @@ def cell_name(correct: bool, flipped: bool) -> str:
     return f"{'CC' if correct else 'IC'}/{'CCF' if flipped else 'ICF'}"
 
 
-CELLS = tuple(cell_name(correct, flipped) for correct in (True, False) for flipped in (True, False))
+CELLS = tuple(cell_name(*decisions) for decisions in product((True, False), repeat=2))
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ResultTree:
 
     def original(self, id: int, correct: bool) -> Path:
         """Where the input lies that was classified correctly or not."""
-        return self._originals(correct) / self._image_name(id)
+        return self._originals(correct) / f"{id:07d}.{self.image_format}"
 
     def stored_originals(self, id: int) -> list[Path]:
         """The files under which input `id` lies there already, in any format: none, one, or one in each folder."""
@@ -78,7 +77,7 @@ class ResultTree:
 
     def image(self, kind: str, id: int, correct: bool, flipped: bool) -> Path:
         """Where an image of kind CF, Noise or SM lies."""
-        return self.results / cell_name(correct, flipped) / kind / self._image_name(id)
+        return self.results / cell_name(correct, flipped) / kind / f"{id:07d}.{self.image_format}"
 
     def info(self, id: int, correct: bool, flipped: bool) -> Path:
         """Where the text about an image lies; it is written last."""
@@ -87,6 +86,10 @@ class ResultTree:
     def frame(self, kind: str, id: int, step: int) -> Path:
         """Where the x_t or z_t at the start of outer step `step` (from 0) lies."""
         return self.frame_folder(kind, id) / f"{step:04d}.{self.image_format}"
+
+    def frame_folder(self, kind: str, id: int) -> Path:
+        """Where the frames of an image lie."""
+        return self.output_path / kind / self.exp_name / f"{id:06d}"
 
     def report(self, name: str, num_chunks: int = 1, chunk: int = 0) -> Path:
         """Where a file about a whole run (summary.yaml, stats.pth, config.yaml) lies."""
@@ -97,14 +100,6 @@ class ResultTree:
         """The files of this name about the whole and about chunks, of any number of them, that are there."""
         chunks = self.results.glob(f"chunk-*_num-chunks-*_{name}")
         return sorted(path for path in (self.results / name, *chunks) if path.is_file())
-
-    def holds_images(self) -> bool:
-        """Whether any counterfactual lies there."""
-        return any(image_files(self.results / cell / "CF") for cell in CELLS)
-
-    def frame_folder(self, kind: str, id: int) -> Path:
-        """Where the frames of an image lie."""
-        return self.output_path / kind / self.exp_name / f"{id:06d}"
 
     def folders(self) -> list[Path]:
         """Every folder that all images share."""
@@ -117,11 +112,8 @@ class ResultTree:
 
     def create(self) -> None:
         """Make every folder of the tree. Raises InputError where that is impossible."""
-        try:
-            for folder in self.folders():
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{error.filename}: cannot make this folder ({error.strerror})") from None
+        for folder in self.folders():
+            make_folder(folder)
 
     def pairs(self) -> list[Pair]:
         """Every counterfactual with its input, ordered by id.
@@ -129,36 +121,28 @@ class ResultTree:
         Raises InputError if there is no such experiment, a counterfactual lacks its input, or an id occurs twice.
         """
         if not any((self.results / cell / "CF").is_dir() for cell in CELLS):
-            raise InputError(f"{self.results}: no experiment lies there{self._known_experiments()}")
-        pairs = sorted(self._find_pairs(), key=lambda pair: pair.id)
+            root = self.output_path / "Results"
+            found = sorted({str(cell.parent.relative_to(root)) for cell in root.rglob("CC") if cell.is_dir()})
+            known = f"; experiments there: {', '.join(found)}" if found else ""
+            raise InputError(f"{self.results}: no experiment lies there{known}")
+        pairs = []
+        for correct, flipped in product((True, False), repeat=2):
+            for path in image_files(self.results / cell_name(correct, flipped) / "CF"):
+                id = int(path.stem)
+                originals = self.stored_originals(id)
+                if not originals:
+                    raise InputError(f"{path}: its input {id:07d} is not in {self.output_path / 'Original'}")
+                # trees of other programs may hold one id in both folders: the same kind's is the input then
+                original = min(originals, key=lambda path: path.parent != self._originals(correct))
+                pairs.append(Pair(id, correct, flipped, original, path, self.info(id, correct, flipped)))
+        pairs.sort(key=lambda pair: pair.id)
         for first, second in pairwise(pairs):
             if first.id == second.id:
                 raise InputError(f"{first.counterfactual} and {second.counterfactual}: one id, two counterfactuals")
         return pairs
 
-    def _find_pairs(self) -> Iterator[Pair]:
-        for correct in (True, False):
-            for flipped in (True, False):
-                folder = self.results / cell_name(correct, flipped) / "CF"
-                for path in image_files(folder):
-                    id = int(path.stem)
-                    originals = self.stored_originals(id)
-                    if not originals:
-                        raise InputError(f"{path}: its input {id:07d} is not in {self.output_path / 'Original'}")
-                    # trees of other programs may hold one id in both folders: the same kind's is the input then
-                    original = min(originals, key=lambda path: path.parent != self._originals(correct))
-                    yield Pair(id, correct, flipped, original, path, self.info(id, correct, flipped))
-
-    def _known_experiments(self) -> str:
-        root = self.output_path / "Results"
-        found = sorted({str(cell.parent.relative_to(root)) for cell in root.rglob("CC") if cell.is_dir()})
-        return f"; experiments there: {', '.join(found)}" if found else ""
-
     def _originals(self, correct: bool) -> Path:
         return self.output_path / "Original" / ("Correct" if correct else "Incorrect")
-
-    def _image_name(self, id: int) -> str:
-        return f"{id:07d}.{self.image_format}"
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -166,3 +150,11 @@ def image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [path for path in folder.iterdir() if path.suffix[1:] in IMAGE_FORMATS and path.stem.isdecimal()]
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises InputError where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot make this folder ({error.strerror})") from None

@@ -89,37 +89,24 @@ def summarise(records: Sequence[ImageRecord], failed: int = 0, classes: Sequence
     table = pd.DataFrame([asdict(record) for record in records], columns=list(ImageRecord.__annotations__))
     table["mad"] = (table["orig_conf"] - table["cf_conf"]).abs()
     correct, flipped = table["pred"] == table["label"], table["cf_pred"] == table["target"]
-    summary: Summary = {
-        **_figures(table),
-        "clean acc": 100 * _mean(correct),
-        "cf acc": _mean(flipped),
-        "FVA": 0,
-        "MNAC": 0,
-        "failed": failed,
-        "cf-cor": _figures(table[flipped]),
-        "cf-inc": _figures(table[~flipped]),
-    }
+
+    def figures(rows: pd.Series) -> Summary:
+        return {"n": int(rows.sum()), **{key: _mean(table[key][rows]) for key in ("bkl", "l_1", "mad")}}
+
+    def rates(rows: pd.Series) -> Summary:
+        return {**figures(rows), "clean acc": 100 * _mean(correct[rows]), "cf acc": _mean(flipped[rows])}
+
+    def halves(rows: pd.Series) -> Summary:
+        return {"cf-cor": figures(rows & flipped), "cf-inc": figures(rows & ~flipped)}
+
+    everything = pd.Series(True, table.index, dtype=bool)
+    summary = {**rates(everything), "FVA": 0, "MNAC": 0, "failed": failed, **halves(everything)}
     for name, rows in (("class-cor", correct), ("class-inc", ~correct)):
-        summary[name] = {
-            **_figures(table[rows]),
-            "cf-cor": _figures(table[rows & flipped]),
-            "cf-inc": _figures(table[rows & ~flipped]),
-        }
+        summary[name] = {**figures(rows), **halves(rows)}
     if classes:
-        summary["classes"] = {
-            classes[label]: {
-                **_figures(table[rows]),
-                "clean acc": 100 * _mean(correct[rows]),
-                "cf acc": _mean(flipped[rows]),
-            }
-            for label in sorted(set(table["label"]))
-            for rows in [table["label"] == label]
-        }
+        labels = sorted(set(table["label"]))
+        summary["classes"] = {classes[label]: rates(table["label"] == label) for label in labels}
     return summary
-
-
-def _figures(table: pd.DataFrame) -> Summary:
-    return {"n": len(table), **{key: _mean(table[key]) for key in ("bkl", "l_1", "mad")}}
 
 
 def _mean(column: pd.Series) -> float:
@@ -131,9 +118,8 @@ def write_summary(path: Path, summary: Summary) -> None:
     write_atomically(path, yaml.safe_dump(summary, default_flow_style=False, sort_keys=True))
 
 
-def _stats_column(field: str) -> str:
-    """The name of a record's field in stats.pth."""
-    return "cf pred" if field == "cf_pred" else field
+STATS_COLUMNS = {field.name: "cf pred" if field.name == "cf_pred" else field.name for field in fields(ImageRecord)}
+"""A record's field -> its name in stats.pth."""
 
 
 def write_stats(path: Path, records: Sequence[ImageRecord]) -> None:
@@ -149,7 +135,7 @@ def write_stats(path: Path, records: Sequence[ImageRecord]) -> None:
     }
     for field in fields(ImageRecord):
         values = [getattr(record, field.name) for record in records]
-        stats[_stats_column(field.name)] = torch.tensor(values, dtype=kinds[field.type])
+        stats[STATS_COLUMNS[field.name]] = torch.tensor(values, dtype=kinds[field.type])
     buffer = io.BytesIO()
     torch.save(stats, buffer)
     write_atomically(path, buffer.getvalue())
@@ -159,7 +145,7 @@ def read_stats(path: Path) -> list[ImageRecord]:
     """The records that `write_stats` wrote. Raises InputError for a file that holds anything else."""
     try:
         stats = checkpoint_util.load(path)
-        columns = {field.name: stats[_stats_column(field.name)].tolist() for field in fields(ImageRecord)}
-        return [ImageRecord(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+        columns = [stats[column].tolist() for column in STATS_COLUMNS.values()]
+        return [ImageRecord(*row) for row in zip(*columns, strict=True)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not the statistics of a run ({error}); remove it and run again") from None

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from dime.core.errors import InputError
     from dime.core.explain import Explainer, Explanations
     from dime.core.guidance import Binary, MultiClass
-    from dime.core.loaders import load_classifier, load_diffusion, load_perceptual
+    from dime.core.loaders import load_diffusion
+    from dime.core.networks.classifiers import load_classifier
+    from dime.core.networks.features import load_perceptual
     from dime.core.settings import Settings
 
 if not Path(__file__).with_name("core").is_dir():  # a checkout has core and models beside this folder, not in it
@@ -39,7 +41,9 @@ _PLACES = {
     "errors": ("InputError",),
     "explain": ("Explainer", "Explanations"),
     "guidance": ("Binary", "MultiClass"),
-    "loaders": ("load_classifier", "load_diffusion", "load_perceptual"),
+    "loaders": ("load_diffusion",),
+    "networks.classifiers": ("load_classifier",),
+    "networks.features": ("load_perceptual",),
     "settings": ("Settings",),
 }
 """The public names, by their modules in dime.core, which are loaded when they are first used: torch takes seconds."""

@@ -55,11 +55,8 @@ def load_state_dict(path: str | Path, map_location: str | torch.device = "cpu") 
 def _own_names(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """The same tensors and metadata under the network's own names (a wrapper's own entry gives way)."""
     weights = OrderedDict((name.removeprefix(_PREFIX), tensor) for name, tensor in state_dict.items())
-    wrapped = all(name.startswith(_PREFIX) for name in state_dict)
-    metadata = {
-        f"{name}.": value for name, value in getattr(state_dict, "_metadata", {}).items() if name or not wrapped
-    }
-    weights._metadata = OrderedDict((name.removeprefix(_PREFIX).rstrip("."), value) for name, value in metadata.items())
+    entries = getattr(state_dict, "_metadata", {}).items()
+    weights._metadata = OrderedDict((f"{name}.".removeprefix(_PREFIX)[:-1], value) for name, value in entries)
     return weights
 
 
@@ -69,13 +66,9 @@ def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str
     unknown = [name for name in found if name not in expected]
     pairs = [(name, expected[name].shape, getattr(found[name], "shape", None)) for name in expected if name in found]
     shapes = [(name, tuple(wanted), got and tuple(got)) for name, wanted, got in pairs if wanted != got]
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} entries are missing (the first is {missing[0]})")
-    if unknown:
-        parts.append(f"{len(unknown)} are unknown (the first is {unknown[0]})")
-    if shapes:
-        name, wanted, got = shapes[0]
+    parts = [f"{len(missing)} entries are missing (the first is {missing[0]})"] if missing else []
+    parts += [f"{len(unknown)} are unknown (the first is {unknown[0]})"] if unknown else []
+    for name, wanted, got in shapes[:1]:
         parts.append(f"{len(shapes)} are of another shape ({name}: {got} instead of {wanted})")
     return ", ".join(parts)
 

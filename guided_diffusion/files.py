@@ -12,10 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-_TEMPORARY = re.compile(r"\.(?P<pid>\d+)-(?P<host>.+)-[0-9a-f]{8}\.tmp$")
-_FOREIGN_ORPHAN_AGE = 24 * 3600.0
-"""Seconds after which a temporary file of another machine, whose processes cannot be asked after, is an orphan."""
-
 
 def is_remote(path: str | Path) -> bool:
     """Whether the path has a scheme, as in gs://bucket/file."""
@@ -98,10 +94,12 @@ def _cleared_away(temporary: Path, path: Path) -> Iterator[None]:
 
 def remove_orphans(folders: Iterable[Path]) -> None:
     """Remove the temporary files that dead processes left in these folders; those of living ones stay."""
+    named = re.compile(r"\.(?P<pid>\d+)-(?P<host>.+)-[0-9a-f]{8}\.tmp$")
     for path in (path for folder in folders for path in folder.glob(".*.tmp")):
-        if found := _TEMPORARY.search(path.name):
+        if found := named.search(path.name):
             with suppress(FileNotFoundError):  # its writer has just finished
-                is_old = time.time() - path.stat().st_mtime > _FOREIGN_ORPHAN_AGE
+                # a day: the processes of another machine cannot be asked after
+                is_old = time.time() - path.stat().st_mtime > 24 * 3600
                 if is_old or (found["host"] == socket.gethostname() and not _is_alive(int(found["pid"]))):
                     path.unlink()
 

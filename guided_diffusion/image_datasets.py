@@ -73,11 +73,10 @@ def load_data(
     if not paths:
         raise ValueError(f"data_dir {data_dir}: no jpg, jpeg, png or gif file in it or below it")
     names = [PurePosixPath(path).name.split("_")[0] for path in paths]
-    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     dataset = ImageDataset(
         image_size,
         paths,
-        classes=[numbers[name] for name in names] if class_cond else None,
+        classes=np.unique(names, return_inverse=True)[1] if class_cond else None,
         shard=dist_util.rank(),
         num_shards=dist_util.world_size(),
         random_crop=random_crop,

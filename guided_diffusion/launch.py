@@ -115,10 +115,12 @@ def _connect(launch: Launch) -> dist.Store:
         return store(first_host(nodes), _port(step))
     if launch.launcher == "Open MPI" and one_machine and "PMIX_NAMESPACE" in os.environ:
         return store("localhost", _port(os.environ["PMIX_NAMESPACE"]))
-    tell = _told_by_mpiexec if "PMI_FD" in os.environ and _MPI not in sys.modules else _told_by_mpi
     own = store("localhost", 0) if launch.rank == 0 else None  # on a port that the system chooses
     here = "localhost" if one_machine else socket.getfqdn()
-    host, port = tell(launch, own and f"{here}:{own.port}").rsplit(":", 1)
+    address = _told_by_mpi(launch.world_size, own and f"{here}:{own.port}")
+    if not address:
+        raise ValueError(f"{launch}: nothing says where rank 0 is; set {_WHERE}, or install mpi4py for this MPI")
+    host, port = address.rsplit(":", 1)
     return own or store(host, int(port))
 
 
@@ -133,19 +135,26 @@ def _port(launch_name: str) -> int:
     return 20000 + zlib.crc32(launch_name.encode()) % 12000
 
 
-def _told_by_mpiexec(launch: Launch, address: str | None) -> str:
-    """Rank 0's address, over MPICH's notice board, without announcing an MPI program: mpi4py may still do that."""
+def _told_by_mpi(world_size: int, address: str | None) -> str | None:
+    """Rank 0's address, which is None elsewhere: over MPICH's notice board, else by mpi4py.
+
+    The notice board announces no MPI program: mpi4py may still do that later.
+    """
     global _is_known_to_mpiexec
-    _is_known_to_mpiexec = True
-    atexit.register(leave_mpiexec)
-    entry = f"kvsname={_ask_mpiexec('get_my_kvsname').get('kvsname')} key=torch"
-    if address:
-        _ask_mpiexec(f"put {entry} value={address}")
-    _ask_mpiexec("barrier_in")
-    told = _ask_mpiexec(f"get {entry}").get("value")
-    if not told:
-        raise ValueError(f"{launch}: mpiexec passes no address on; set {_WHERE}")
-    return told
+    if "PMI_FD" in os.environ and _MPI not in sys.modules:
+        _is_known_to_mpiexec = True
+        atexit.register(leave_mpiexec)
+        entry = f"kvsname={_ask_mpiexec('get_my_kvsname').get('kvsname')} key=torch"
+        if address:
+            _ask_mpiexec(f"put {entry} value={address}")
+        _ask_mpiexec("barrier_in")
+        return _ask_mpiexec(f"get {entry}").get("value")
+    with suppress(ImportError, RuntimeError):
+        from mpi4py.MPI import COMM_WORLD
+
+        if COMM_WORLD.size == world_size:
+            return COMM_WORLD.bcast(address, root=0)
+    return None
 
 
 def _ask_mpiexec(command: str) -> dict[str, str]:
@@ -167,12 +176,3 @@ def leave_mpiexec() -> None:
         _is_known_to_mpiexec = False
         with suppress(OSError):
             _ask_mpiexec("finalize")
-
-
-def _told_by_mpi(launch: Launch, address: str | None) -> str:
-    with suppress(ImportError, RuntimeError):
-        from mpi4py.MPI import COMM_WORLD
-
-        if COMM_WORLD.size == launch.world_size:
-            return COMM_WORLD.bcast(address, root=0)
-    raise ValueError(f"{launch}: nothing says where rank 0 is; set {_WHERE}, or install mpi4py for this MPI")

@@ -36,7 +36,7 @@ class Logger:
         self.means: dict[str, tuple[float, int]] = {}  # sum, count
         self.lines: dict[str, Callable[[str], None]] = {}
         self.tables: dict[str, Callable[[Values], None]] = {}
-        self.files = ExitStack()
+        self.files, self.writer = ExitStack(), None
         for name in formats:
             if name == "stdout":
                 self.lines["terminal"] = partial(print, flush=True)
@@ -47,21 +47,21 @@ class Logger:
             elif name == "csv":
                 self.tables[f"progress{suffix}.csv"] = Table(folder / f"progress{suffix}.csv").write
             elif name == "tensorboard":
-                self.tables["tensorboard"] = partial(self._draw, folder / f"tb{suffix}", [])
+                self.tables["tensorboard"] = partial(self._draw, folder / f"tb{suffix}")
             else:
                 raise ValueError(f"log format {name!r}: expected one of stdout, log, csv, tensorboard")
 
-    def _draw(self, folder: Path, opened: list, values: Values) -> None:
+    def _draw(self, folder: Path, values: Values) -> None:
         """Add a point to TensorBoard's curve of each name."""
         step = int(values.get("step", 0))
-        if not opened:
+        if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             # a resumed run repeats its last steps
-            opened.append(self.files.enter_context(SummaryWriter(folder, purge_step=step)))
+            self.writer = self.files.enter_context(SummaryWriter(folder, purge_step=step))
         for key, value in values.items():
-            opened[0].add_scalar(key, value, step)
-        opened[0].flush()
+            self.writer.add_scalar(key, value, step)
+        self.writer.flush()
 
 
 class Table:

@@ -60,8 +60,7 @@ DIFFUSION_FLAGS: dict[str, tuple[Any, str]] = {
 }
 """The flags of the diffusion process: default and a sentence on each."""
 
-FLAG_HELP = {key: sentence for key, (_, sentence) in {**MODEL_FLAGS, **DIFFUSION_FLAGS}.items()}
-"""One sentence on each key of model_and_diffusion_defaults()."""
+FLAG_HELP = {key: sentence for key, (_, sentence) in (MODEL_FLAGS | DIFFUSION_FLAGS).items()}
 
 
 def diffusion_defaults() -> dict[str, Any]:
@@ -71,7 +70,7 @@ def diffusion_defaults() -> dict[str, Any]:
 
 def model_and_diffusion_defaults() -> dict[str, Any]:
     """The flags of network and diffusion process with their defaults."""
-    return {key: default for key, (default, _) in MODEL_FLAGS.items()} | diffusion_defaults()
+    return {key: default for key, (default, _) in (MODEL_FLAGS | DIFFUSION_FLAGS).items()}
 
 
 def create_model_and_diffusion(

@@ -10,17 +10,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.nn import SiLUInPlace, normalization, own_precision, timestep_embedding, zero_module
-from guided_diffusion.unet_blocks import (  # noqa: F401 (all of them are published as names of this module)
+from guided_diffusion.nn import (  # noqa: F401 (some are published as names of this module)
     AttentionBlock,
     Downsample,
     QKVAttention,
     QKVAttentionLegacy,
     ResBlock,
+    SiLUInPlace,
     TimestepBlock,
     TimestepEmbedSequential,
     Upsample,
+    normalization,
+    own_precision,
     require_images,
+    timestep_embedding,
+    zero_module,
 )
 
 

@@ -23,13 +23,11 @@ class PerceptualFeatures(nn.Module):
     """The first layers of torchvision's VGG19, with the ImageNet preprocessing in front of them.
 
     layer: how many layers are kept, `features[:layer]`, 1 to 37. The parameters keep torchvision's names
-    (`features.0.weight` …) and hold nothing until weights are loaded. Raises ValueError for another number of layers.
+    (`features.0.weight` …) and hold nothing until weights are loaded.
     """
 
     def __init__(self, layer: int) -> None:
         super().__init__()
-        if not 1 <= layer <= VGG19_LAYERS:
-            raise ValueError(f"VGG19 has layers 1 to {VGG19_LAYERS}, not {layer}")
         with torch.device("meta"):  # the whole network has 144 million weights, of which the slice keeps a few
             whole = vgg19(weights=None, init_weights=False)
         self.features = whole.features[:layer].to_empty(device=torch.get_default_device())

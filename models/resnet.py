@@ -7,7 +7,7 @@ size up.
 
 from __future__ import annotations
 
-import re
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -67,22 +67,16 @@ class Oracle(nn.Module):
         return features, self.classifier(features)
 
 
-_LAYERS = {"1x1_reduce": ("conv1", "bn1"), "3x3": ("conv2", "bn2"), "1x1_increase": ("conv3", "bn3")}
-_LAYERS["1x1_proj"] = ("downsample.0", "downsample.1")
-"""Caffe's name of a convolution in a block -> torchvision's, and that of its batch norm."""
+def oracle_layers() -> dict[str, str]:
+    """Layer of a published oracle's `feat_extract` table -> layer of `Oracle`.
 
-
-def oracle_parameter_name(published: str) -> str:
-    """The name in `Oracle` of an entry of a published oracle's `feat_extract` table.
-
-    `conv3_1_1x1_proj_bn.weight` -> `trunk.layer2.0.downsample.1.weight`; unknown names come back unchanged.
+    `conv3_1_1x1_proj_bn` -> `trunk.layer2.0.downsample.1`.
     """
-    layer, _, entry = published.rpartition(".")
-    stem = {"conv1_7x7_s2": "trunk.conv1", "conv1_7x7_s2_bn": "trunk.bn1", "feat_extract": "bottleneck"}
-    if layer in stem:
-        return f"{stem[layer]}.{entry}"
-    block = re.fullmatch(rf"conv([2-5])_(\d+)_({'|'.join(_LAYERS)})(_bn)?", layer)
-    if block is None:
-        return published
-    stage, number, part, norm = block.groups()
-    return f"trunk.layer{int(stage) - 1}.{int(number) - 1}.{_LAYERS[part][bool(norm)]}.{entry}"
+    names = {"conv1_7x7_s2": "trunk.conv1", "conv1_7x7_s2_bn": "trunk.bn1", "feat_extract": "bottleneck"}
+    parts = {"1x1_reduce": ("conv1", "bn1"), "3x3": ("conv2", "bn2"), "1x1_increase": ("conv3", "bn3")}
+    parts["1x1_proj"] = ("downsample.0", "downsample.1")
+    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+        for block, (part, (conv, norm)) in product(range(blocks), parts.items()):
+            published, own = f"conv{stage + 1}_{block + 1}_{part}", f"trunk.layer{stage}.{block}"
+            names |= {published: f"{own}.{conv}", f"{published}_bn": f"{own}.{norm}"}
+    return names

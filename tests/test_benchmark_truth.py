@@ -34,7 +34,7 @@ from dime.core.truth.cases import Cases
 from dime.core.truth.faces import DrawnFaces, Task
 from dime.core.truth.rows import EVALUATIONS
 from dime.core.truth.shortcut import Shortcut
-from dime.models.small_cnn import SmallCNN
+from dime.models.classifiers import SmallCNN
 from guided_diffusion.script_util import diffusion_defaults
 from tests.metric_world import run_script
 from tests.worlds import Run

@@ -139,28 +139,6 @@ def test_stats_hold_the_figures_in_the_order_processed(golden_tree):
         assert values.tolist() == [float(infos[id][line]) for id in range(15)], key
 
 
-def test_summary_is_a_readable_yaml_of_plain_numbers(golden_tree):
-    text = (golden_tree[1] / "Results/demo/summary.yaml").read_text()
-    keys = [line.split(":")[0] for line in text.splitlines() if not line.startswith(" ")]
-    assert keys == sorted(keys)
-    assert "{" not in text and "!" not in text
-    assert {"n", "clean acc", "cf acc", "bkl", "l_1", "FVA", "MNAC", "class-cor", "class-inc", "cf-cor", "cf-inc"} <= {
-        *keys
-    }
-
-
-def test_info_format_byte_by_byte(golden_tree):
-    for path in sorted((golden_tree[1] / "Results/demo").rglob("Info/*.txt")):
-        text = path.read_bytes().decode("ascii")
-        lines = text.split("\n")
-        assert lines[-1] != ""
-        assert [line.partition(": ")[0] for line in lines[:6]] == ["label", "pred", "target", "cf pred", "BKL", "l_1"]
-        values = [line.partition(": ")[2] for line in lines[:6]]
-        assert all(value in ("0", "1") for value in values[:4])
-        for value in values[4:]:
-            assert repr(float(np.float32(value))) == value  # a float32, printed as Python prints the float
-
-
 def test_frames_start_at_the_input_and_at_the_noised_image(golden_tree):
     _, ours = golden_tree
     for path in (ours / "Results/demo").glob("*/*/Noise/*.jpg"):
@@ -241,25 +219,13 @@ def test_every_flag_has_help_text():
         assert len(text) > 1, f"--{flag} has no help text"
 
 
-def test_originals_keep_every_grey_level(world, tmp_path):
-    world.explain(tmp_path, image_format="png", num_batches=1)
-    rows = annotations(world, partition=1)
-    for id in range(4):
-        (path,) = (tmp_path / "Original").glob(f"*/{id:07d}.png")
-        photo = Image.open(world.data / "img_align_celeba" / rows[id]["image_id"]).convert("RGB")
-        height = int(32 * photo.height / photo.width)
-        top = round((height - 32) / 2)
-        expected = photo.resize((32, height), Image.BILINEAR).crop((0, top, 32, top + 32))
-        assert np.array_equal(pixels(path), np.asarray(expected)), id
-
-
 def test_png_tree_says_what_the_figures_say(world, tmp_path):
     """l_1 and SM are those of the 8-bit images; Original is split by the label, the cells by both decisions."""
-    world.explain(tmp_path, image_format="png", classifier_scales="0,8")
+    world.explain(tmp_path, image_format="png", classifier_scales="0,8", num_batches=2)
     results = tmp_path / "Results/exp"
     assert not list(tmp_path.rglob("*.jpg"))
     texts = sorted(results.rglob("Info/*.txt"))
-    assert len(texts) == 15
+    assert len(texts) == 8
     for text in texts:
         info, cell = info_of(text), text.parent.parent
         correct, flipped = info["pred"] == info["label"], info["cf pred"] == info["target"]
@@ -274,79 +240,42 @@ def test_png_tree_says_what_the_figures_say(world, tmp_path):
         assert (float(info["BKL"]) < 0.5) == flipped
 
 
-def test_noise_image_is_the_input_noised_to_tau(world, tmp_path):
-    """Noising uses index tau of the respaced process: here timestep 4 * 499 / 9 of 500, a linear schedule."""
-    world.explain(tmp_path, image_format="png", num_batches=1, start_step=4, noise="stream", seed=9)
-    alpha_bar = np.cumprod(1 - np.linspace(1e-4 * 1000 / 500, 0.02 * 1000 / 500, 500))[round(4 * 499 / 9)]
-    eps = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(9)).permute(0, 2, 3, 1).numpy()
-    for id in range(4):
-        (path,) = (tmp_path / "Original").glob(f"*/{id:07d}.png")
-        z = np.sqrt(alpha_bar) * (pixels(path) / 127.5 - 1) + np.sqrt(1 - alpha_bar) * eps[id]
-        expected = np.trunc(np.clip((z + 1) * 127.5, 0, 255))
-        (path,) = (tmp_path / "Results/exp").glob(f"*/*/Noise/{id:07d}.png")
-        difference = np.abs(pixels(path) - expected)
-        assert difference.max() <= 1 and difference.mean() < 1e-2  # float32 rounding next to a whole level
-
-
-def test_exp_name_with_slashes(world, tmp_path):
-    world.explain(tmp_path, exp_name="a/b/c", num_batches=1, save_x_t=True, save_z_t=True)
-    assert ids_in(tmp_path / "Results/a/b/c") == [0, 1, 2, 3]
-    assert (tmp_path / "Results/a/b/c/summary.yaml").exists()
-    for kind in ("x_t", "z_t"):
-        frames = {str(path.relative_to(tmp_path / kind)) for path in (tmp_path / kind).rglob("*.jpg")}
-        assert frames == {f"a/b/c/{id:06d}/{step:04d}.jpg" for id in range(4) for step in range(3)}
-
-
 def test_without_saved_images_only_the_figures_are_written(world, tmp_path):
-    world.explain(tmp_path / "with", num_batches=2)
-    world.explain(tmp_path / "without", num_batches=2, save_images=False, save_x_t=True, save_z_t=True)
+    world.explain(tmp_path / "with", num_batches=1)
+    world.explain(tmp_path / "without", num_batches=1, save_images=False, save_x_t=True, save_z_t=True)
     files = {path.name for path in (tmp_path / "without").rglob("*") if path.is_file()}
     assert files == {"summary.yaml", "stats.pth", "config.yaml"}
     a, b = (tmp_path / name / "Results/exp/summary.yaml" for name in ("with", "without"))
     assert a.read_bytes() == b.read_bytes()
 
 
-def test_frames_are_saved_only_on_demand(world, tmp_path):
-    world.explain(tmp_path, num_batches=1, save_z_t=True)
-    assert not (tmp_path / "x_t").exists()
-    assert len(list((tmp_path / "z_t/exp").rglob("*.jpg"))) == 4 * 3
-
-
-def test_last_lines_say_how_it_went(world, tmp_path):
-    result = world.explain(tmp_path)
+def test_what_a_run_says_and_keeps(world, tmp_path):
+    result = world.explain(tmp_path, seed=11, num_batches=1, save_z_t=True, oracle_path="nowhere.pth")
     summary = yaml.safe_load((tmp_path / "Results/exp/summary.yaml").read_text())
     said = " ".join(result.out.splitlines()[-2:])
-    assert "15 images" in said
+    assert "4 images" in said and str(tmp_path / "Results/exp") in said
     assert f"{summary['clean acc']:.1f} %" in said and f"{100 * summary['cf acc']:.1f} %" in said
-    assert str(tmp_path / "Results/exp") in said
-    assert "15/15" in result.err and "% flipped" in result.err  # the progress bar
-
-
-def test_configuration_is_saved_beside_the_results(world, tmp_path):
-    world.explain(tmp_path, seed=11, num_batches=1)
+    assert "4/4" in result.err and "% flipped" in result.err  # the progress bar
     config = yaml.safe_load((tmp_path / "Results/exp/config.yaml").read_text())
-    assert config["seed"] == 11
-    assert config["classifier_scales"] == [8.0]
+    assert config["seed"] == 11 and config["classifier_scales"] == [8.0]
     assert config["num_channels"] == 32 and config["noise"] == "per_image"
+    assert not (tmp_path / "x_t").exists()
+    assert len(list((tmp_path / "z_t/exp").rglob("*.jpg"))) == 4 * 3
+    before = tree_of(tmp_path)
+    world.explain(tmp_path, seed=11, num_batches=1, save_z_t=True, oracle_path="nowhere.pth")
+    assert tree_of(tmp_path) == before
 
 
 def test_two_experiments_share_the_originals(world, tmp_path):
     """Each finds its input where its own decision puts it, and changes nothing of the other's."""
-    world.explain(tmp_path, exp_name="smile", num_batches=2)
+    world.explain(tmp_path, exp_name="smile", num_batches=1)
     before = tree_of(tmp_path)
-    world.explain(tmp_path, exp_name="young", num_batches=2, query_label=39)
+    world.explain(tmp_path, exp_name="young", num_batches=1, query_label=39)
     after = tree_of(tmp_path)
     assert {name: after[name] for name in before} == before
     for exp in ("smile", "young"):
         results = tmp_path / "Results" / exp
-        assert ids_in(results) == list(range(8))
+        assert ids_in(results) == list(range(4))
         for cell, folder in (("CC", "Correct"), ("IC", "Incorrect")):
             for path in results.glob(f"{cell}/*/CF/*.jpg"):
                 assert (tmp_path / "Original" / folder / path.name).exists(), (exp, path)
-
-
-def test_running_again_gives_the_same_tree(world, tmp_path):
-    world.explain(tmp_path, num_batches=1)
-    before = tree_of(tmp_path)
-    world.explain(tmp_path, num_batches=1)
-    assert tree_of(tmp_path) == before

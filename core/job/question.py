@@ -15,8 +15,7 @@ from dime.core.datasets import Source
 from dime.core.errors import InputError, nearest
 from dime.core.folders import read_lines
 from dime.core.guidance import Binary, Decision, MultiClass
-
-RUNNER_UP = "runner-up"
+from dime.core.networks.classifiers import output_column
 
 
 @dataclass(frozen=True)
@@ -61,34 +60,52 @@ def ask(config: Config, source: Source, classifier: nn.Module) -> Question:
     Raises InputError for a query or target that nothing is called, and for classes of source and classifier that do
     not fit together.
     """
-    own = _names_in(config.class_names) if config.class_names else classifier.names
-    if own is not None and len(own) != classifier.num_outputs:
-        raise InputError(
-            f"{config.class_names}: {len(own)} names, but {config.classifier_path} has {classifier.num_outputs} outputs"
-        )
+    own, outputs = classifier.names, classifier.num_outputs
+    if config.class_names:
+        own = read_lines(config.class_names)
+        if twice := next((name for name in own if own.count(name) > 1), None):
+            raise InputError(f"--class_names {config.class_names}: {twice!r} is there twice")
+    if own is not None and len(own) != outputs:
+        raise InputError(f"{config.class_names}: {len(own)} names, but {config.classifier_path} has {outputs} outputs")
     if config.decision == "binary":
         return _ask_binary(config, source, classifier, own)
-    if classifier.num_outputs < 2:
+    if outputs < 2:
         raise InputError(f"--decision multiclass: {config.classifier_path} has one output; give --decision binary")
-    if own is None and source.exclusive and len(source.names) == classifier.num_outputs:
+    if own is None and source.exclusive and len(source.names) == outputs:
         own = source.names
-    names = list(own or map(str, range(classifier.num_outputs)))
-    labels = _class_labels(config, source, names)
-    question = Question(MultiClass(config.use_logits), -1, names, labels)
-    return _with_target(config.target, question, source)
+    names = list(own or map(str, range(outputs)))
+    labels = source.targets(None) if source.exclusive else None
+    if labels is not None:
+        unknown = next((name for name in source.names if name not in names), None)
+        if unknown is not None:
+            raise InputError(
+                f"{config.data_dir}: its class {unknown!r} is none of the classifier's{nearest(unknown, names)}; "
+                "name its outputs as the folder does with --class_names FILE, one a line"
+            )
+        labels = np.array([names.index(name) for name in source.names])[labels]
+    target, fixed = None, None
+    if config.target in ("", "runner-up"):
+        pass
+    elif config.target not in names and Path(config.target).is_file():
+        target = _targets_in(Path(config.target), source, names)
+    else:
+        fixed = index_of(config.target, names, "--target")
+        target = lambda id: fixed  # noqa: E731
+    return Question(MultiClass(config.use_logits), -1, names, labels, target, fixed)
 
 
 def _ask_binary(config: Config, source: Source, classifier: nn.Module, own: Sequence[str] | None) -> Question:
-    single, many = classifier.num_outputs == 1, not source.exclusive and bool(source.names)
+    outputs = classifier.num_outputs
+    single = outputs == 1
     if config.query_label == -1 and not single:
         raise InputError("--query_label is missing: what is explained, for example 31 or Smiling")
     query = 0 if config.query_label == -1 else config.query_label
-    if many and not (single and config.query_label == -1):  # attributes: the source's own numbers, as published
-        query = index_of(query, source.names, "--query_label")
-        output = 0 if single else _output_of(source.names[query], query, classifier, own, config.classifier_path)
+    if not source.exclusive and source.names and not (single and config.query_label == -1):
+        query = index_of(query, source.names, "--query_label")  # the source's own numbers, as published
+        output = 0 if single else output_column(classifier, query, config.classifier_path, source.names[query], own)
         return Question(Binary(output, config.use_logits), query, labels=source.targets(query))
     names = list(own or [])
-    output = index_of(query, names or list(map(str, range(classifier.num_outputs))), "--query_label")
+    output = index_of(query, names or list(map(str, range(outputs))), "--query_label")
     labels = source.targets(None) if source.exclusive else None
     if labels is not None and names and names[output] in source.names:
         labels = (labels == source.names.index(names[output])).astype(int)
@@ -98,43 +115,6 @@ def _ask_binary(config: Config, source: Source, classifier: nn.Module, own: Sequ
             "is meant is unknown; name the classifier's outputs with --class_names, or give --decision multiclass"
         )
     return Question(Binary(output, config.use_logits), output, labels=labels)
-
-
-def _output_of(name: str, query: int, classifier: nn.Module, own: Sequence[str] | None, path: str) -> int:
-    """The classifier's output for an attribute: by name where it has names, else by position."""
-    if own is not None:
-        if name in own:
-            return list(own).index(name)
-        raise InputError(f"--query_label {query} ({name}): {path} decides on {', '.join(own)} only")
-    if query >= classifier.num_outputs:
-        raise InputError(f"--query_label {query}: {path} has {classifier.num_outputs} outputs, counted from 0")
-    return query
-
-
-def _class_labels(config: Config, source: Source, names: list[str]) -> np.ndarray | None:
-    """The classifier's class of every image, from the source's own; None where it has none."""
-    labels = source.targets(None) if source.exclusive else None
-    if labels is None or source.names == names:
-        return labels
-    unknown = [name for name in source.names if name not in names]
-    if unknown:
-        raise InputError(
-            f"{config.data_dir}: its class {unknown[0]!r} is none of the classifier's{nearest(unknown[0], names)}; "
-            "name its outputs as the folder does with --class_names FILE, one a line"
-        )
-    return np.array([names.index(name) for name in source.names])[labels]
-
-
-def _with_target(text: str, question: Question, source: Source) -> Question:
-    """The question with --target: a class, runner-up, or a file."""
-    names = question.classes
-    if text in ("", RUNNER_UP):
-        return question
-    if text not in names and Path(text).is_file():
-        target = _targets_in(Path(text), source, names)
-        return Question(question.decision, -1, names, question.labels, target)
-    fixed = index_of(text, names, "--target")
-    return Question(question.decision, -1, names, question.labels, lambda id: fixed, fixed)
 
 
 def _targets_in(path: Path, source: Source, names: Sequence[str]) -> Callable[[int], int]:
@@ -167,10 +147,3 @@ def index_of(value: int | str, names: Sequence[str], flag: str) -> int:
         return int(text)
     span = f"give 0 to {len(names) - 1} or a name"
     raise InputError(f"{flag} {text}: unknown{nearest(text, names)}; {span} such as {names[min(len(names) - 1, 31)]}")
-
-
-def _names_in(path: str) -> list[str]:
-    names = read_lines(path)
-    if len(set(names)) < len(names):
-        raise InputError(f"--class_names {path}: {next(n for n in names if names.count(n) > 1)!r} is there twice")
-    return names

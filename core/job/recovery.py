@@ -11,7 +11,7 @@ from dime.core.cli import say
 from dime.core.errors import InputError
 from dime.core.explain import Batch, Explainer, Explanations, Progress
 
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 
 
 class RecoveringExplainer:
@@ -41,7 +41,8 @@ class RecoveringExplainer:
             try:
                 result = self.explainer.explain(part, progress)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                by_name = any(words in str(error) for words in OUT_OF_MEMORY)
+                if not by_name and not isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
                     raise
                 result = None  # and leave the handler, which keeps the failed attempt's tensors alive
             if result is None:
@@ -49,7 +50,15 @@ class RecoveringExplainer:
             else:
                 parts.append(result)
                 rows = rows[len(part) :]
-        return self._mended(Explanations.joined(parts), batch, progress)
+        result = Explanations.joined(parts)
+        finite = result.finite.tolist()
+        if all(finite) or self._in_float32 is None:
+            return result
+        if self._precise is None:
+            self._precise = RecoveringExplainer(self._in_float32())
+        lost = [row for row, whole in enumerate(finite) if not whole]
+        both = Explanations.joined([result, self._precise(batch.rows(lost), progress)])
+        return both.rows([len(finite) + lost.index(row) if row in lost else row for row in range(len(finite))])
 
     def _halve(self, size: int) -> None:
         if torch.cuda.is_available():
@@ -64,21 +73,3 @@ class RecoveringExplainer:
         self.limit = size // 2
         if self.explainer.pad_to:
             self.explainer = replace(self.explainer, pad_to=self.limit)
-
-    def _mended(self, result: Explanations, batch: Batch, progress: Progress | None) -> Explanations:
-        finite = result.finite.tolist()
-        if all(finite) or self._in_float32 is None:
-            return result
-        if self._precise is None:
-            self._precise = RecoveringExplainer(self._in_float32())
-        lost = [row for row, whole in enumerate(finite) if not whole]
-        mended = self._precise(batch.rows(lost), progress)
-        both = Explanations.joined([result, mended])
-        order = [len(finite) + lost.index(row) if row in lost else row for row in range(len(finite))]
-        return both.rows(order)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error) for words in _OUT_OF_MEMORY)

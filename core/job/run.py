@@ -6,9 +6,7 @@ import contextlib
 import csv
 import io
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 import yaml
@@ -18,21 +16,26 @@ from dime.core.datasets import PUBLISHED
 from dime.core.errors import InputError
 from dime.core.explain import Batch, Explanations
 from dime.core.files import write_atomically
-from dime.core.job.chunk_files import CONFIG, INDEX, LOCK, STATS, SUMMARY, ChunkFiles, exclusive
-from dime.core.job.identity import Identity, digest_of, identity_of, require_same_run, short_hash
+from dime.core.job.identity import identity_of, require_same_run, short_hash
 from dime.core.job.recovery import RecoveringExplainer
 from dime.core.job.setup import Setup
-from dime.core.job.writer import check_original, write_explanations
-from dime.core.networks.features import VGG19_URL
-from dime.core.networks.files import pretrained_weights
+from dime.core.job.writer import (
+    CONFIG,
+    INDEX,
+    LOCK,
+    STATS,
+    SUMMARY,
+    ChunkFiles,
+    check_original,
+    exclusive,
+    write_explanations,
+)
 from dime.core.photos import BadImageError
 from dime.core.results import ResultTree
 from dime.core.summary import ImageRecord, Summary, summarise, write_stats, write_summary
 
 NOT_FINITE = "the counterfactual is not finite"
 AT_TARGET = "its prediction is the target already"
-REDRAW_SECONDS = {True: 0.2, False: 60.0}
-"""How often the progress bar is drawn: on a terminal, and into a file."""
 
 
 @dataclass
@@ -55,20 +58,6 @@ class Run:
         self.files = ChunkFiles(self.tree, config, self.ids)
         self.flags = {**config.flags(), **self.setup.explainer.diffusion.flags, "classes": list(self.question.classes)}
 
-    @cached_property
-    def identity(self) -> Identity:
-        """What makes this run the one that it is."""
-        config, explainer, selection = self.config, self.setup.explainer, self.setup.selection
-        digests = {
-            "model_path": digest_of(config.model_path, explainer.diffusion.network),
-            "classifier_path": digest_of(config.classifier_path, explainer.classifier),
-        }
-        if config.l_perc:
-            digests["perceptual_path"] = digest_of(config.perceptual_path or pretrained_weights(VGG19_URL))
-        if self.question.target and self.question.fixed_target is None:
-            digests["target"] = digest_of(config.target)
-        return identity_of(self.flags, self.source.rows(selection), len(selection), digests, self.setup.device)
-
     def __call__(self) -> Summary:
         """Explain what is not finished yet, image by image onto the disk; returns the summary that stands there.
 
@@ -77,7 +66,7 @@ class Run:
         """
         in_float32 = self.setup.in_float32 if self.config.precision != "fp32" else None
         explain = RecoveringExplainer(self.setup.explainer, in_float32)
-        self.identity  # noqa: B018  from here on nothing but the disk can fail
+        self.identity = identity_of(self.setup, self.flags)  # from here on nothing but the disk can fail
         self.tree.create()
         with exclusive(self.files.report(LOCK)):
             self._begin()
@@ -88,7 +77,7 @@ class Run:
             self.files.write_failed(self.failed)
             return self._end(explain.limit)
 
-    def _batches(self) -> Iterator[list[int]]:
+    def _batches(self) -> list[list[int]]:
         """The batches that are not finished, the same in every run of the command.
 
         One that is finished in part is computed whole, so that each image meets the same company, and gets the same
@@ -96,10 +85,8 @@ class Run:
         """
         size = self.config.batch_size
         anew = self.config.noise == "stream" and not all(id in self.records for id in self.ids)
-        for start in range(0, len(self.ids), size):
-            batch = self.ids[start : start + size]
-            if anew or not all(id in self.records for id in batch):
-                yield batch
+        batches = [self.ids[start : start + size] for start in range(0, len(self.ids), size)]
+        return [batch for batch in batches if anew or not all(id in self.records for id in batch)]
 
     def _begin(self) -> None:
         """Make sure that the folder is this run's, tidy it up, and see what is finished."""
@@ -189,7 +176,7 @@ class _ProgressBar(tqdm):
             total=len(run.ids),
             unit="image",
             desc="Explaining",
-            mininterval=REDRAW_SECONDS[self.live],
+            mininterval=0.2 if self.live else 60.0,  # between two lines on a terminal, in a file
             dynamic_ncols=True,
         )
         self.update()

@@ -8,7 +8,7 @@ import torch
 
 from dime.core.arithmetic import CompiledUNet, compile_unet, prepare_unet
 from dime.core.cli import say
-from dime.core.config import Config, kept_frames
+from dime.core.config import Config
 from dime.core.datasets import Source, open_dataset
 from dime.core.explain import Explainer
 from dime.core.job.question import Question, ask
@@ -45,19 +45,22 @@ class Setup:
 
 def set_up(config: Config, device: torch.device) -> Setup:
     """Load and check everything; InputError for what does not fit together. Nothing is written."""
-    precision = usable_precision(config, device)
+    precision = config.precision or ("fp16" if config.diffusion.get("use_fp16") else "fp32")
+    lacking = (precision == "fp16" and device.type == "cpu") or (
+        precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported()
+    )
+    if lacking:
+        say(f"{precision} does not run on {device}: the U-Net computes in fp32.")
+        precision = "fp32"
     diffusion = load_model(config, device, precision)
     source = open_dataset(
-        *(config.dataset, config.data_dir, diffusion.image_size),
-        **{"use_train": config.use_train, "images": config.images, "resize": config.resize},
-        channels=diffusion.channels,
-    )
+        config.dataset, config.data_dir, diffusion.image_size, config.use_train, config.images, config.resize,
+        diffusion.channels,
+    )  # fmt: skip
     classifier = load_classifier(
-        *(config.classifier_path, device),
-        **{"size": config.classifier_size, "mean": config.classifier_mean, "std": config.classifier_std},
-        value_range=config.classifier_range,
-        trust=config.trust_classifier,
-    )
+        config.classifier_path, device, size=config.classifier_size, mean=config.classifier_mean,
+        std=config.classifier_std, value_range=config.classifier_range, trust=config.trust_classifier,
+    )  # fmt: skip
     question = ask(config, source, classifier)
     selection = question.select(len(source), config.target_label, config.batch_size * config.num_batches)
     if config.compile:
@@ -69,24 +72,19 @@ def set_up(config: Config, device: torch.device) -> Setup:
         diffusion,
         question.decision,
         config.settings,
-        load_perceptual(config.l_perc_layer, device, config.perceptual_path) if config.l_perc else None,
-        keep_frames=kept_frames(config),
+        load_perceptual(config.l_perc_layer, config.perceptual_path, device=device) if config.l_perc else None,
+        keep_frames=config.kept_frames,
         pad_to=config.batch_size if config.pad_batches or compiled else None,
     )
-    _check(explainer, source, selection[0], config.classifier_path)
-    config = replace(config, precision=precision, compile=compiled, query_label=question.query)
-    return Setup(config, device, source, question, selection, explainer)
-
-
-def _check(explainer: Explainer, source: Source, id: int, name: str) -> None:
-    """Try the networks on the first image; InputError for what would fail in the middle of the work."""
-    try:
-        image = source.load(id)
+    try:  # the networks on the first image, to find out now what would fail in the middle of the work
+        image = source.load(selection[0])
     except BadImageError:
         image = source.stand_in()
-    x, conditions = image[None].to(explainer.diffusion.device), source.conditions(id)
-    explainer.diffusion.check(x, None if conditions is None else conditions[None])
-    check_classifier(explainer.classifier, x, explainer.decision, name)
+    x, conditions = image[None].to(device), source.conditions(selection[0])
+    diffusion.check(x, None if conditions is None else conditions[None])
+    check_classifier(classifier, x, question.decision, config.classifier_path)
+    config = replace(config, precision=precision, compile=compiled, query_label=question.query)
+    return Setup(config, device, source, question, selection, explainer)
 
 
 def load_model(config: Config, device: torch.device, precision: str) -> DiffusionModel:
@@ -95,15 +93,3 @@ def load_model(config: Config, device: torch.device, precision: str) -> Diffusio
     published = config.noise == "stream" or config.method == "gmd"
     prepare_unet(diffusion.network, precision, device, published=published)
     return diffusion
-
-
-def usable_precision(config: Config, device: torch.device) -> str:
-    """The wanted precision, or fp32 where the device cannot compute in it (which is said)."""
-    wanted = config.precision or ("fp16" if config.diffusion.get("use_fp16") else "fp32")
-    lacking = (wanted == "fp16" and device.type == "cpu") or (
-        wanted == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported()
-    )
-    if lacking:
-        say(f"{wanted} does not run on {device}: the U-Net computes in fp32.")
-        return "fp32"
-    return wanted

@@ -1,21 +1,40 @@
-"""Explanations onto disk, in the published form: images, text per image, and the rows of the summary."""
+"""Explanations onto disk in the published form, and what of a chunk already stands there.
+
+An image is finished when its Info file is there, which is written last, and every other file of it too. A run that
+saves no images keeps its records in stats.pth, batch by batch.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Container, Iterator
+import os
+import shutil
+import socket
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
+from filelock import FileLock, Timeout
 from PIL import Image
 
+from dime.core.cli import say
+from dime.core.config import Config
 from dime.core.errors import InputError
 from dime.core.explain import Explanations
-from dime.core.files import write_atomically
+from dime.core.files import remove_orphans, write_atomically
 from dime.core.images import difference_map, input_to_uint8, to_hwc, to_image, to_uint8
-from dime.core.results import ResultTree
-from dime.core.summary import ImageRecord
+from dime.core.results import CELLS, FRAME_KINDS, IMAGE_FORMATS, ResultTree, image_files, make_folder
+from dime.core.summary import ImageRecord, read_stats
+
+LOCK = "running.lock"
+"""There only while a process works on the chunk."""
+CONFIG, STATS, SUMMARY, FAILED, INDEX = "config.yaml", "stats.pth", "summary.yaml", "failed.yaml", "index.csv"
+REPORTS = (CONFIG, STATS, SUMMARY, FAILED, INDEX)
+"""The files about a whole chunk."""
 
 SAME_IMAGE_TOLERANCE = 5.0
 """Mean grey levels between a stored input and ours, encoded the same way, up to which they are the same image: the
@@ -30,19 +49,9 @@ def records_of(result: Explanations, binary: bool) -> list[ImageRecord]:
     before, after = result.p_target, result.cf_p_target
     if binary:
         before, after = (torch.where(result.target == 1, p, 1 - p) for p in (before, after))
-    columns = {
-        "id": result.ids,
-        "label": result.label.tolist(),
-        "pred": result.pred.tolist(),
-        "target": result.target.tolist(),
-        "cf_pred": result.cf_pred.tolist(),
-        "bkl": (1 - result.cf_p_target).tolist(),
-        "l_1": result.l_1.tolist(),
-        "orig_conf": before.tolist(),
-        "cf_conf": after.tolist(),
-        "scale": result.scale.tolist(),
-    }
-    return [ImageRecord(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    whole_numbers = (result.label, result.pred, result.target, result.cf_pred)
+    columns = (*whole_numbers, 1 - result.cf_p_target, result.l_1, before, after, result.scale)  # as in ImageRecord
+    return [ImageRecord(*row) for row in zip(result.ids, *(column.tolist() for column in columns), strict=True)]
 
 
 def write_explanations(
@@ -60,33 +69,23 @@ def write_explanations(
     for row, record in enumerate(records_of(result, binary)):
         if not usable[row] or record.id in skip:
             continue
-        if tree is not None:
-            for kind, steps in frames.items():
-                _write_frames(tree, kind, record.id, steps[row])
-            pictures = {kind: values[row] for kind, values in images.items()}
-            _write_image_files(tree, record, inputs[row], pictures)
+        if tree is None:
+            yield record
+            continue
+        for kind, steps in frames.items():
+            make_folder(tree.frame_folder(kind, record.id))
+            for step, frame in enumerate(steps[row]):
+                write_image(tree.frame(kind, record.id, step), frame)
+        cell, x = (record.id, record.correct, record.flipped), inputs[row]
+        original = tree.original(record.id, record.correct)
+        # another experiment, about another decision, may have put the same input into the other folder: both stay
+        if original.parent not in {path.parent for path in tree.stored_originals(record.id)}:
+            write_image(original, x)
+        for kind, values in images.items():
+            write_image(tree.image(kind, *cell), values[row])
+        write_image(tree.image("SM", *cell), difference_map(x, images["CF"][row]))
+        write_atomically(tree.info(*cell), record.text())  # last of all: an image whose text is there is complete
         yield record
-
-
-def _write_image_files(tree: ResultTree, record: ImageRecord, x: np.ndarray, pictures: dict[str, np.ndarray]) -> None:
-    original = tree.original(record.id, record.correct)
-    # another experiment, about another decision, may have put the same input into the other folder: both stay
-    if original.parent not in {path.parent for path in tree.stored_originals(record.id)}:
-        write_image(original, x)
-    for kind, picture in {**pictures, "SM": difference_map(x, pictures["CF"])}.items():
-        write_image(tree.image(kind, record.id, record.correct, record.flipped), picture)
-    # last of all: an image whose text is there is complete
-    write_atomically(tree.info(record.id, record.correct, record.flipped), record.text())
-
-
-def _write_frames(tree: ResultTree, kind: str, id: int, images: np.ndarray) -> None:
-    folder = tree.frame_folder(kind, id)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot make this folder ({error.strerror})") from None
-    for step, image in enumerate(images):
-        write_image(tree.frame(kind, id, step), image)
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -117,3 +116,132 @@ def check_original(tree: ResultTree, id: int, x: torch.Tensor) -> None:
                 f"{path}: another image lies there under an id of this run (other data, partition or image_size?); "
                 "choose another --output_path"
             )
+
+
+@dataclass(frozen=True)
+class ChunkFiles:
+    """The files of one chunk of a command. ids: its images."""
+
+    tree: ResultTree
+    config: Config
+    ids: Sequence[int]
+
+    def report(self, name: str) -> Path:
+        """Where a report of this chunk lies."""
+        return self.tree.report(name, self.config.num_chunks, self.config.chunk)
+
+    def finished(self) -> dict[int, ImageRecord]:
+        """The records of all finished images of this chunk, by id."""
+        own, found = set(self.ids), []
+        if not self.config.save_images:
+            found = read_stats(self.report(STATS)) if self.report(STATS).exists() else []
+            return {record.id: record for record in found if record.id in own}
+        there = {folder: {path.name for path in folder.iterdir()} for folder in self.tree.folders()}
+        for cell in CELLS:
+            for path in _named_by_id(self.tree.results / cell / "Info"):
+                with contextlib.suppress(ValueError, OSError):  # a damaged text: the image is not finished
+                    found.append(ImageRecord.from_text(int(path.stem), path.read_text()))
+        return {record.id: record for record in found if record.id in own and self._is_complete(record, there)}
+
+    def clean(self, finished: Mapping[int, ImageRecord]) -> None:
+        """Remove what dead runs left half done: temporary files, and the images that have only some of their files."""
+        unfinished = [id for id in self.ids if id not in finished]
+        frames = [self.tree.frame_folder(kind, id) for kind in self.config.kept_frames for id in unfinished]
+        remove_orphans([self.tree.results, *self.tree.folders(), *frames])
+        self._remove_images(set(unfinished))
+
+    def start_afresh(self) -> None:
+        """Remove this chunk's images, frames and reports; of the whole experiment's when there is one chunk only.
+
+        Raises InputError if the folder was made with another number of chunks, or is being written by one of them.
+        """
+        own = [self.report(name) for name in REPORTS]
+        ids = set(self.ids)
+        if self.config.num_chunks == 1:
+            for lock in self.tree.reports(LOCK):
+                if lock != self.report(LOCK):
+                    with exclusive(lock):
+                        pass
+            own = [path for name in REPORTS for path in self.tree.reports(name)]
+            ids |= {int(path.stem) for folder in self.tree.cell_folders() for path in _named_by_id(folder)}
+        else:
+            same = [self.tree.report(CONFIG, self.config.num_chunks, chunk) for chunk in range(self.config.num_chunks)]
+            for other in self.tree.reports(CONFIG):
+                if other not in same:
+                    raise InputError(
+                        f"{other}: made with another --num_chunks; one chunk cannot overwrite that: choose another "
+                        "--exp_name or remove the folder"
+                    )
+            with contextlib.suppress(InputError):  # damaged statistics are removed like any others
+                ids |= {record.id for record in read_stats(self.report(STATS))}
+        self._remove_images(ids)
+        for kind in FRAME_KINDS:
+            for id in ids:
+                shutil.rmtree(self.tree.frame_folder(kind, id), ignore_errors=True)
+        for path in own:
+            path.unlink(missing_ok=True)
+
+    def write_failed(self, reasons: Mapping[int, str]) -> None:
+        """failed.yaml: id -> why there is no counterfactual; no file when nothing failed."""
+        if reasons:
+            write_atomically(self.report(FAILED), yaml.safe_dump(dict(reasons), width=1000, allow_unicode=True))
+        else:
+            self.report(FAILED).unlink(missing_ok=True)
+
+    def _is_complete(self, record: ImageRecord, there: Mapping[Path, set[str]]) -> bool:
+        cell = (record.id, record.correct, record.flipped)
+        files = [self.tree.info(*cell), *(self.tree.image(kind, *cell) for kind in ("CF", "Noise", "SM"))]
+        original = self.tree.original(record.id, record.correct)  # in whichever format
+        frames = {
+            kind: {path.name for path in self.tree.frame_folder(kind, record.id).glob("*")}
+            for kind in self.config.kept_frames
+        }
+        return (
+            all(file.name in there[file.parent] for file in files)
+            and any(original.with_suffix(f".{suffix}").name in there[original.parent] for suffix in IMAGE_FORMATS)
+            and all(
+                self.tree.frame(kind, record.id, step).name in names
+                for kind, names in frames.items()
+                for step in range(self.config.settings.steps)
+            )
+        )
+
+    def _remove_images(self, ids: set[int]) -> None:
+        for folder in self.tree.cell_folders():
+            for path in _named_by_id(folder):
+                if int(path.stem) in ids:
+                    path.unlink(missing_ok=True)
+
+
+def _named_by_id(folder: Path) -> list[Path]:
+    texts = [path for path in folder.glob("*.txt") if path.stem.isdecimal()]
+    return [*image_files(folder), *texts]
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which says who holds it. Raises InputError when another process does.
+
+    The lock is the operating system's: it ends with its process, however that dies, so none is ever stale. Where there
+    are no locks, that is said once and the work goes on.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = path.read_text(errors="replace") or "another process"
+        raise InputError(
+            f"{path.parent}: {holder} is working on the same images; wait for it, or end it and run again"
+        ) from None
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    except (OSError, NotImplementedError):
+        say(f"{path.parent}: no file locks there; see to it that no two processes do the same chunk.")
+        yield
+        return
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()

@@ -15,8 +15,6 @@ from dime.core.errors import InputError
 
 LogitsOf = Callable[[torch.Tensor], torch.Tensor]
 
-CALL_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
-"""What networks raise for images that do not fit them."""
 SAME = 0.01
 """Of the largest logit: other kernels, TF32 and half precision stay far below it, batch norms in training do not."""
 
@@ -32,12 +30,21 @@ def check_classifier(classifier: LogitsOf, x: torch.Tensor, decision: Any, name:
     """
     if mode_matters(classifier):
         say(f"{name}: is in training mode; it is used in eval mode, with batch norms and dropouts at rest")
+    ends = []  # layers, inner ones first, where a gradient goes in and none comes out
+
+    def note_end(layer: str, _: nn.Module, inputs: tuple, output: Any) -> None:
+        came = any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
+        if came and layer and isinstance(output, torch.Tensor) and not output.requires_grad:
+            ends.append(layer)
+
     with frozen(classifier), torch.enable_grad(), contextlib.ExitStack() as hooks:
-        x, ends = x.detach().clone().requires_grad_(), []
+        x = x.detach().clone().requires_grad_()
         for layer, module in classifier.named_modules() if isinstance(classifier, nn.Module) else ():
             with contextlib.suppress(RuntimeError):  # a TorchScript module takes no hook
-                hooks.callback(module.register_forward_hook(partial(_note_end, ends, layer)).remove)
-        logits = _logits(classifier, x, name)
+                hooks.callback(module.register_forward_hook(partial(note_end, layer)).remove)
+        logits = logits_of(classifier, x, name)
+        if not logits.isfinite().all():
+            raise InputError(f"{name}: its logits are not finite on these images")
         count, output = logits.shape[1], getattr(decision, "output", None)
         if isinstance(decision, int) and count != decision:
             raise InputError(f"{name}: gives {count} logits, expected {decision}, one per class")
@@ -58,8 +65,8 @@ def check_classifier(classifier: LogitsOf, x: torch.Tensor, decision: Any, name:
                 f"{name}: its gradient is zero: it rounds, or gives saturated probabilities instead of logits"
             )
         company = torch.cat([x[:1], x[:1].flip(-1), -x[:1]])
-        alone, among = _logits(classifier, company[:1], name)[0], _logits(classifier, company, name)[0]
-        if (alone - among).abs().max() > SAME * (1e-3 + alone.abs().max()):
+        alone, among = (logits_of(classifier, images, name)[0] for images in (company[:1], company))
+        if not (alone - among).abs().max() <= SAME * (1e-3 + alone.abs().max()):  # nor NaN
             raise InputError(
                 f"{name}: an image's logits change with the rest of its batch, or by chance: its batch norms and "
                 "dropouts must be in eval mode"
@@ -88,12 +95,17 @@ def mode_matters(classifier: LogitsOf) -> bool:
     return any(isinstance(module, kinds) and module.training for module in modules)
 
 
-def require_logits(output: Any, images: int, name: str) -> torch.Tensor:
-    """A network's output, which must be logits (N, K) of that many images. Raises InputError."""
+def logits_of(classifier: LogitsOf, x: torch.Tensor, name: str) -> torch.Tensor:
+    """A network's logits (N, K) of images x. Raises InputError for images that it cannot take, and other outputs."""
+    try:
+        output = classifier(x)
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:  # images that do not fit
+        found = f"cannot take images {tuple(x.shape)} ({first_line(error)})"
+        raise InputError(f"{name}: {found}; describe its input: --classifier_size, _mean, _std") from error
     if not isinstance(output, torch.Tensor):
         raise InputError(f"{name}: gives a {type(output).__name__}, expected a tensor of logits (N, K)")
-    if output.ndim != 2 or output.shape[0] != images or not output.shape[1]:
-        raise InputError(f"{name}: gives {tuple(output.shape)} for {images} image(s), expected logits (N, K)")
+    if output.ndim != 2 or len(output) != len(x) or not output.shape[1]:
+        raise InputError(f"{name}: gives {tuple(output.shape)} for {len(x)} image(s), expected logits (N, K)")
     if not output.is_floating_point():
         raise InputError(f"{name}: gives {output.dtype}, decisions instead of the logits that they rest on")
     return output
@@ -103,22 +115,3 @@ def first_line(error: BaseException) -> str:
     """An error of a library, which may be a page long, in one line."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return lines[-1 if "TorchScript" in lines[0] else 0]  # which puts its traceback first
-
-
-def _logits(classifier: LogitsOf, x: torch.Tensor, name: str) -> torch.Tensor:
-    try:
-        logits = classifier(x)
-    except CALL_ERRORS as error:
-        found = f"cannot take images {tuple(x.shape)} ({first_line(error)})"
-        raise InputError(f"{name}: {found}; describe its input: --classifier_size, _mean, _std") from error
-    logits = require_logits(logits, len(x), name)
-    if not logits.isfinite().all():
-        raise InputError(f"{name}: its logits are not finite on these images")
-    return logits
-
-
-def _note_end(ends: list[str], layer: str, _: nn.Module, inputs: tuple, output: Any) -> None:
-    """A forward hook: note the layer, inner ones first, where a gradient goes in and none comes out."""
-    came = any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
-    if came and layer and isinstance(output, torch.Tensor) and not output.requires_grad:
-        ends.append(layer)

@@ -6,9 +6,9 @@ has it. What all of them need in front and behind is `load_classifier`'s.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
+import itertools
 import re
 import sys
 import zipfile
@@ -25,8 +25,8 @@ from torchvision import models
 from dime.core.cli import say
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
-from dime.core.networks.checks import CALL_ERRORS, first_line, mode_matters, require_logits
-from dime.core.networks.features import build_small_cnn, read_tables
+from dime.core.networks.checks import first_line, logits_of, mode_matters
+from dime.core.networks.features import read_tables
 from dime.core.networks.files import (
     SAFETENSORS,
     describe,
@@ -35,13 +35,12 @@ from dime.core.networks.files import (
     read_json,
     read_state_dict,
     ready,
+    require_file,
 )
-from dime.models.classifiers import DenseNetClassifier
-from dime.models.small_cnn import SmallCNN
+from dime.core.presets import PRESETS
+from dime.models.classifiers import DenseNetClassifier, SmallCNN
 
 CPU = torch.device("cpu")
-PROBES = (256, 224, 299, 128, 64, 32, 28)
-"""Sizes at which a network that does not say its input's is asked how many outputs it has."""
 
 
 class Loaded(NamedTuple):
@@ -99,11 +98,13 @@ class Classifier(nn.Module):
         return getattr(output, "logits", output)
 
 
-def load_classifier(spec: str | Path, device: torch.device, *, trust: bool = False, **wanted: Any) -> nn.Module:
+def load_classifier(
+    spec: str | Path, device: torch.device | str = "cpu", *, trust: bool = False, **wanted: Any
+) -> nn.Module:
     """The classifier to explain: x (N, C, H, W) in [-1, 1] -> logits (N, K); in eval mode, frozen, in float32.
 
     Args:
-        spec: a file, or KIND:NAME[@WEIGHTS] (models/README.md has the table).
+        spec: a file, KIND:NAME[@WEIGHTS] (models/README.md has the table), or a preset that names one ("demo").
         device: where it computes.
         trust: run the program in a TorchScript or torch.export archive.
         wanted: size, mean, std and value_range, as Classifier has them; each overrides what its kind says.
@@ -111,7 +112,8 @@ def load_classifier(spec: str | Path, device: torch.device, *, trust: bool = Fal
     Its attribute `num_outputs` is K, `names` what the outputs are called, or None where nothing says so. Raises
     InputError for a file that is missing, unsafe or of another network, and for a library that is not installed.
     """
-    spec, given = str(spec), {name: value for name, value in wanted.items() if value is not None}
+    spec = str(PRESETS.get(str(spec), {}).get("classifier_path", spec))
+    given = {name: value for name, value in wanted.items() if value is not None}
     key = next((key for key in KINDS if key.endswith(":") and spec.startswith(key)), Path(spec).suffix)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -119,7 +121,7 @@ def load_classifier(spec: str | Path, device: torch.device, *, trust: bool = Fal
     except InputError:
         raise
     except Exception as error:  # a library, a damaged file or the user's own code fails in any way
-        raise InputError(f"{spec}: {type(error).__name__}: {first_line(error)}") from error
+        raise InputError(f"{spec}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
     if loaded.wanted is None and not given:
         raise InputError(f"{spec}: does not say what it wants to see; give --classifier_size, _mean, _std or _range")
     network, wanted = ready(loaded.network, spec, device), {**(loaded.wanted or {}), **given}
@@ -131,33 +133,37 @@ def load_classifier(spec: str | Path, device: torch.device, *, trust: bool = Fal
     return network
 
 
-def output_column(classifier: nn.Module, query: int, path: str | Path) -> int:
-    """Which output of a loaded classifier decides on a query: a CelebA attribute's index, or an output's own.
+def output_column(
+    classifier: nn.Module, query: int, path: str | Path, attribute: str = "", names: Sequence[str] | None = None
+) -> int:
+    """Which output of a loaded classifier decides on a query: its own index, or that of an attribute, found by name.
 
-    Where its outputs are named after such attributes, they are found by name. Raises InputError where none decides.
+    attribute: the query's; where it is not given, CelebA's, if outputs are named after those. names: the outputs',
+    instead of the classifier's own. Raises InputError where none decides.
     """
-    if not set(ATTRIBUTES).isdisjoint(classifier.names or ()) and query < len(ATTRIBUTES):
-        if ATTRIBUTES[query] not in classifier.names:
-            known = ", ".join(classifier.names)
-            raise InputError(f"--query_label {query} ({ATTRIBUTES[query]}): {path} decides on {known} only")
-        return classifier.names.index(ATTRIBUTES[query])
+    names = names or classifier.names or ()
+    if not attribute and query < len(ATTRIBUTES) and not set(ATTRIBUTES).isdisjoint(names):
+        attribute = ATTRIBUTES[query]
+    if attribute and names:
+        if attribute not in names:
+            raise InputError(f"--query_label {query} ({attribute}): {path} decides on {', '.join(names)} only")
+        return names.index(attribute)
     if query >= classifier.num_outputs:
         raise InputError(f"--query_label {query}: {path} has {classifier.num_outputs} outputs, counted from 0")
     return query
 
 
+@torch.no_grad()
 def _count_outputs(classifier: Classifier, spec: str, device: torch.device) -> int:
-    """K, by asking for the logits of one grey image, of three channels or of one."""
-    sizes, errors = [classifier.size] if classifier.size else [(side, side) for side in PROBES], []
-    for shape in ((1, channels, *size) for channels in (3, 1) for size in sizes):
+    """K, by asking for the logits of one grey image of its size, or of usual ones, of three channels or of one."""
+    errors = []
+    sizes = [classifier.size] if classifier.size else [(side, side) for side in (256, 224, 299, 128, 64, 32, 28)]
+    for channels, size in itertools.product((3, 1), sizes):
         try:
-            with torch.no_grad():
-                logits = classifier(torch.zeros(shape, device=device))
-        except CALL_ERRORS as error:
-            errors.append(first_line(error))
-            continue
-        return require_logits(logits, 1, spec).shape[1]
-    raise InputError(f"{spec}: takes no images of {sizes[0]} ({errors[0]}); give its input size: --classifier_size")
+            return logits_of(classifier, torch.zeros(1, channels, *size, device=device), spec).shape[1]
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 # Kinds
@@ -183,11 +189,11 @@ def _from_file(path: str, trust: bool) -> Loaded:
     notes = getattr(content, "_metadata", {}).get("", content)
     names = notes.get("attributes") if isinstance(notes, Mapping) else None
     names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-    if SmallCNN.recognises(state):
-        return Loaded(build_small_cnn(state, path, CPU), names)
+    network = SmallCNN.shaped_like(state)
     if {"feat_extract.feat_extract.features.conv0.weight", "classifier.weight"} <= state.keys():
         with torch.device("meta"):
             network = DenseNetClassifier(len(state["classifier.weight"]))
+    if network:
         return Loaded(install(network, state, path, CPU), names)
     raise InputError(
         f"{path}: holds {describe(content)}, which is no known classifier; known: a DenseNet-121 classifier and the "
@@ -231,9 +237,9 @@ def _hugging_face(name: str) -> Loaded:
         raise InputError(f"{folder}: holds no {SAFETENSORS}; where you trust it, load it and save_pretrained it again")
     transformers = _library("transformers", extra="hf")
     logging = transformers.utils.logging
-    with contextlib.ExitStack() as stack:
-        stack.callback(logging.set_verbosity, logging.get_verbosity())
-        logging.set_verbosity_error()  # its table of weights that do not fit becomes one line below
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of weights that do not fit becomes one line below
+    try:
         network, report = transformers.AutoModelForImageClassification.from_pretrained(
             folder,
             use_safetensors=True,
@@ -243,6 +249,8 @@ def _hugging_face(name: str) -> Loaded:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    finally:
+        logging.set_verbosity(verbosity)
     lacking = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
     if lacking:
         raise InputError(f"{folder}: {len(lacking)} weights are missing or misshapen (the first is {lacking[0]})")
@@ -263,8 +271,7 @@ def _hugging_face(name: str) -> Loaded:
 
 
 def _onnx(path: str) -> Loaded:
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(Path(path))
     onnx, onnx2torch = (_library(name, extra="onnx") for name in ("onnx", "onnx2torch"))
     try:
         model = onnx.load(path)
@@ -272,15 +279,12 @@ def _onnx(path: str) -> Loaded:
     except NotImplementedError as error:
         advice = "export it with torch.onnx.export(..., dynamo=False, opset_version=13)"
         raise InputError(f"{path}: onnx2torch: {first_line(error)}; {advice}") from None
-    except Exception as error:  # a damaged file fails in any way
-        raise InputError(f"{path}: damaged or not an ONNX model ({first_line(error)})") from None
     sides = tuple(side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim[2:])
     return Loaded(network, wanted={"size": sides} if len(sides) == 2 and all(sides) else {})
 
 
 def _python(spec: str) -> Loaded:
-    parts = re.fullmatch(r"(.+):(\w+)(?:@(.+))?", spec)
-    if not parts:
+    if not (parts := re.fullmatch(r"(.+):(\w+)(?:@(.+))?", spec)):
         raise InputError(f"python:{spec}: expected python:FILE.py:FACTORY or python:MODULE:FACTORY, perhaps @WEIGHTS")
     place, factory, weights = parts.groups()
     say(f"python:{spec}: runs your own code")

@@ -34,9 +34,8 @@ UNET = {
 }
 """The settings of a UNet2DModel with the library's defaults; a tuple: supported with these values alone."""
 SCHEDULER = {
-    # of the process that such networks are trained with; how a scheduler steps back is not used here
     "_class_name": tuple(
-        f"{name}Scheduler" for name in ["DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep"]
+        f"{kind}Scheduler" for kind in ("DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep")
     ),
     **{"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "trained_betas": None},
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -44,9 +43,7 @@ SCHEDULER = {
     "rescale_betas_zero_snr": (False,),
     "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"),
 }
-"""Likewise of a scheduler, which may have others."""
-WEIGHTS = [f"diffusion_pytorch_model{kind}" for kind in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")]
-
+"""Likewise of a scheduler, which may have others: how it steps back is not used here."""
 PARTS = {
     **{"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"},
     **{"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"},
@@ -76,28 +73,27 @@ def read_folder(folder: Path, image_size: int | None = None) -> StoredModel:
     image_size: of a network that does not say its own. Raises InputError for what is missing, damaged or not supported.
     """
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    others = [name for name in index if not name.startswith("_") and name not in ("unet", "scheduler")]
-    if others:
+    if others := [name for name in index if not name.startswith("_") and name not in ("unet", "scheduler")]:
         raise InputError(
             f"{folder}: a pipeline with {', '.join(others)} beside unet and scheduler: latent and conditional models "
             "are not supported, expected one that denoises pixels (DDPMPipeline, DDIMPipeline)"
         )
     unet, config = _settings(folder, "unet", "config.json", UNET)
-    unknown = [key for key in config if key not in UNET and not key.startswith("_")]
-    if unknown:
+    if unknown := [key for key in config if key not in UNET and not key.startswith("_")]:
         raise InputError(f"{unet}: {unknown[0]} is no known setting of a UNet2DModel")
     config["sample_size"] = config["sample_size"] or image_size
     _, settings = _settings(folder, "scheduler", "scheduler_config.json", SCHEDULER)
     try:
         downs = _levels(config["down_block_types"], "Down", config["downsample_type"])
         ups = _levels(config["up_block_types"], "Up", config["upsample_type"])[::-1]
-        flags, process = _flags(config, settings, downs), _process(config, settings)
-        dialect = _dialect(config, downs, ups)
+        flags, dialect, process = _described(config, settings, downs, ups)
         places = dict(_places(downs, ups, config["layers_per_block"], config["add_attention"]))
     except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{unet}: not supported: {error}") from None
-    weights = next((name for name in WEIGHTS if unet.with_name(name).is_file()), WEIGHTS[0])
-    return StoredModel(_renamed(read_state_dict(unet.with_name(weights)), places), flags, dialect, process)
+    endings = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
+    files = [unet.with_name(f"diffusion_pytorch_model{ending}") for ending in endings]
+    weights = next((file for file in files if file.is_file()), files[0])
+    return StoredModel(_renamed(read_state_dict(weights), places), flags, dialect, process)
 
 
 def _settings(folder: Path, part: str, file: str, defaults: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -124,19 +120,26 @@ def _levels(kinds: list[str], way: str, resample: str) -> list[Level]:
         f"Attn{way}Block2D": Level(attention=True, updown=resample == "resnet"),
         f"Resnet{way}sampleBlock2D": Level(attention=False, updown=True),
     }
-    unknown = [kind for kind in kinds if kind not in levels]
-    if unknown:
+    if unknown := [kind for kind in kinds if kind not in levels]:
         raise ValueError(f"blocks {unknown[0]}, expected {', '.join(levels)}")
     return [levels[kind] for kind in kinds]
 
 
-def _flags(config: dict[str, Any], settings: dict[str, Any], downs: list[Level]) -> dict[str, Any]:
-    """What flags can say of the model."""
-    widths, size = config["block_out_channels"], config["sample_size"]
+def _described(
+    config: dict[str, Any], settings: dict[str, Any], downs: list[Level], ups: list[Level]
+) -> tuple[dict[str, Any], Dialect, dict[str, Any]]:
+    """What flags can say of a model, what its U-Net does otherwise than this project's, and the rest of its process."""
+    size, widths, channels = config["sample_size"], config["block_out_channels"], config["in_channels"]
     height, width = size if isinstance(size, list) else (size, size)
+    learned = config["out_channels"] == 2 * channels
+    variance, schedule, trained = (settings[key] for key in ("variance_type", "beta_schedule", "trained_betas"))
     if height != width:
         raise ValueError(f"images of {height}x{width}, expected square ones")
-    schedule = {"squaredcos_cap_v2": "cosine"}.get(settings["beta_schedule"], settings["beta_schedule"])
+    is_told = variance is None or learned == (variance == "learned_range")
+    if not is_told or config["out_channels"] not in (channels, 2 * channels):
+        raise ValueError(f"{channels} channels in, {config['out_channels']} out, and variance_type {variance}")
+    if config["attn_norm_num_groups"] not in (None, config["norm_num_groups"]):
+        raise ValueError("attn_norm_num_groups other than norm_num_groups")
     flags = {
         "num_channels": widths[0],
         "channel_mult": ",".join(f"{width / widths[0]:g}" for width in widths),
@@ -147,27 +150,20 @@ def _flags(config: dict[str, Any], settings: dict[str, Any], downs: list[Level])
         "class_cond": config["num_class_embeds"] is not None,
         "num_classes": config["num_class_embeds"],
         "multiclass": False,
-        "image_channels": config["in_channels"],
+        "image_channels": channels,
         "use_scale_shift_norm": config["resnet_time_scale_shift"] == "scale_shift",
         "resblock_updown": any(level.updown for level in downs[:-1]),
         "use_new_attention_order": True,
-        "learn_sigma": config["out_channels"] == 2 * config["in_channels"],
-        "diffusion_steps": len(settings["trained_betas"] or range(settings["num_train_timesteps"])),
-        "noise_schedule": "trained" if settings["trained_betas"] else schedule,
+        "learn_sigma": learned,
+        "diffusion_steps": len(trained or range(settings["num_train_timesteps"])),
+        "noise_schedule": "trained" if trained else {"squaredcos_cap_v2": "cosine"}.get(schedule, schedule),
         "predict_xstart": settings["prediction_type"] == "sample",
         "rescale_timesteps": False,
     }
     if height:
         attending = [str(height // 2**i) for i, level in enumerate(downs) if level.attention]
         flags |= {"image_size": height, "attention_resolutions": ",".join(attending)}
-    return flags
-
-
-def _dialect(config: dict[str, Any], downs: list[Level], ups: list[Level]) -> Dialect:
-    """What the U-Net does otherwise than this project's."""
-    if config["attn_norm_num_groups"] not in (None, config["norm_num_groups"]):
-        raise ValueError("attn_norm_num_groups other than norm_num_groups")
-    return Dialect(
+    dialect = Dialect(
         norm_groups=config["norm_num_groups"],
         norm_eps=config["norm_eps"],
         sin_first=not config["flip_sin_to_cos"],
@@ -179,26 +175,18 @@ def _dialect(config: dict[str, Any], downs: list[Level], ups: list[Level]) -> Di
         down=tuple(downs),
         up=tuple(ups),
     )
-
-
-def _process(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What the process is beside its flags."""
     steps, start, end = (settings[key] for key in ("num_train_timesteps", "beta_start", "beta_end"))
-    schedules = {
+    betas = {
         "linear": lambda: np.linspace(start, end, steps),
         "scaled_linear": lambda: np.linspace(start**0.5, end**0.5, steps) ** 2,
         "squaredcos_cap_v2": lambda: get_named_beta_schedule("cosine", steps),
     }
-    trained, variance = settings["trained_betas"], settings["variance_type"]
-    channels = (config["in_channels"], config["out_channels"])
-    learned = variance == "learned_range" or (variance is None and channels[1] == 2 * channels[0])
-    if channels[1] != channels[0] * (2 if learned else 1):
-        raise ValueError(f"{channels[0]} channels in, {channels[1]} out, and variance_type {variance}")
-    return {
-        "betas": np.array(trained) if trained else schedules[settings["beta_schedule"]](),
+    process = {
+        "betas": np.array(trained) if trained else betas[schedule](),
         "predict_v": settings["prediction_type"] == "v_prediction",
         "sigma_small": variance in (None, "fixed_small", "fixed_small_log"),
     }
+    return flags, dialect, process
 
 
 def _places(downs: list[Level], ups: list[Level], layers: int, middle_attention: bool) -> Iterator[tuple[str, str]]:

@@ -41,9 +41,8 @@ class DiffusionModel:
     With class_cond the network is called with labels y: where network.multiclass 0/1 vectors (N, num_classes) in
     floating point, else class indices (N,), integers below num_classes.
 
-    Attributes:
-        flags: every key of model_and_diffusion_defaults() as it is for this model; num_classes, multiclass and
-            image_channels; of a model of diffusers predict_v and sigma_small (create_gaussian_diffusion).
+    flags: every key of model_and_diffusion_defaults() as it is for this model; num_classes, multiclass and
+    image_channels; of a model of diffusers predict_v and sigma_small (create_gaussian_diffusion).
     """
 
     network: UNetModel
@@ -88,17 +87,15 @@ class DiffusionModel:
 def load_diffusion(path: str | Path, flags: Mapping[str, Any], device: torch.device | str) -> DiffusionModel:
     """The diffusion model in a file of OpenAI's format or in a folder of diffusers.
 
-    Args:
-        flags: keys of model_and_diffusion_defaults(), those alone that somebody gave, as values or text. The others
-            are taken from the configuration in the file, read off its weights, or keep their published defaults.
+    flags: keys of model_and_diffusion_defaults(), those alone that somebody gave, as values or text. The others are
+    taken from the configuration in the file, read off its weights, or keep their published defaults.
 
     The weights stay float32 whatever use_fp16 says: `convert_to` is the caller's. Raises InputError for files that are
     damaged, unsafe or of another kind, for flags that contradict the file (it says which would fit), and for those
     that the file needs and nobody gave.
     """
     given, path = _typed(flags), located(path)
-    is_folder = Path(path).is_dir()
-    if is_folder:
+    if is_folder := Path(path).is_dir():
         stored = read_folder(Path(path), given.get("image_size"))
     else:
         state = read_state_dict(path)
@@ -114,14 +111,11 @@ def load_diffusion(path: str | Path, flags: Mapping[str, Any], device: torch.dev
     except ValueError as error:
         hint = "; of a model of diffusers give the folder" if "conv_in.weight" in shapes else ""
         raise InputError(f"{path}: holds {describe(dict(stored.state))}: {error}{hint}") from None
-    told = {
-        "--image_size": "image_size" in known,
-        "--num_heads or --num_head_channels (of attention)": "num_heads" in known
-        or known.get("num_head_channels", -1) != -1,
-    }
-    if not all(told.values()):
-        asked = " and ".join(flag for flag, is_told in told.items() if not is_told)
-        raise InputError(f"{path}: its weights do not tell everything: give {asked} as it was trained with")
+    asked = [] if "image_size" in known else ["--image_size"]
+    if "num_heads" not in known and known.get("num_head_channels", -1) == -1:
+        asked.append("--num_heads or --num_head_channels (of attention)")
+    if flags := " and ".join(asked):
+        raise InputError(f"{path}: its weights do not tell everything: give {flags} as it was trained with")
 
     config = {**model_and_diffusion_defaults(), **needed, **known, **{key: needed[key] for key in LABELS if needed}}
     if "channel_mult" not in known and not differing_flags({**config, "channel_mult": ""}, config):
@@ -137,8 +131,7 @@ def load_diffusion(path: str | Path, flags: Mapping[str, Any], device: torch.dev
     if needed:
         built = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         found = infer_flags(built, network.image_size)
-        wrong = [key for key in found if key in given and found[key] != needed[key]]
-        if wrong:
+        if wrong := [key for key in found if key in given and found[key] != needed[key]]:
             listed = [f"--{key} {needed[key]} instead of {str(found[key]) or repr('')}" for key in wrong]
             raise InputError(f"{path}: does not fit the flags; it needs {', '.join(listed)}")
     network.config = config | {key: value for key, value in stored.process.items() if key != "betas"}
@@ -148,17 +141,10 @@ def load_diffusion(path: str | Path, flags: Mapping[str, Any], device: torch.dev
 def infer_flags(shapes: Mapping[str, Sequence[int]], image_size: int) -> dict[str, Any]:
     """The flags that give a U-Net these parameters.
 
-    Args:
-        shapes: parameter name -> shape.
-        image_size: attention is named by resolution, which the weights do not tell; this one is taken as given.
+    shapes: parameter name -> shape. image_size: attention is named by resolution, which the weights do not tell.
 
-    Returns:
-        The keys num_channels, channel_mult, num_res_blocks, attention_resolutions, learn_sigma, class_cond,
-        resblock_updown, use_scale_shift_norm (flags) and num_classes (None without labels), multiclass
-        (labels are 0/1 vectors), image_channels. The number of heads leaves no trace in the weights and is not among
-        them.
-
-    Raises ValueError when these are not the parameters of such a U-Net.
+    Beside flags: num_classes (None without labels), multiclass (labels are 0/1 vectors), image_channels. The number of
+    heads leaves no trace in the weights. Raises ValueError when these are not the parameters of such a U-Net.
     """
     # what doubles the size is the last part of an output block, whose part 0 is an ordinary residual block
     upsampling = re.compile(r"output_blocks\.\d+\.[1-9]\.(conv\.weight|in_layers\.0\.weight)")
@@ -192,9 +178,8 @@ def infer_flags(shapes: Mapping[str, Sequence[int]], image_size: int) -> dict[st
 def differing_flags(flags: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """The flags whose value means another network, or another process, than the stored configuration's.
 
-    Spelling does not count: '8,16' is '16,8', the default widths may be written out, and the number of heads
-    means nothing where num_head_channels is given. Keys that only one of the two has are not compared. Raises
-    InputError for a list of numbers that is none.
+    Spelling does not count: '8,16' is '16,8', the default widths may be written out, and the number of heads means
+    nothing where num_head_channels is given. Keys of one of the two alone are not compared. Raises InputError.
     """
     given, stored = _meaning(flags), _meaning(config)
     return [key for key in given if key in stored and given[key] != stored[key]]

@@ -27,17 +27,16 @@ from dime.core.networks.files import (
     read_numpy_pickle,
     read_state_dict,
 )
+from dime.core.presets import PRESETS
+from dime.models.classifiers import SmallCNN, SmallOracle, SmallPerceptual
 from dime.models.perceptual import VGG19_LAYERS, InceptionFeatures, LPIPSDistance, PerceptualFeatures
-from dime.models.resnet import Oracle, caffe_resnet50, oracle_parameter_name
-from dime.models.small_cnn import SmallCNN, SmallOracle, SmallPerceptual
+from dime.models.resnet import Oracle, caffe_resnet50, oracle_layers
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )
-LPIPS_HEADS = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
-"""The calibrated layer weights, which come with the lpips package."""
 VGGFACE2_FILES = ("resnet50_vggface2_model.pkl", "resnet50_ft_weight.pkl")
 """The VGGFace2 weights, under the name the metric scripts use and the one they are downloaded as."""
 
@@ -48,14 +47,17 @@ def load_oracle(path: str | Path, device: torch.device) -> nn.Module:
     The published one has D = 128; a small CNN, which may stand in for it on small images, has that of its last level.
     """
     content, state = read_tables(path)
-    if SmallCNN.recognises(state):
-        return SmallOracle(build_small_cnn(state, path, device)).eval()
+    if small := SmallCNN.shaped_like(state):
+        return SmallOracle(install(small, state, path, device)).eval()
     if not {"feat_extract.conv1_7x7_s2.weight", "classifier.weight"} <= state.keys():
         expected = "an oracle (a dict with feat_extract, a Caffe-style ResNet-50 or a small CNN, and classifier)"
         raise InputError(f"{path}: holds {describe(content)}, expected {expected}")
     with torch.device("meta"):
         network = Oracle(len(state["classifier.weight"]))
-    own = {oracle_parameter_name(name.removeprefix("feat_extract.")): value for name, value in state.items()}
+    layers, own = oracle_layers(), {}
+    for name, value in state.items():
+        layer, _, entry = name.removeprefix("feat_extract.").rpartition(".")
+        own[f"{layers.get(layer, layer)}.{entry}"] = value
     return install(network, own, path, device)
 
 
@@ -74,9 +76,8 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
     state = {name: torch.from_numpy(array) for name, array in read_numpy_pickle(found).items()}
     with torch.device("meta"):
         network = caffe_resnet50()
-    known = _those_of(network, state)
-    unknown = [name for name in state if name not in known and name not in ("fc.weight", "fc.bias")]
-    if unknown:
+    known = {name: state[name] for name in network.state_dict() if name in state}
+    if unknown := [name for name in state if name not in known and name not in ("fc.weight", "fc.bias")]:
         say(f"{found}: {len(unknown)} unknown entries are skipped ({', '.join(unknown[:3])})")
     return install(network, known, found, device)
 
@@ -84,17 +85,21 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
 def load_small_cnn(path: str | Path, device: torch.device) -> SmallCNN:
     """A network that celeba-train-classifier.py --arch small has trained."""
     content, state = read_tables(path)
-    if not SmallCNN.recognises(state):
+    if not (network := SmallCNN.shaped_like(state)):
         raise InputError(f"{path}: holds {describe(content)}, expected a small CNN (celeba-train-classifier.py)")
-    return build_small_cnn(state, path, device)
+    return install(network, state, path, device)
 
 
-def load_perceptual(layer: int, device: torch.device, path: str | Path = "") -> nn.Module:
-    """The first `layer` layers of a feature network: x (N, 3 or 1, H, W) in [-1, 1] -> features (N, C, h, w).
+def load_perceptual(
+    layer: int | None = None, path: str | Path = "", *, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The first layers of a feature network: x (N, 3 or 1, H, W) in [-1, 1] -> features (N, C, h, w).
 
-    path: a small CNN, whose layers are its levels; '' is torchvision's VGG19, from models/, the torch hub cache, or
-    downloaded.
+    layer: how many; None: the preset's, or 18. path: a small CNN, whose layers are its levels, or a preset that names
+    one ("demo"); '' is torchvision's VGG19, from models/, the torch hub cache, or downloaded.
     """
+    known = PRESETS.get(str(path), {})
+    layer, path = layer or known.get("l_perc_layer", 18), known.get("perceptual_path", path)
     if path:
         network = load_small_cnn(path, device)
         if not 1 <= layer <= network.levels:
@@ -105,7 +110,8 @@ def load_perceptual(layer: int, device: torch.device, path: str | Path = "") -> 
     path = pretrained_weights(VGG19_URL)
     with torch.device("meta"):
         network = PerceptualFeatures(layer)
-    return install(network, _those_of(network, read_state_dict(path)), path, device)
+    published = read_state_dict(path)
+    return install(network, {k: published[k] for k in network.state_dict() if k in published}, path, device)
 
 
 def load_lpips(device: torch.device) -> LPIPSDistance:
@@ -114,7 +120,8 @@ def load_lpips(device: torch.device) -> LPIPSDistance:
     with torch.device("meta"):
         network = LPIPSDistance()
     scaling = {f"scaling_layer.{name}": value for name, value in lpips.ScalingLayer().state_dict().items()}
-    published = {**read_state_dict(path), **read_state_dict(LPIPS_HEADS), **scaling}
+    heads = read_state_dict(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth")  # of the package
+    published = {**read_state_dict(path), **heads, **scaling}
     names = {own: LPIPSDistance.published_name(own) for own in network.state_dict()}
     return install(network, {own: published[name] for own, name in names.items() if name in published}, path, device)
 
@@ -139,14 +146,3 @@ def read_tables(path: str | Path) -> tuple[Any, State]:
     if not isinstance(content, dict) or not all(is_state_dict(content.get(table)) for table in tables):
         return content, {}
     return content, {f"{table}.{k}": value for table in tables for k, value in bare(content[table]).items()}
-
-
-def build_small_cnn(state: State, path: str | Path, device: torch.device) -> SmallCNN:
-    """The small CNN that has these weights."""
-    with torch.device("meta"):
-        network = SmallCNN.shaped_like(state)
-    return install(network, state, path, device)
-
-
-def _those_of(network: nn.Module, state: State) -> State:
-    return {name: state[name] for name in network.state_dict() if name in state}

@@ -49,11 +49,18 @@ def read_checkpoint(path: str | Path) -> Any:
     """
     path = located(path)
     if not is_remote(path):
-        _require_file(Path(path))
+        require_file(Path(path))
     try:
         if str(path).endswith(SAFETENSORS):
             with open_file(path, "rb") as file:
-                return _from_safetensors(file.read())
+                content = file.read()
+            tensors, notes = OrderedDict(safetensors.load(content)), {}
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            for name, text in (header.get("__metadata__") or {}).items():  # other programs write other things there
+                with suppress(ValueError, RecursionError):
+                    notes[name] = json.loads(text)
+            tensors._metadata = OrderedDict({"": notes})
+            return tensors
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files that it refuses a moment later
             return checkpoint_util.load(path)
@@ -111,8 +118,8 @@ def bare(state: State) -> OrderedDict[str, torch.Tensor]:
 
 def is_state_dict(content: Any) -> bool:
     """Whether this is a table of names and tensors, not an empty one."""
-    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
-    return named and bool(content) and all(isinstance(value, torch.Tensor) for value in content.values())
+    entries = content.items() if isinstance(content, dict) else ()
+    return bool(entries) and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in entries)
 
 
 def install(network: Network, state: State, path: str | Path, device: torch.device) -> Network:
@@ -125,8 +132,7 @@ def install(network: Network, state: State, path: str | Path, device: torch.devi
     # old files lack the batch norms' counters, which have no effect on an evaluation
     found = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
     found |= {own_names.get(name, name): value for name, value in bare(state).items()}
-    problem = checkpoint_util.mismatch(expected, found)
-    if problem:
+    if problem := checkpoint_util.mismatch(expected, found):
         raise InputError(f"{path}: is not a {type(network).__name__} checkpoint of the expected shape: {problem}")
     try:
         network.load_state_dict(found, assign=True)
@@ -137,9 +143,8 @@ def install(network: Network, state: State, path: str | Path, device: torch.devi
 
 def ready(network: Network, path: str | Path, device: torch.device) -> Network:
     """The network in eval mode, float32, frozen, on the device. Raises InputError for weights that are not finite."""
-    weights = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
-    broken = [name for name, value in weights.items() if not value.isfinite().all()]
-    if broken:
+    weights = network.state_dict().items()
+    if broken := [name for name, value in weights if isinstance(value, torch.Tensor) and not value.isfinite().all()]:
         raise InputError(f"{path}: {len(broken)} of its tensors hold NaN or infinity, the first is {broken[0]}")
     with suppress(NotImplementedError):  # an exported program has no modes
         network.eval()
@@ -173,20 +178,18 @@ def read_numpy_pickle(path: str | Path) -> dict[str, np.ndarray]:
 
     Anything but numpy's own way of rebuilding arrays is refused. Raises InputError.
     """
-    path = Path(path)
-    _require_file(path)
+    require_file(Path(path))
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             content = _ArrayUnpickler(file, encoding="latin1").load()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception:  # a damaged pickle fails in nearly any way
         raise InputError(f"{path}: damaged, or not a pickle of numpy arrays; get the file again") from None
-    arrays = content if isinstance(content, dict) else {}
-    numeric = all(isinstance(value, np.ndarray) and value.dtype.kind in "fiu" for value in arrays.values())
-    if not arrays or not numeric or not all(isinstance(name, str) for name in arrays):
-        raise InputError(f"{path}: expected a pickled dict of names and numpy arrays, found {describe(content)}")
-    return arrays
+    for name, value in content.items() if isinstance(content, dict) and content else ((None, None),):
+        if not isinstance(name, str) or not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+            raise InputError(f"{path}: expected a pickled dict of names and numpy arrays, found {describe(content)}")
+    return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -222,6 +225,16 @@ def pretrained_weights(url: str) -> Path:
     return cached
 
 
+def require_file(path: Path) -> None:
+    """Raise InputError unless there is a file with something in it."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file of weights")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of weights")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: is empty, expected a file of weights; get or write it again")
+
+
 def describe(content: Any) -> str:
     """What a loaded file holds, in a few words for an error."""
 
@@ -234,25 +247,6 @@ def describe(content: Any) -> str:
         return f"a table of {len(content)} tensors ({names(content)})"
     nested = [f"{name} ({names(table)})" for name, table in content.items() if isinstance(table, dict) and table]
     return f"a dict with {', '.join(nested[:3]) or names(content)}" if content else "an empty dict"
-
-
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected a file of weights")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of weights")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: is empty, expected a file of weights; get or write it again")
-
-
-def _from_safetensors(content: bytes) -> OrderedDict[str, torch.Tensor]:
-    tensors, notes = OrderedDict(safetensors.load(content)), {}
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    for name, text in (header.get("__metadata__") or {}).items():  # other programs write other things there
-        with suppress(ValueError, RecursionError):
-            notes[name] = json.loads(text)
-    tensors._metadata = OrderedDict({"": notes})
-    return tensors
 
 
 _OF_ARRAYS = re.compile(

@@ -6,7 +6,7 @@ One file, training.pt, holds all that a restart needs; the same command run agai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,14 @@ from torch.utils.data import Dataset
 from dime.core.cli import say
 from dime.core.files import write_atomically
 from dime.core.metrics.attribute_scores import AttributeScores
-from dime.models.classifiers import DenseNetClassifier
-from dime.models.resnet import Oracle, oracle_parameter_name
-from dime.models.small_cnn import SmallCNN
+from dime.models.classifiers import DenseNetClassifier, SmallCNN
+from dime.models.resnet import Oracle, oracle_layers
 from guided_diffusion import checkpoint_util, dist_util, logger
 from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.trainer import Trainer
 
 ARCHITECTURES = {"densenet": DenseNetClassifier, "oracle": Oracle, "small": SmallCNN}
 """The networks that can be trained, each built for a number of outputs."""
-BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
-"""Stage of the oracle's ResNet-50, as its file counts them -> residual blocks."""
 LOG_LOSS_SCALE = 16.0
 """Of fp16 at first: with 2^20, the published start of the diffusion model, the first gradients overflow."""
 
@@ -164,10 +161,7 @@ def positive_weights(labels: np.ndarray) -> torch.Tensor:
 def to_file(network: nn.Module, names: Sequence[str]) -> dict[str, Any]:
     """The content of a checkpoint: tables `feat_extract` and `classifier`, and the names of the outputs."""
     if isinstance(network, Oracle):
-        parts = ["".join(part) for part in product(("1x1_reduce", "3x3", "1x1_increase", "1x1_proj"), ("", "_bn"))]
-        blocks = [f"conv{stage}_{block + 1}" for stage, count in BLOCKS.items() for block in range(count)]
-        layers = ["conv1_7x7_s2", "conv1_7x7_s2_bn", "feat_extract", *map("_".join, product(blocks, parts))]
-        published = {oracle_parameter_name(f"{layer}.weight").removesuffix(".weight"): layer for layer in layers}
+        published = {own: layer for layer, own in oracle_layers().items()}
         own = {tuple(name.rsplit(".", 1)): tensor for name, tensor in network.state_dict().items()}
         trunk = {f"{published[layer]}.{entry}": own[layer, entry] for layer, entry in own if layer in published}
     else:

@@ -33,13 +33,10 @@ def is_channels_last(network: torch.nn.Module) -> bool:
     return all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("fp32", False), ("fp16", True)])
-def test_the_layout_on_a_gpu(precision, expected):
-    assert is_channels_last(prepare_unet(unet(), precision, GPU)) == expected
-
-
 @torch.no_grad()
-def test_a_prepared_network_says_the_same():
+def test_a_prepared_network_says_the_same_in_the_layout_of_its_device():
+    for precision, expected in (("fp32", False), ("fp16", True)):
+        assert is_channels_last(prepare_unet(unet(), precision, GPU)) == expected
     x = rnd(0, 2, 3, 32, 32)
     expected = unet()(x, T.expand(2)).numpy()
     # 2e-5: float32 sums in another order; 2e-2: bfloat16 has 8 bits, some tens of operations in a row
@@ -66,8 +63,7 @@ keep_freed_memory()
 print(before, min(page_faults() for _ in range(10)))  # where alignment splits a block, the next one does not fit it
 """
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
-    before, after = map(int, done.stdout.split())
+    before, after = map(int, subprocess.check_output([sys.executable, "-c", script], cwd=root).split())
     assert before > 100  # 80 MB, in pages of 4 kB or of 2 MB (nothing to see where those are larger still)
     assert after < before / 10
 
@@ -81,59 +77,62 @@ def tiny(num_classes: int | None = None, multiclass: bool = False) -> UNetModel:
     return fill_(model).requires_grad_(False)
 
 
+class Marked(torch.Tensor):
+    """What compiled code gives here."""
+
+
+def compiled(monkeypatch, compiler: Callable, *network) -> Callable:
+    """The tiny network, compiled by this instead of torch.compile."""
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compiler(model))
+    return compile_unet(tiny(*network), SHAPE)
+
+
 def marked(model: UNetModel) -> Callable:
-    """A compiler whose code says that it was used: its output is a subclass."""
-
-    class Marked(torch.Tensor):
-        pass
-
     return lambda x, t, y: model(x, t, y).as_subclass(Marked)
 
 
 @torch.no_grad()
-def test_compiled_code_runs_for_its_own_shape_alone():
-    compiled = compile_unet(tiny(), SHAPE, marked)
-    assert type(compiled(X, T)) is not torch.Tensor
-    assert torch.equal(compiled(X, T), tiny()(X, T))
+def test_compiled_code_runs_for_its_own_shape_alone(monkeypatch):
+    network = compiled(monkeypatch, marked)
+    assert type(network(X, T)) is Marked and torch.equal(network(X, T), tiny()(X, T))
     for images, timesteps in ((X[:1], T), (X, T.expand(2))):
-        assert type(compiled(images, timesteps)) is torch.Tensor
+        assert type(network(images, timesteps)) is torch.Tensor
     with torch.enable_grad():
-        assert type(compiled(X, T)) is torch.Tensor
-    assert (compiled.image_size, compiled.in_channels, compiled.num_classes) == (8, 3, None)
+        assert type(network(X, T)) is torch.Tensor
+    assert (network.image_size, network.in_channels, network.num_classes) == (8, 3, None)
 
 
 @pytest.mark.parametrize("damage", [lambda x: 0.01 * x.flatten(1).std(dim=1), lambda x: torch.full((2,), torch.nan)])
-def test_wrong_code_is_refused(damage, capsys):
+def test_wrong_code_is_refused(monkeypatch, damage, capsys):
     def broken(model: UNetModel) -> Callable:
         return lambda x, t, y: model(x, t, y) + damage(x).view(-1, 1, 1, 1)
 
-    assert compile_unet(tiny(), SHAPE, broken) is tiny()
+    assert compiled(monkeypatch, broken) is tiny()
     assert "is wrong and is not used" in capsys.readouterr().out
 
 
-def test_without_a_compiler_it_goes_on_and_says_so(capsys):
+def test_without_a_compiler_it_goes_on_and_says_so(monkeypatch, capsys):
     def missing(model: UNetModel) -> None:
         raise RuntimeError("no C++ compiler\nand much more")
 
-    assert compile_unet(tiny(), SHAPE, missing) is tiny()
+    assert compiled(monkeypatch, missing) is tiny()
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["--compile is not possible here, the U-Net runs uncompiled: no C++ compiler"]
 
 
 @pytest.mark.parametrize(("multiclass", "y"), [(True, (rnd(1, 2, 40) > 0).float()), (False, torch.tensor([0, 39]))])
 @torch.no_grad()
-def test_a_conditional_network(multiclass, y):
-    compiled = compile_unet(tiny(40, multiclass), SHAPE, marked)
-    assert torch.equal(compiled(X, T, y=y), tiny(40, multiclass)(X, T, y))
-    assert type(compiled(X, T, y=y)) is not torch.Tensor
+def test_a_conditional_network(monkeypatch, multiclass, y):
+    found = compiled(monkeypatch, marked, 40, multiclass)(X, T, y=y)
+    assert type(found) is Marked and torch.equal(found, tiny(40, multiclass)(X, T, y))
 
 
 @pytest.mark.own_process  # it starts threads of autograd
 @torch.no_grad()
-def test_the_network_is_one_graph():
-    compiled = compile_unet(tiny(), SHAPE, functools.partial(torch.compile, backend="eager", fullgraph=True))
-    assert isinstance(compiled, CompiledUNet)
-    assert relative_error(compiled(X, T), tiny()(X, T).numpy()) < 1e-6
+def test_the_network_is_one_graph(monkeypatch):
+    network = compiled(monkeypatch, functools.partial(torch.compile, backend="eager", fullgraph=True))
+    assert isinstance(network, CompiledUNet)
+    assert relative_error(network(X, T), tiny()(X, T).numpy()) < 1e-6
 
 
 @pytest.mark.own_process

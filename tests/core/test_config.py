@@ -16,82 +16,23 @@ def parsed(*arguments: str) -> dict:
     return {**config.flags(), **config.diffusion}
 
 
-def assert_defaults(expected: dict) -> None:
+def test_defaults_are_the_published_ones():
+    expected = {
+        **{"clip_denoised": True, "batch_size": 16, "gpu": "0", "num_batches": 50, "use_train": False},
+        **{"dataset": "CelebA", "output_path": "", "classifier_path": "models/classifier.pth"},
+        **{"oracle_path": "models/oracle.pth", "model_path": "models/ddpm-celeba.pt", "data_dir": ""},
+        **{"exp_name": "", "classifier_scales": (8.0, 10.0, 15.0), "save_x_t": False, "save_z_t": False, "seed": 4},
+        **{"query_label": -1, "target_label": -1, "use_ddim": False, "start_step": 60, "use_logits": False},
+        **{"l1_loss": 0.0, "l2_loss": 0.0, "l_perc": 0.0, "l_perc_layer": 1, "use_sampling_on_x_t": True},
+        **{"sampling_scale": 1.0, "guided_iterations": 9999999, "merge_and_eval": False, "num_chunks": 1},
+        **{"chunk": 0, "save_images": True, "method": "dime", "inner_steps": "0", "noise": "per_image"},
+        **{"image_format": "jpg", "oracle_figures": False, "preset": (), "self_optimized_masking": True},
+        **{"mask": True, "scale_grads": False, "warmup_step": 30, "dilation": 5, "masking_threshold": 0.15},
+        **{"grad_scale": 1.5, "topk_ratio": 0.4, "x_t_rate": 0.05, "blur_kernel": 7, "blur_sigma": 3.0},
+        **{"per_channel": True, "grads_clip": True, "clip_sigma": 3.0},
+    }
     flags = parsed()
     assert {name: flags[name] for name in expected} == expected
-
-
-def test_defaults_are_the_published_ones():
-    assert_defaults(
-        {
-            "clip_denoised": True,
-            "batch_size": 16,
-            "gpu": "0",
-            "num_batches": 50,
-            "use_train": False,
-            "dataset": "CelebA",
-            "output_path": "",
-            "classifier_path": "models/classifier.pth",
-            "oracle_path": "models/oracle.pth",
-            "model_path": "models/ddpm-celeba.pt",
-            "data_dir": "",
-            "exp_name": "",
-            "classifier_scales": (8.0, 10.0, 15.0),
-            "save_x_t": False,
-            "save_z_t": False,
-            "seed": 4,
-            "query_label": -1,
-            "target_label": -1,
-            "use_ddim": False,
-            "start_step": 60,
-            "use_logits": False,
-            "l1_loss": 0.0,
-            "l2_loss": 0.0,
-            "l_perc": 0.0,
-            "l_perc_layer": 1,
-            "use_sampling_on_x_t": True,
-            "sampling_scale": 1.0,
-            "guided_iterations": 9999999,
-            "merge_and_eval": False,
-            "num_chunks": 1,
-            "chunk": 0,
-            "save_images": True,
-        }
-    )
-
-
-def test_without_a_flag_the_run_is_dimes_with_noise_per_image_and_published_files():
-    assert_defaults(
-        {
-            "method": "dime",
-            "inner_steps": "0",
-            "noise": "per_image",
-            "image_format": "jpg",
-            "oracle_figures": False,
-            "preset": (),
-        }
-    )
-
-
-def test_defaults_of_the_methods_that_grew_out_of_dime():
-    assert_defaults(
-        {
-            "self_optimized_masking": True,
-            "mask": True,
-            "scale_grads": False,
-            "warmup_step": 30,
-            "dilation": 5,
-            "masking_threshold": 0.15,
-            "grad_scale": 1.5,
-            "topk_ratio": 0.4,
-            "x_t_rate": 0.05,
-            "blur_kernel": 7,
-            "blur_sigma": 3.0,
-            "per_channel": True,
-            "grads_clip": True,
-            "clip_sigma": 3.0,
-        }
-    )
 
 
 def test_flags_of_the_diffusion_model_are_kept_apart_if_they_are_given():
@@ -171,3 +112,28 @@ def test_inner_steps_that_say_nothing_are_refused(text, capsys):
 def test_inner_steps_of_a_method_without_inner_chain_are_refused(flags):
     with pytest.raises(InputError, match="--method fastdime has no inner chain"):
         parsed("--method", "fastdime", *flags)
+
+
+@pytest.mark.parametrize(
+    "text",
+    """dataset=CelebB target_label=2 target_label=-2 batch_size=0 num_batches=0 num_chunks=0 chunk=-1 use_logits=maybe
+    save_images= classifier_scales=8,,10 classifier_scales=eight classifier_scales= classifier_scales=nan
+    classifier_scales=-1 l1_loss=-0.1 l2_loss=nan l_perc=inf l_perc_layer=0 sampling_scale=-1 guided_iterations=-1
+    start_step=sixty seed=-1 seed=four noise=white precision=fp8 image_format=gif image_size=large""".split(),  # noqa: SIM905
+)
+def test_a_value_outside_its_range_is_one_line(text, capsys):
+    with pytest.raises(SystemExit) as exit:
+        parsed(f"--{text}")
+    line = capsys.readouterr().err
+    assert exit.value.code == 2 and line.count("\n") == 1 and f"--{text.split('=')[0]}" in line
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--num_chunks 1 --chunk 1", "--num_chunks 3 --chunk 7", "--exp_name /tmp/exp", "--exp_name ../exp",
+     "--exp_name a/../../../b"],
+)  # fmt: skip
+def test_flags_that_contradict_each_other_or_lead_outside_are_named(flags):
+    with pytest.raises(InputError) as error:
+        parsed(*flags.split())
+    assert " ".join(flags.split()[-2:]) in str(error.value)

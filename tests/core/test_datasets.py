@@ -89,6 +89,30 @@ def test_image_listed_twice(tmp_path):
         read_annotations(str(tmp_path), "val")
 
 
+def without(name: str):
+    return lambda text: "".join(row for row in text.splitlines(True) if not row.startswith(name))
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "said"),
+    [
+        *((file, lambda _, content=content: content, file) for file in ("list_attr_celeba", "list_eval_partition")
+          for content in ("", "\n", "\0\1", "60\n", "60\na b c\na.jpg 1 2 3\n", "image_id\n", "image_id,x\na.jpg,1\n")),
+        ("list_attr_celeba", lambda text: text[:-20], r"list_attr_celeba\.csv.*a\.jpg"),
+        ("list_attr_celeba", lambda text: text.replace("a.jpg,", "a.jpg,2"), r"a\.jpg has 5_o_Clock_Shadow"),
+        ("list_attr_celeba", without("c.jpg"), r"c\.jpg is in list_eval_partition but not in list_attr_celeba"),
+        ("list_attr_celeba", lambda text: text.replace("a.jpg", "../a.jpg"), r"'\.\./a\.jpg' is not the name"),
+        ("list_eval_partition", lambda text: text.replace("a.jpg,1", "a.jpg,7"), r"a\.jpg has partition 7"),
+        ("list_eval_partition", lambda text: text.replace(",1\n", ",0\n"), r"the val partition \(1\) has no image"),
+    ],
+)  # fmt: skip
+def test_damaged_annotations(tmp_path, file, edit, said):
+    path = write_csv(tmp_path) / f"{file}.csv"
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(InputError, match=said):
+        read_annotations(str(tmp_path), "val")
+
+
 # Layouts
 
 
@@ -213,23 +237,11 @@ def test_mini_val_of_celeba(tmp_path):
     (tmp_path / "list_eval_partition.csv").write_text(f"image_id,partition\n{rows}\n")
     random.seed(77)
     expected_next = random.Random(77).random()
-    images = open_dataset("CelebAMV", str(tmp_path), 64).table["image_id"].tolist()
+    images = open_dataset("CelebAMV", str(tmp_path), 64, use_train=True).table["image_id"].tolist()
     assert random.random() == expected_next
     random.seed(5)
     assert images == [f"{row:06d}.jpg" for row in sorted(random.choices(range(19867), k=1000))]
     assert len(images) - len(set(images)) == 34
-
-
-def test_open_dataset(tmp_path):
-    write_csv(tmp_path)
-    assert len(open_dataset("CelebA", str(tmp_path), 64)) == 3
-    assert len(open_dataset("CelebA", str(tmp_path), 64, use_train=True)) == 1
-    assert len(open_dataset("CelebAMV", str(tmp_path), 64, use_train=True)) == 1000
-    with pytest.raises(InputError, match=r"CelebB.*CelebA, CelebAMV"):
-        open_dataset("CelebB", str(tmp_path), 64)
-
-
-# Which images
 
 
 # The transform
@@ -256,7 +268,7 @@ def test_transform_is_pillows_bilinear_and_a_centre_crop(tmp_path, photo_size, i
     assert np.abs(levels - np.asarray(expected)).max() < 1e-4
 
 
-def test_random_flips_mirror_half_of_the_images(tmp_path):
+def test_training_flips_half_of_the_images_and_crops_them(tmp_path):
     image = photo(tmp_path / "x.png", (64, 80))
     plain = image_transform(64)(image)
     torch.manual_seed(0)
@@ -264,14 +276,8 @@ def test_random_flips_mirror_half_of_the_images(tmp_path):
     mirrored = [torch.equal(x, plain.flip(2)) for x in flipped]
     assert all(torch.equal(x, plain) or is_mirrored for x, is_mirrored in zip(flipped, mirrored, strict=True))
     assert 8 < sum(mirrored) < 32
-
-
-def test_random_crop_keeps_nearly_all_of_the_image(tmp_path):
-    image = photo(tmp_path / "x.png", (64, 80))
-    torch.manual_seed(0)
-    cropped = [image_transform(64, random_crop=True)(image) for _ in range(5)]
-    assert all(x.shape == (3, 64, 64) for x in cropped)
-    assert not torch.equal(cropped[0], cropped[1])
+    cropped = [image_transform(64, random_crop=True)(image) for _ in range(2)]
+    assert cropped[0].shape == (3, 64, 64) and not torch.equal(*cropped)
 
 
 def test_stretching_and_grey(tmp_path):

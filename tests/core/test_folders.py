@@ -56,6 +56,8 @@ def test_classes_are_first_level_folders(tmp_path):
     assert source.exclusive and source.names == ["cat", "dog"]
     assert source.targets(None).tolist() == [0, 1, 1]
     assert source.targets(0).tolist() == [1, 0, 0]
+    with pytest.raises(InputError, match=r"--query_label 31.*0 cat, 1 dog"):
+        source.targets(31)
     assert source.conditions(1).dtype == torch.int64 and int(source.conditions(1)) == 1
 
 
@@ -74,16 +76,6 @@ def test_class_names_give_the_order(tmp_path):
 def test_a_folder_that_says_nothing_is_not_labelled(tmp_path, names):
     source = opened(put(tmp_path, *names))
     assert source.targets(None) is None and source.targets(31) is None and source.conditions(0) is None
-
-
-def test_images_beside_the_folders_of_classes(tmp_path):
-    assert "stray.png" in refusal(put(tmp_path, "cat/1.png", "dog/1.png", "stray.png"))
-
-
-def test_a_query_that_the_set_does_not_have(tmp_path):
-    source = opened(put(tmp_path, "cat/1.png", "dog/1.png"))
-    with pytest.raises(InputError, match=r"--query_label 31.*0 cat, 1 dog"):
-        source.targets(31)
 
 
 ODD = ["a b.png", "ä,ö;ü 😀.png", 'quote".png', "new\nline.png", "#?%20.png", "-x.png", "a/b=c/'.png"]
@@ -142,6 +134,9 @@ def test_a_folder_without_images(tmp_path):
     (tmp_path / "readme.txt").touch()
     line = refusal(tmp_path)
     assert str(tmp_path) in line and "no image" in line and "readme.txt" in line
+    put(tmp_path, "cat/1.png", "dog/1.png", "stray.png")
+    assert "stray.png" in refusal(tmp_path)  # beside the folders of classes
+    assert "n01440764" in refusal(tmp_path, "imagenet")
 
 
 def test_rows_tell_other_images_and_labels_apart(tmp_path):
@@ -232,10 +227,6 @@ def test_imagenet(tmp_path, place):
     assert source.names == ["shark", "tench, Tinca", "goldfish"] and source.targets(None).tolist() == [1, 2]
     assert names_of(source) == [place + name for name in WNIDS]
     source.require_images([0, 1])
-
-
-def test_imagenet_in_one_heap(tmp_path):
-    assert "n01440764" in refusal(put(tmp_path, "val/ILSVRC2012_val_00000001.JPEG"), "imagenet")
 
 
 def test_bdd_oia(tmp_path):

@@ -6,9 +6,6 @@ its value there, raises an error.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -20,7 +17,7 @@ from dime.core.arithmetic import prepare_unet
 from dime.core.guidance import Binary, Guidance
 from dime.core.methods import METHODS, Settings
 from dime.core.sampler import Denoiser
-from dime.models.small_cnn import SmallCNN
+from dime.models.classifiers import SmallCNN
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
 from tests.helpers import BASE, rnd
 from tests.toys import ToyPull
@@ -52,16 +49,6 @@ class Watch(TorchDispatchMode):
         return result
 
 
-@contextlib.contextmanager
-def pretended_gpu() -> Iterator[None]:
-    with FakeTensorMode():
-        try:
-            torch.ones(1, device=GPU) + 1
-        except (RuntimeError, AssertionError) as error:
-            pytest.skip(f"this torch cannot pretend to have a GPU: {error}")
-        yield
-
-
 def moved(network: nn.Module) -> nn.Module:
     """The network, its weights on the pretended GPU."""
     for module in network.modules():
@@ -77,7 +64,7 @@ def test_a_chain_stays_on_the_device(name, precision):
     model = prepare_unet(create_model_and_diffusion(**BASE)[0].eval(), precision, GPU)
     diffusion = create_gaussian_diffusion(steps=500, learn_sigma=True, timestep_respacing="20")
     method = METHODS[name.split(",")[0]](Settings(start_step=TAU, **CASES[name]))
-    with pretended_gpu():
+    with FakeTensorMode():
         denoiser, x = Denoiser(moved(model), diffusion), torch.zeros(2, 3, 16, 16, device=GPU)
 
         def chain() -> torch.Tensor:
@@ -103,7 +90,7 @@ def test_gradients_ask_nothing_of_the_host():
 
 
 def test_the_watch_sees_a_copy_and_a_question():
-    with pretended_gpu(), Watch() as watch:
+    with FakeTensorMode(), Watch() as watch:
         torch.zeros(3, device=GPU).cpu()
     assert watch.found
     with Watch() as watch:

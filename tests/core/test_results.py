@@ -54,12 +54,6 @@ def test_create_makes_every_folder(tmp_path, tree):
     assert folders == expected | {"Original/Correct", "Original/Incorrect"}
 
 
-def test_create_over_a_file(tmp_path, tree):
-    (tmp_path / "Results").write_text("mine")
-    with pytest.raises(InputError, match="Results"):
-        tree.create()
-
-
 def test_stored_originals_in_any_format(tmp_path, tree):
     assert tree.stored_originals(1) == []
     add(tree, 1, True, True)

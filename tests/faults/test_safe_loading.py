@@ -55,9 +55,8 @@ def _careless(node: ast.AST) -> bool:
 
 def test_nothing_is_loaded_carelessly():
     looked_at = list(sources())
-    assert {"main.py", "dime", "core", "models", "guided_diffusion", "tools", "slurm", "bench"} <= {
-        path.relative_to(ROOT).parts[0] for path in looked_at
-    }
+    places = {path.relative_to(ROOT).parts[0] for path in looked_at}
+    assert {"main.py", "dime", "core", "models", "guided_diffusion", "tools", "slurm", "bench"} <= places
     found = {path: offences(ast.parse(path.read_text()), programs=path == TRUSTED) for path in looked_at}
     assert not {str(path): offending for path, offending in found.items() if offending}
 
@@ -73,7 +72,5 @@ def test_nothing_is_loaded_carelessly():
 )
 def test_the_test_sees_it(source):
     assert offences(ast.parse(source))
-
-
-def test_an_unpickler_that_chooses_is_allowed():
+    # one that chooses is allowed
     assert offences(ast.parse("class U(pickle.Unpickler):\n    def find_class(self, m, n): ...")) == []

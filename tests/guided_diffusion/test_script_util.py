@@ -118,9 +118,8 @@ def test_diffusion_flags(flags, attribute, value):
 
 
 def test_default_widths():
-    assert CHANNEL_MULT[256] == (1, 1, 2, 2, 4, 4)
-    assert CHANNEL_MULT[224] == CHANNEL_MULT[128] == (1, 1, 2, 3, 4)
-    assert CHANNEL_MULT[64] == (1, 2, 3, 4) and CHANNEL_MULT[28] == (1, 1, 2)
+    published = {256: (1, 1, 2, 2, 4, 4), 224: (1, 1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 28: (1, 1, 2)}
+    assert published.items() < CHANNEL_MULT.items()
     with torch.device("meta"):
         model = create_model(512, num_channels=64, num_res_blocks=1, attention_resolutions="")
     first_convolutions = [block[0].in_layers[2] for block in list(model.input_blocks)[1::2]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,11 +148,6 @@ def test_images_at_their_target_are_not_selected_and_none_left_is_an_error():
 
 def test_a_name_that_looks_like_a_number_is_a_name():
     assert index_of("1", ["1", "0"], "--target") == 0 and index_of(0, ["b", "a"], "--target") == 0
-
-
-def test_the_fixture_is_read_in_order(source: Source):
-    assert [source.relative_name(id) for id in range(5)] == list(PLACES)
-    assert all(Path(source.image_path(id)).is_file() for id in range(5))
 
 
 def test_labels_are_filtered_before_the_cut():

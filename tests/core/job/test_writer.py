@@ -30,21 +30,13 @@ def test_generated_images_are_clamped_and_truncated():
     assert to_uint8(x).tolist() == [0, 0, 0, 127, 191, 254, 255, 255]
 
 
-def test_to_hwc():
-    assert to_hwc(torch.zeros(2, 5, 3, 8, 9, dtype=torch.uint8)).shape == (2, 5, 8, 9, 3)
-
-
 def test_difference_map_by_hand():
     a, b = np.zeros((1, 3, 3), np.uint8), np.zeros((1, 3, 3), np.uint8)
     a[0, 0] = (10, 0, 0)
     b[0, 0] = (0, 20, 0)  # 30 in all
     a[0, 1] = (0, 0, 200)  # the largest
     assert difference_map(a, b).tolist() == [[[38] * 3, [255] * 3, [0] * 3]]  # 255 * 30 / 200 = 38.25
-
-
-def test_difference_map_of_equal_images_is_black():
-    a = np.full((4, 4, 3), 77, np.uint8)
-    assert difference_map(a, a).tolist() == np.zeros((4, 4, 3)).tolist()
+    assert not difference_map(a, a).any()
 
 
 def test_mean_difference():

@@ -63,10 +63,10 @@ def test_a_classifier_that_cannot_be_explained(kind):
     assert str(caught.value).startswith("mine: ") and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("decision", [CLASSES, SMILE, 3])
-def test_a_good_classifier_passes(decision):
-    check_classifier(net(), X, decision)
-    check_classifier(lambda x: net()(x), X[:1], decision)  # any callable, one image
+def test_a_good_classifier_passes():
+    for decision in (CLASSES, SMILE, 3):
+        check_classifier(net(), X, decision)
+        check_classifier(lambda x: net()(x), X[:1], decision)  # any callable, one image
 
 
 def test_a_module_comes_out_as_it_went_in(capsys):

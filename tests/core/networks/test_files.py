@@ -97,17 +97,12 @@ WRAPPED = {
 @pytest.mark.parametrize("wrapper", WRAPPED)
 def test_wrappers_of_weights_are_taken_off(tmp_path, wrapper, capsys):
     torch.save(WRAPPED[wrapper], tmp_path / "w.pt")
-    fresh = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4)))
-    loaded, x = install(fresh, read_state_dict(tmp_path / "w.pt"), "w.pt", CPU), rnd(0, 1, 3, 8, 8)
-    assert torch.equal(loaded(x), network()(x))
+    fresh, x = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4))), rnd(0, 1, 3, 8, 8)
+    assert torch.equal(install(fresh, read_state_dict(tmp_path / "w.pt"), "w.pt", CPU)(x), network()(x))
     is_said = "the network is its entry" in capsys.readouterr().out
     assert is_said == ({"epoch", "step"} & WRAPPED[wrapper].keys() != set())
-
-
-def test_a_network_that_is_named_like_a_wrapper():
-    own = nn.Module()
-    own.model = network()
-    assert torch.equal(install(own, own.state_dict(), "w.pt", CPU).model.conv.bias, network().conv.bias)
+    own = nn.ModuleDict({"model": network()})  # a network whose own names begin like a wrapper's
+    assert torch.equal(install(own, own.state_dict(), "w.pt", CPU)["model"](x), network()(x))
 
 
 def test_what_keeps_a_file_from_loading_is_named(tmp_path):
@@ -175,17 +170,13 @@ def test_metadata_of_other_programs_does_no_harm(tmp_path, metadata):
 # pickles of arrays (VGGFace2)
 
 
-def test_a_pickle_of_arrays_never_runs_code(tmp_path):
-    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"conv1.weight": np.array([Hostile(tmp_path / "touched")])}))
-    assert "asks for" in one_line(read_numpy_pickle, tmp_path / "w.pkl")
-    assert not (tmp_path / "touched").exists()
-
-
 @pytest.mark.parametrize("name", ["numpy.load", "numpy._core.multiarray.fromfile", "os.system", "builtins.eval"])
 def test_a_pickle_of_arrays_names_nothing_but_arrays(tmp_path, name):
-    module, _, function = name.rpartition(".")
-    (tmp_path / "w.pkl").write_bytes(f"c{module}\n{function}\n(S'x'\ntR.".encode())
-    assert name in one_line(read_numpy_pickle, tmp_path / "w.pkl")
+    path = tmp_path / "w.pkl"
+    path.write_bytes("c{}\n{}\n(S'x'\ntR.".format(*name.rsplit(".", 1)).encode())
+    assert name in one_line(read_numpy_pickle, path)
+    path.write_bytes(pickle.dumps({"conv1.weight": np.array([Hostile(tmp_path / "touched")])}))
+    assert "asks for" in one_line(read_numpy_pickle, path) and not (tmp_path / "touched").exists()
 
 
 @pytest.mark.parametrize("core", ["core", "_core"])
@@ -200,14 +191,13 @@ def test_a_pickle_of_python_2(tmp_path, core):
     assert arrays["a"].dtype == np.float32 and arrays["a"].tolist() == [1.0]
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("table", [dict, OrderedDict])
-def test_pickles_of_every_protocol_are_read(tmp_path, protocol, table):
+def test_pickles_of_every_protocol_are_read(tmp_path, table):
     arrays = table(weight=np.arange(6, dtype=np.float32).reshape(2, 3), count=np.array(3))
-    (tmp_path / "w.pkl").write_bytes(pickle.dumps(arrays, protocol))
-    read = read_numpy_pickle(tmp_path / "w.pkl")
-    assert read.keys() == arrays.keys()
-    assert all(np.array_equal(read[name], arrays[name]) for name in arrays)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "w.pkl").write_bytes(pickle.dumps(arrays, protocol))
+        read = read_numpy_pickle(tmp_path / "w.pkl")
+        assert read.keys() == arrays.keys() and all(np.array_equal(read[name], arrays[name]) for name in arrays)
 
 
 NO_ARRAYS = [{}, {"a": 3}, [1, 2], {"a": np.array(["x"])}, {"a": np.array([None])}, {1: np.ones(1)}]
