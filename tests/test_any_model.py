@@ -133,17 +133,17 @@ def test_chunks_merge(place, done, tmp_path):
     assert ours["clean acc"] == pytest.approx(whole["clean acc"])
 
 
-def test_metrics_and_report(done, tmp_path):
-    """What needs no attributes is measured; what does says so."""
+def test_metrics_and_report(place, done, tmp_path):
+    """What needs no attributes is measured; what does says so. A classifier that is code runs only if it is named."""
     out, _ = done
-    table = tmp_path / "table.json"
+    code = ("--classifier-path", f"python:{place / 'net.py'}:build")
     run = run_script(
         importlib.import_module("evaluate"),
-        *("--output-path", str(out), "--exp-name", "exp", "--gpu", "cpu", "--report-path", str(tmp_path)),
+        *("--output-path", str(out), "--exp-name", "exp", "--gpu", "cpu", "--report-path", str(tmp_path), *code),
     )
     assert run.code == 0, run.err
     measured = json.loads((tmp_path / "exp/evaluation.json").read_text())["measurements"]["exp"]
-    assert {"flip rate", "MAD", "COUT"} <= measured.keys(), (run.out, run.err, table)
+    assert {"flip rate", "MAD", "COUT"} <= measured.keys(), (run.out, run.err)
     assert "CD" in run.out and "attribute" in run.out
     page = tmp_path / "page.html"
     shown = run_script(importlib.import_module("make-report"), str(out), "exp", "--file", str(page))
