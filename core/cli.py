@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import re
@@ -176,6 +177,9 @@ def stoppable(advice: str) -> Iterator[None]:
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's main function and exit: 0 or what main returns, 2 with one line on stderr for an InputError."""
     name = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter of a file's name ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main() or 0)
     except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -47,3 +48,10 @@ def test_the_notebooks_cells():
         exec(cell.replace("start_step=20", "start_step=4"), scope)
     assert len(code) > 6 and len(scope["result"]) == 4
     assert all(cell.get("outputs", []) == [] for cell in cells)
+
+
+def test_a_terminal_that_lacks_letters_ends_nothing():
+    command = "from dime.core.cli import run; run(lambda: print('caf\\u00e9'))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = run_command([sys.executable, "-c", command], cwd=ROOT, env=environment)
+    assert (result.code, result.out) == (0, "caf\\xe9\n"), result.err
