@@ -117,8 +117,3 @@ class Settings:
     def steps(self) -> int:
         """How many outer steps there are."""
         return min(self.outer_steps or self.start_step, self.start_step)
-
-    @classmethod
-    def of(cls, flags: Any) -> Settings:
-        """The settings among a program's flags (any object with attributes)."""
-        return cls(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(cls)})

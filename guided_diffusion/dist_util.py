@@ -31,13 +31,13 @@ _device: torch.device | None = None
 def setup_dist(devices: str = "") -> None:
     """Open the process group that the launcher asks for: of one process too, and on a CPU too. Twice is once.
 
-    Raises as `choose_device` and `launch.open_store`.
+    Raises as `_choose_device` and `launch.open_store`.
     """
     global _device
     if dist.is_initialized():
         return
     launch = detect()
-    _device = choose_device(launch, devices)
+    _device = _choose_device(launch, devices)
     if _device.type == "cuda":
         torch.cuda.set_device(_device)
     dist.init_process_group(
@@ -49,7 +49,7 @@ def setup_dist(devices: str = "") -> None:
     )
 
 
-def choose_device(launch: Launch, devices: str = "") -> torch.device:
+def _choose_device(launch: Launch, devices: str = "") -> torch.device:
     """The device of a process: GPU number local rank, or that entry of `devices`, GPU indices separated by commas.
 
     Where there is no GPU, it is the CPU. Raises ValueError when there is no such GPU, or nothing says which.

@@ -138,7 +138,7 @@ def test_each_process_takes_its_gpu_or_says_what_is_missing(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
     place = Launch("RANK and WORLD_SIZE", 4, 5, local_rank, local_size)
     if expected.startswith(("cuda", "cpu")):
-        assert dist_util.choose_device(place, devices) == torch.device(expected)
+        assert dist_util._choose_device(place, devices) == torch.device(expected)
     else:
         with pytest.raises(ValueError, match=expected):
-            dist_util.choose_device(place, devices)
+            dist_util._choose_device(place, devices)
