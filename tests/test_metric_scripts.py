@@ -17,8 +17,7 @@ from dime.core.metrics.features import Machine
 from dime.core.metrics.metric import Context
 from dime.core.metrics.protocol import evaluate
 from dime.core.metrics.scripts import metric_parser
-from tests.grey_world import BOTH_WAYS, Forty, make_tree, stand_ins
-from tests.metric_world import MetricWorld, run_script
+from tests.metric_world import BOTH_WAYS, Forty, MetricWorld, make_tree, run_script, stand_ins
 from tests.worlds import Run
 
 ROOT = Path(__file__).parent.parent

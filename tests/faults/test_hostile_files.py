@@ -15,8 +15,8 @@ import torch
 
 from tests.faults.hostile import JSON, WEIGHTS, YAML
 from tests.metric_world import MetricWorld, run_script
-from tests.training.scripts import SMALL_UNET
-from tests.training.scripts import run_script as run_training
+from tests.training.small import SMALL_UNET
+from tests.training.small import run_script as run_training
 from tests.worlds import SMALL_FLAGS, VGG19_FILE, Run, World, run_main
 
 # torch reads a TorchScript archive's header to refuse it, and warns

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import subprocess
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, open_image, random_crop_arr
 
 
@@ -93,51 +89,6 @@ def test_images_are_opened_as_everybody_opens_them(tmp_path):
     Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "white.png")
     with pytest.raises(ValueError, match=r"white\.png: .*16-bit or float"):
         ImageDataset(4, [str(tmp_path / "white.png")])[0]
-
-
-class Numbers(torch.utils.data.Dataset):
-    """Item i is (i, a random number)."""
-
-    def __len__(self):
-        return 7
-
-    def __getitem__(self, index):
-        return index, torch.rand(())
-
-
-def take(batches, count):
-    return [(items.tolist(), randoms.tolist()) for items, randoms in (next(batches) for _ in range(count))]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_any_position_can_be_resumed(workers):
-    before = torch.get_rng_state()
-    whole = take(EndlessBatches(Numbers(), 2, seed=5), 8)
-    first = EndlessBatches(Numbers(), 2, seed=5, num_workers=workers)
-    assert take(first, 4) == whole[:4]
-    second = EndlessBatches(Numbers(), 2, seed=0, num_workers=workers)
-    second.load_state_dict(first.state_dict())
-    assert take(second, 4) == whole[4:]
-    assert torch.equal(torch.get_rng_state(), before)  # reading leaves the global generator alone
-
-
-def test_workers_end_with_their_batches():
-    before = set(multiprocessing.active_children())
-    data = EndlessBatches(Numbers(), 2, num_workers=2)
-    next(data)
-    assert len(set(multiprocessing.active_children()) - before) == 2
-    del data  # at once: there is no cycle for the garbage collector to find
-    assert not set(multiprocessing.active_children()) - before
-
-
-def test_a_signal_to_every_process_disturbs_no_reading():
-    """As clusters send it. Were it for torch, an error would be raised wherever this process is when a worker ends."""
-    data = EndlessBatches(Numbers(), 2, num_workers=2)
-    begun = take(data, 2)
-    for worker in multiprocessing.active_children():
-        subprocess.run(["bash", "-c", f"kill -TERM {worker.pid}"], check=True)
-        worker.join(10)
-    assert begun + take(data, 20) == take(EndlessBatches(Numbers(), 2), 22)
 
 
 def test_bad_input(folder, tmp_path):

@@ -6,11 +6,9 @@ import re
 import sys
 
 import numpy as np
-import pytest
-from PIL import Image
 
-from tests.training.scripts import SMALL_UNET
-from tests.training.small import run
+from tests.training.small import SMALL_UNET, make_folders_of_classes, run
+from tests.worlds import as_arguments
 
 HEAD = """
 import argparse, os, sys
@@ -84,31 +82,19 @@ dist.barrier()
 """
 
 
-@pytest.fixture
-def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
-    for number in range(4):
-        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{'ab'[number % 2]}_{number}.png")
-    return tmp_path
-
-
-def test_train_sample_and_measure(folder):
-    settings = {**SMALL_UNET, "class_cond": True}
-    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    environment = {"OPENAI_LOGDIR": str(folder / "logs")}
+def test_train_sample_and_measure(tmp_path):
+    make_folders_of_classes(tmp_path)
+    images = ("--data_dir", f"{tmp_path}/train")
 
     def script(body: str, *more: str) -> str:
-        path = folder / "script.py"
+        path = tmp_path / "script.py"
         path.write_text(HEAD + body)
-        return run([sys.executable, str(path), *flags, *more], **environment)
+        flags = as_arguments(SMALL_UNET | {"class_cond": True, "batch_size": 2})
+        return run([sys.executable, str(path), *flags, *images, *more], OPENAI_LOGDIR=f"{tmp_path}/logs")
 
-    output = script(TRAIN, "--data_dir", f"{folder}/images", "--batch_size", "2", "--lr_anneal_steps", "2")
-    assert "creating model and diffusion..." in output
-    assert "| step " in output
-    model = ("--model_path", f"{folder}/logs/ema_0.9999_000002.pt", "--timestep_respacing", "4")
-    output = script(SAMPLE, *model, "--data_dir", f"{folder}/images")
-    with np.load(folder / "logs" / "samples.npz") as arrays:
+    output = script(TRAIN, "--lr_anneal_steps", "2")
+    assert "creating model and diffusion..." in output and "| step " in output
+    output = script(SAMPLE, "--model_path", f"{tmp_path}/logs/ema_0.9999_000002.pt", "--timestep_respacing", "4")
+    with np.load(tmp_path / "logs" / "samples.npz") as arrays:
         assert arrays["arr_0"].shape == (4, 16, 16, 3)
     assert re.search(r"bpd=\d.* of torch.Size\(\[2, 4\]\)", output)

@@ -19,8 +19,7 @@ from dime.core.metrics.metric import Context, Metric
 from dime.core.metrics.protocol import METRICS, evaluate
 from dime.core.metrics.report import Report, as_json, markdown
 from dime.core.results import ResultTree
-from tests.grey_world import BOTH_WAYS, POISON, grey_of, make_tree, stand_ins
-from tests.metric_world import run_script
+from tests.metric_world import BOTH_WAYS, POISON, grey_of, make_tree, run_script, stand_ins
 
 
 @pytest.fixture

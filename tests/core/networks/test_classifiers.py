@@ -22,10 +22,9 @@ from dime.core.networks.files import read_checkpoint, write_safetensors
 from dime.core.training.classifier import to_file
 from dime.models.classifiers import SmallCNN
 from guided_diffusion.checkpoint_util import save
-from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
+from tests.helpers import KEYS, fill_, filled, golden, relative_error, rnd
 
 CPU = torch.device("cpu")
-KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
 TOLERANCE = 2e-5  # float32 on another machine, other kernels
 SAME = 1e-5
 """Of logits near 1: the library's own forward in float32, normalised by one multiplication instead of two."""

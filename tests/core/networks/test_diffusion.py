@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,8 @@ from guided_diffusion.script_util import (
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
-from tests.helpers import BASE, GOLDEN, fill_, filled, golden, relative_error, rnd
+from tests.helpers import BASE, KEYS, fill_, filled, golden, relative_error, rnd
 
-KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
 VARIANTS = {
     "base": {},
     "head_channels": {},

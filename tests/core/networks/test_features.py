@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -19,10 +18,9 @@ from dime.models.classifiers import SmallCNN
 from dime.models.perceptual import IMAGENET_MEAN, IMAGENET_STD, PerceptualFeatures
 from dime.models.resnet import BGR_MEAN, vggface2_input
 from guided_diffusion.checkpoint_util import save
-from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
+from tests.helpers import KEYS, fill_, filled, golden, relative_error, rnd
 
 CPU = torch.device("cpu")
-KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
 VGG19_FILE = "vgg19-dcbb9e9d.pth"
 TOLERANCE = 2e-5  # float32 on another machine, other kernels
 
