@@ -64,8 +64,8 @@ def test_the_grid_grows_from_fixed_noise_and_disturbs_nothing(data, tmp_path):
     assert all(torch.equal(with_grid[key], without[key]) for key in without)
 
 
-def test_killed_trainings_end_in_the_same_bytes():
-    assert run_trials(trials=2, seed=1, updates=12) == ["same", "same"]
+def test_a_killed_training_ends_in_the_same_bytes():
+    assert run_trials(trials=1, seed=1, updates=12) == ["same"]
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, [0, 4, 8, 12, 16, 20, 24, 28]), (3, [3, 7, 11, 15, 19, 23, 27])])

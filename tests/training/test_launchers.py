@@ -56,14 +56,13 @@ def training(folder: Path, number: int) -> str:
     return str(folder / "signalled.py")
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_the_others_end_when_a_process_dies(launcher, tmp_path):
+def test_the_others_end_when_a_process_dies(tmp_path):
     """Rank 0 neither hangs nor ends in success."""
     began = time.monotonic()
-    process = start([*LAUNCHERS[launcher], training(tmp_path, signal.SIGKILL)])
+    process = start([*LAUNCHERS["mpiexec"], training(tmp_path, signal.SIGKILL)])
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert time.monotonic() - began < 90  # the start of the interpreters, and torchrun's patience
+    assert time.monotonic() - began < 90  # most of it for the start of the interpreters
     assert checkpoint_util.load_state_dict(tmp_path / "model000000.pt"), output
 
 
