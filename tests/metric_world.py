@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import shutil
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,36 +23,19 @@ SMALL_IDS = 12
 """The images of the small tree."""
 
 
-@dataclass(frozen=True)
 class MetricWorld:
     """A folder with the trees and weights behind the golden figures of the metrics."""
 
-    root: Path
-    celeba: Path
-    classifier: Path
-
-    @property
-    def output_path(self) -> Path:
+    def __init__(self, root: Path, world: World) -> None:
+        self.celeba, self.classifier = world.data, world.classifier
+        self.output_path = root / "tree"
         """80 inputs of 64x64, three experiments; to be read only."""
-        return self.root / "tree"
-
-    @property
-    def oracle(self) -> Path:
-        """The oracle with the golden head."""
-        return self.root / "oracle.pth"
-
-    @property
-    def faces(self) -> Path:
-        """VGGFace2, under the name it is downloaded as."""
-        return self.root / "resnet50_ft_weight.pkl"
-
-    @property
-    def inception(self) -> Path:
-        """Inception-V3 with weights that keep its features near one."""
-        return self.root / "inception.pth"
+        self.oracle = root / "oracle.pth"
+        self.faces = root / "resnet50_ft_weight.pkl"  # VGGFace2, under the name it is downloaded as
+        self.inception = root / "inception.pth"
+        """With weights that keep its features near one."""
 
     def tree(self, exp_name: str) -> ResultTree:
-        """One of the experiments."""
         return ResultTree(self.output_path, exp_name)
 
     def small_tree(self, folder: Path) -> Path:
@@ -73,7 +55,7 @@ def make_metric_world(root: Path, world: World) -> MetricWorld:
     """Unpack the tree and write the weights; VGG16 goes where torchvision's weights are looked for."""
     with tarfile.open(GOLDEN / "metrics_tree.tar.xz") as archive:
         archive.extractall(root / "tree", filter="data")
-    made = MetricWorld(root, world.data, world.classifier)
+    made = MetricWorld(root, world)
     heads = golden("heads")
     head = {name: torch.from_numpy(heads[f"oracle_{name}"]) for name in ("weight", "bias")}
     torch.save({"feat_extract": filled(KEYS["oracle"]["feat_extract"]), "classifier": head}, made.oracle)

@@ -67,7 +67,7 @@ def golden_tree(world, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_golden_figures(golden_tree):
-    """The same files; BKL to 1e-3: other kernels; l_1 to 3e-3: inputs are rounded, the published code truncates them."""
+    """BKL to 1e-3: other kernels. l_1 to 3e-3: inputs are rounded, the published code truncates them."""
     expected, ours = golden_tree
     theirs, own = ({str(path.relative_to(root)) for path in root.rglob("*")} for root in golden_tree)
     assert own - theirs == {"Results/demo/config.yaml"} and theirs <= own

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import os
 import subprocess
 import sys
 import tarfile
@@ -37,36 +36,17 @@ VGG19_FILE = "vgg19-dcbb9e9d.pth"
 
 GOLDEN_FLAGS = {
     **BASE,
-    "batch_size": 4,
-    "query_label": 31,
-    "start_step": 6,
-    "dataset": "CelebA",
-    "exp_name": "demo",
-    "classifier_scales": "8,10,15",
-    "seed": 4,
-    "l1_loss": 0.05,
-    "use_logits": True,
-    "l_perc": 30,
-    "l_perc_layer": PERCEPTUAL_LAYERS,
-    "save_x_t": True,
-    "save_z_t": True,
-    "use_sampling_on_x_t": True,
-    "gpu": "cpu",
+    **{"batch_size": 4, "query_label": 31, "start_step": 6, "dataset": "CelebA", "exp_name": "demo", "gpu": "cpu"},
+    **{"classifier_scales": "8,10,15", "seed": 4, "l1_loss": 0.05, "use_logits": True, "l_perc": 30},
+    **{"l_perc_layer": PERCEPTUAL_LAYERS, "save_x_t": True, "save_z_t": True, "use_sampling_on_x_t": True},
 }
 """The run behind tests/golden/e2e_tree.tar.gz, but for its noise."""
 
 SMALL_FLAGS = {
     **BASE,
     "image_size": 32,  # attention at 8 of 32 stands where the weights have it: at 16 of 64
-    "attention_resolutions": "8",
-    "timestep_respacing": "10",
-    "start_step": 3,
-    "query_label": 31,
-    "batch_size": 4,
-    "classifier_scales": "8",
-    "use_logits": True,
-    "exp_name": "exp",
-    "gpu": "cpu",
+    **{"attention_resolutions": "8", "timestep_respacing": "10", "start_step": 3, "query_label": 31},
+    **{"batch_size": 4, "classifier_scales": "8", "use_logits": True, "exp_name": "exp", "gpu": "cpu"},
 }
 """A run with every part of the method in it, as short as possible."""
 
@@ -80,21 +60,15 @@ class Run:
     err: str
 
 
-@dataclass(frozen=True)
 class World:
-    """A folder with `data/` in the CelebA layout and the files of weights."""
+    """A folder with images in the CelebA layout and the files of weights."""
 
-    root: Path
-
-    @property
-    def data(self) -> Path:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "data"
         """60 drawn images, annotations as csv: 30 train, 15 val, 15 test."""
-        return self.root / "data"
-
-    @property
-    def classifier(self) -> Path:
-        """The classifier with the head of the golden figures."""
-        return self.root / "classifier.pth"
+        self.classifier = root / "classifier.pth"
+        """With the head of the golden figures."""
 
     def unet(self, variant: str = "base") -> Path:
         """A U-Net of state_dict_keys.json, for example labels_multi."""
@@ -109,13 +83,8 @@ class World:
 
     def command(self, output_path: Path, flags: Mapping[str, Any]) -> list[str]:
         """The command line of a run on this world; flags may give other places for its parts."""
-        places = {
-            "output_path": output_path,
-            "data_dir": self.data,
-            "model_path": self.unet(),
-            "classifier_path": self.classifier,
-            "oracle_path": self.root / "no-oracle.pth",
-        }
+        places = {"output_path": output_path, "data_dir": self.data, "oracle_path": self.root / "no-oracle.pth"}
+        places |= {"model_path": self.unet(), "classifier_path": self.classifier}
         return as_arguments(places | dict(flags))
 
 
@@ -150,17 +119,10 @@ def make_world(root: Path) -> World:
 @contextlib.contextmanager
 def torchvision_weights_of(world: World) -> Iterator[None]:
     """Within it, torchvision's weights are the world's, whatever lies in models/ or in the user's cache."""
-    before = os.environ.get("TORCH_HOME"), files.WEIGHTS_FOLDER
-    os.environ["TORCH_HOME"] = str(world.root)
-    files.WEIGHTS_FOLDER = world.root / "no-models"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(world.root))
+        patch.setattr(files, "WEIGHTS_FOLDER", world.root / "no-models")
         yield
-    finally:
-        files.WEIGHTS_FOLDER = before[1]
-        if before[0] is None:
-            del os.environ["TORCH_HOME"]
-        else:
-            os.environ["TORCH_HOME"] = before[0]
 
 
 def run_script(name: str, *arguments: object, **flags: object) -> Run:

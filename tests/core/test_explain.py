@@ -11,13 +11,11 @@ from PIL import Image
 from torch import nn
 
 from dime.core.errors import InputError
-from dime.core.estimates import input_image
 from dime.core.explain import Batch, Explainer, Explanations
 from dime.core.guidance import Binary
 from dime.core.images import from_image, input_to_uint8, to_hwc, to_uint8
 from dime.core.methods import METHODS, Method
 from dime.core.networks.diffusion import DiffusionModel
-from dime.core.sampler import Sampler
 from dime.core.settings import Settings
 from tests.helpers import rnd
 from tests.toys import CountingModel, toy_diffusion
@@ -74,18 +72,6 @@ def test_escalation_keeps_what_flipped_and_tries_the_rest_again():
     hopeless = explained(EVERYONE, classifier_scales=[0.0, 1e-6])
     stubborn = ~hopeless.flipped  # they keep the last attempt
     assert stubborn.any() and (hopeless.scale[stubborn] == torch.tensor(1e-6)).all()
-
-
-def test_every_scale_starts_from_the_same_noised_image():
-    started = []
-
-    class Spy(Sampler):
-        def __call__(self, denoiser, x, z_t, pull, noise, observe=None, inversion=None):
-            started.append(z_t)
-            return super().__call__(denoiser, x, z_t, pull, noise, observe)
-
-    explained([0], method=Spy(TAU, input_image), classifier_scales=[0.0, 0.0])
-    assert len(started) == 2 and torch.equal(started[0], started[1])
 
 
 @pytest.mark.parametrize("rows", [[4], [0, 4], [4, 2, 1, 5], EVERYONE])
