@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from guided_diffusion import checkpoint_set, checkpoint_util, files
 from guided_diffusion import checkpoint_util as cu
+from guided_diffusion import files
 from guided_diffusion.checkpoint_set import CheckpointFolder, SetPaths, parse_resume_step_from_filename
 
 NAMES = ["model", "ema_0.9_", "opt"]
@@ -27,7 +27,7 @@ def contents(tag: int):
 
 
 def tags(paths: SetPaths) -> set[float]:
-    return {float(checkpoint_util.load(paths[name])["tag"][0]) for name in NAMES}
+    return {float(cu.load(paths[name])["tag"][0]) for name in NAMES}
 
 
 @pytest.mark.parametrize(
@@ -61,29 +61,18 @@ def _die_at(moment: int) -> None:
     """Each file takes three moments (half written, written, renamed), each removal one."""
     operations = iter(range(moment, -1, -1))
 
-    def next_operation() -> None:
-        if next(operations) == 0:
-            os._exit(9)
+    def dying(function):
+        def operation(*args, **options):
+            function(*args, **options)
+            if next(operations) == 0:
+                os._exit(9)
 
-    write_partial, publish, unlink = checkpoint_util.write_partial, checkpoint_util.publish, Path.unlink
+        return operation
 
-    def half_then_whole(path, content):
-        checkpoint_util.partial_path(path).write_bytes(b"PK\x03\x04 half of it")
-        next_operation()
-        write_partial(path, content)
-        next_operation()
-
-    def renamed(path):
-        publish(path)
-        next_operation()
-
-    def removed(path, missing_ok=False):
-        unlink(path, missing_ok)
-        next_operation()
-
-    checkpoint_set.checkpoint_util.write_partial = half_then_whole
-    checkpoint_set.checkpoint_util.publish = renamed
-    Path.unlink = removed
+    half = dying(lambda path: cu.partial_path(path).write_bytes(b"PK\x03\x04 half of it"))
+    whole = dying(cu.write_partial)
+    cu.write_partial = lambda path, content: (half(path), whole(path, content))
+    cu.publish, Path.unlink = dying(cu.publish), dying(Path.unlink)
 
 
 @pytest.mark.parametrize("new", [7, 8], ids=["same number", "next number"])
@@ -116,8 +105,8 @@ def test_a_full_disk_leaves_the_old_set(tmp_path, monkeypatch):
             raise OSError("no room")
         return write_partial(path, content)
 
-    write_partial = checkpoint_util.write_partial
-    monkeypatch.setattr(checkpoint_util, "write_partial", full)
+    write_partial = cu.write_partial
+    monkeypatch.setattr(cu, "write_partial", full)
     with pytest.raises(OSError, match="no room"):
         folder.write(2, contents(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ema_0.9_000001.pt", "model000001.pt", "opt000001.pt"]
