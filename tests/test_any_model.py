@@ -149,7 +149,6 @@ def test_what_does_not_fit_is_one_line(place, tmp_path, monkeypatch, more, said)
 
 
 def test_grey_images_from_end_to_end(tmp_path):
-    """One channel: images, diffusion model, classifier, tree."""
     for number in range(3):
         (tmp_path / "images").mkdir(exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)

@@ -45,7 +45,6 @@ def info_of(path: Path) -> dict[str, str]:
 
 
 def ids_in(folder: Path) -> list[int]:
-    """The ids of the counterfactuals of an experiment."""
     return sorted(int(path.stem) for path in folder.glob("*/*/CF/*"))
 
 
@@ -128,7 +127,6 @@ FAMILY_FLAGS = GOLDEN_FLAGS | {
 
 @pytest.mark.parametrize("method", ["fastdime", "fastdimenomask", "fastdime2", "fastdime2+", "gmd", "maskdime"])
 def test_golden_trees_of_the_relatives(world, tmp_path, method):
-    """The first batch of each."""
     with tarfile.open(GOLDEN / "family" / f"{method}.tar.gz") as archive:
         archive.extractall(tmp_path / "expected", filter="data")
     succeeded(run_main(*world.command(tmp_path / "ours", FAMILY_FLAGS | {"method": method})))

@@ -24,7 +24,6 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def data(world: World, tmp_path: Path) -> Path:
-    """A data folder that the test may damage."""
     return Path(shutil.copytree(world.data, tmp_path / "data"))
 
 

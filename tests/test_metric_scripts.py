@@ -40,7 +40,6 @@ def networks(monkeypatch) -> dict[str, object]:
 
 @pytest.fixture
 def small(metric_world: MetricWorld, tmp_path: Path) -> Path:
-    """A small tree that a test may spoil."""
     return metric_world.small_tree(tmp_path / "tree")
 
 

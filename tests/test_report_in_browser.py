@@ -48,7 +48,6 @@ def title(document: str) -> str:
 
 
 def shown(document: str) -> list[int]:
-    """The ids in the gallery, in order."""
     return [int(id) for id in re.findall(r'<li class="card" data-id="(\d+)"', document)]
 
 

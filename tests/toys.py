@@ -26,7 +26,6 @@ from tests.helpers import BASE, fill_, filled_tensor, golden
 
 @functools.cache
 def classifier() -> DenseNetClassifier:
-    """The classifier, with the golden head."""
     network = DenseNetClassifier().eval().requires_grad_(False)
     fill_(network.feat_extract)
     heads = golden("heads")

@@ -28,7 +28,6 @@ ROWS = {"a.jpg": 1, "b.jpg": 0, "c.jpg": 1, "d.jpg": 2, "e.jpg": 1}
 
 
 def value(name: str, attribute: int) -> int:
-    """Some -1 or 1 for each image and attribute."""
     return 1 if (ord(name[0]) * 7 + attribute * attribute) % 3 == 0 else -1
 
 

@@ -26,8 +26,6 @@ X = rnd(5, 6, 3, 4, 4).clamp(-1, 1)
 
 
 class Brightness(nn.Module):
-    """One logit: how bright the image is."""
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 4 * x.flatten(1).mean(1, keepdim=True)
 

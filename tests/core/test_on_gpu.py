@@ -50,7 +50,6 @@ class Watch(TorchDispatchMode):
 
 
 def moved(network: nn.Module) -> nn.Module:
-    """The network, its weights on the pretended GPU."""
     for module in network.modules():
         for table in (module._parameters, module._buffers):
             for name, value in table.items():

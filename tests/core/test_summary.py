@@ -148,7 +148,6 @@ def chunk_files(tree: ResultTree, *contents: str) -> list[Path]:
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 3, 4, 6])
 def test_merged_chunks_are_the_whole(tmp_path, num_chunks):
-    """Also chunks without an image."""
     tree = ResultTree(tmp_path, "a/b")
     chunks = [summarise(FOUR[chunk::num_chunks], failed=chunk) for chunk in range(num_chunks)]
     chunk_files(tree, *map(yaml.safe_dump, chunks))

@@ -60,7 +60,6 @@ def measure(bench: Bench, name: str, count: int) -> tuple[str, list[str]]:
 
 
 def main() -> int:
-    """Print the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--share", type=float, default=1.0, help="of the trials")
     parser.add_argument("--seed", type=int, default=0)

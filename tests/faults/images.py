@@ -20,12 +20,10 @@ def bomb(path: Path) -> None:
 
 
 def saved(mode: str, format: str = "PNG", **options) -> Callable[[Path], None]:
-    """The same picture in another of Pillow's modes."""
     return lambda path: Image.open(path).convert(mode).save(path, format, **options)
 
 
 def turned(path: Path) -> None:
-    """Lying on its side, as its EXIF tag says."""
     image = Image.open(path)
     exif = image.getexif()
     exif[0x0112] = 6
@@ -33,7 +31,6 @@ def turned(path: Path) -> None:
 
 
 def transparent(path: Path) -> None:
-    """Half of every pixel."""
     image = Image.open(path).convert("RGB")
     image.putalpha(128)
     image.save(path, "PNG")

@@ -25,7 +25,6 @@ FIRST = 31
 
 @pytest.fixture(scope="module")
 def clean(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """All images of a run without a fault."""
     out = tmp_path_factory.mktemp("clean") / "out"
     world.explain(out, noise="stream")
     return images(out)

@@ -124,7 +124,6 @@ def test_training(world: World, tmp_path, hostile, marker, script, flag):
 
 @pytest.fixture(scope="module")
 def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a classifier was trained for one update."""
     out = tmp_path_factory.mktemp("classifier")
     succeeded(run_script("celeba-train-classifier", **CLASSIFIER, data_dir=world.data, output_path=out))
     return out

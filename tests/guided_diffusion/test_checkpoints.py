@@ -22,7 +22,6 @@ NAMES = ["model", "ema_0.9_", "opt"]
 
 
 def contents(tag: int):
-    """A set whose three files carry a tag."""
     return [(name, {"tag": torch.full((1000,), float(tag))}) for name in NAMES]
 
 

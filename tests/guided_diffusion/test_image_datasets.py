@@ -29,7 +29,6 @@ def folder(tmp_path):
 
 
 def level(images: torch.Tensor) -> list[int]:
-    """Which of the images these are."""
     return ((images[:, 0, 0, 0] + 1) * 127.5 / 20).round().int().tolist()
 
 

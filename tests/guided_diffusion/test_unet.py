@@ -56,18 +56,6 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return rnd(1, 2, 3, 64, 64), torch.tensor([3.0, 480.0])
 
 
-@pytest.mark.parametrize("resblock_updown", [False, True])
-@torch.no_grad()
-def test_channels_last_changes_nothing_but_the_layout(inputs, resblock_updown):
-    x, t = inputs
-    model = fill_(build(resblock_updown=resblock_updown))
-    expected = model(x, t).numpy()
-    output = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), t)
-    assert output.is_contiguous(memory_format=torch.channels_last)
-    assert relative_error(output, expected) <= ROUNDING
-    assert model(x, t).is_contiguous()  # of the weights alone: the caller notices nothing
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", ["base", "additive_emb", "labels_multi"])
 @torch.no_grad()

@@ -37,8 +37,6 @@ if name == "sbatch":
 
 
 class FakeSlurm:
-    """Commands of Slurm on PATH that do nothing but record."""
-
     def __init__(self, folder: Path) -> None:
         self.folder, self._calls = folder, folder / "calls"
         for name in ("sbatch", "scancel", "scontrol"):

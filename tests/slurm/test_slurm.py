@@ -122,7 +122,6 @@ class Cluster:
         return subprocess.run(command, check=check, **options).stdout
 
     def submit(self, *arguments: str | Path, **environment: str) -> list[str]:
-        """The ids of chunks, merge and evaluation."""
         said = self.run(ROOT / "slurm/submit.sh", *arguments, **environment)
         return re.search(r"^Stop: +scancel (\d+) (\d+) (\d+)$", said, re.MULTILINE).groups()
 

@@ -62,7 +62,6 @@ def trial(data: Path, out: Path, updates: int, delay: float, expected: dict[str,
 
 
 def run_trials(trials: int, seed: int, updates: int) -> list[str]:
-    """The outcome of every trial."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

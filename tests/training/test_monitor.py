@@ -38,7 +38,6 @@ class Clock:
 
 
 def train(monkeypatch, clock: Clock, steps: int = 3, hook=lambda *args: None, **flags) -> TrainLoop:
-    """Grids of 16 images and 10 evaluations, a set after every update."""
     monkeypatch.setattr(monitor, "time", clock)
     model, diffusion = network_and_diffusion()
     model.register_forward_hook(hook)

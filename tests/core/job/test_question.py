@@ -21,7 +21,6 @@ CLASSES = Config(dataset="folder", decision="multiclass")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """Five images of three classes."""
     folder = tmp_path_factory.mktemp("animals")
     for number, place in enumerate(PLACES):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +29,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 def network(outputs: int, names: list[str] | None = None) -> SimpleNamespace:
-    """What of a classifier matters here."""
     return SimpleNamespace(num_outputs=outputs, names=names)
 
 

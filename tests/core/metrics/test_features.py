@@ -28,7 +28,6 @@ class Counting:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Seven grey images of different levels."""
     paths = [tmp_path / f"{level}.png" for level in range(0, 210, 30)]
     for path in paths:
         Image.new("RGB", (8, 8), (int(path.stem), 0, 255)).save(path)

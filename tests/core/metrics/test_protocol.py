@@ -38,7 +38,6 @@ SMILING = 31
 
 @pytest.fixture
 def small(metric_world: MetricWorld, tmp_path: Path) -> Path:
-    """A small tree that a test may spoil."""
     return metric_world.small_tree(tmp_path / "tree")
 
 
@@ -96,7 +95,6 @@ def test_diversity_as_published(metric_world):
 
 
 def test_inception_as_pytorch_fid_has_it(metric_world, monkeypatch):
-    """Features, and the distance from them, of the same folders."""
     monkeypatch.setattr(
         reference_inception, "load_state_dict_from_url", lambda *_, **__: torch.load(metric_world.inception)
     )
@@ -163,8 +161,6 @@ def test_features_of_inputs_serve_the_next_experiment(metric_world, small):
 
 
 class Thirds(torch.nn.Module):
-    """A quick stand-in for LPIPS."""
-
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [x]
 

@@ -54,7 +54,6 @@ EVERY = {"flip rate", "FVA", "FS", "MNAC", "CD", "MAD", "COUT", "FID", "sFID", "
 
 
 def test_everything_has_a_value(tmp_path, networks):
-    """And what CD rests on is said."""
     report = measure(make_tree(tmp_path, BOTH_WAYS))
     assert any("CD of a: 2 attributes never change" in line for line in report.caveats["a"])
     assert any("CD of a: rests on 6 informative images" in line for line in report.caveats["a"])

@@ -21,8 +21,6 @@ def net(*more: nn.Module, outputs: int = 3) -> nn.Module:
 
 
 class Layer(nn.Module):
-    """A function as a layer."""
-
     def __init__(self, function) -> None:
         super().__init__()
         self.forward = function

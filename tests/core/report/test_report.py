@@ -15,17 +15,8 @@ from PIL import Image, ImageSequence
 
 from dime.core.errors import InputError
 from dime.core.images import difference_map
+from dime.core.report import images as pictures
 from dime.core.report.data import read_experiment, with_changes
-from dime.core.report.images import (
-    GIF_PIXELS,
-    SHEET_PIXELS,
-    contact_sheet,
-    denoising_animation,
-    difference_image,
-    embedded,
-    evenly,
-    film_strip,
-)
 from dime.core.report.page import Limits, render
 from dime.core.results import ResultTree
 from tests.helpers import GOLDEN
@@ -36,7 +27,6 @@ IMAGE_TAG = "<img src=x onerror=document.title='owned'>"
 
 
 def data_of(page: str) -> dict:
-    """What the page's script starts from."""
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
@@ -74,22 +64,18 @@ def test_experiments_stand_side_by_side_by_id_with_what_each_explains(tmp_path):
     assert "of Smiling, Young</span>" in page
 
 
-def test_classes_have_their_names(tmp_path):
+def test_classes_have_their_names_and_grey_images_figures_that_are_not_finite(tmp_path):
     tree = make_experiment(tmp_path, "exp", range(6))
     tree.report("config.yaml").write_text("decision: multiclass\nquery_label: -1\nclasses: [tabby_cat, 7, <b>]\n")
-    page = page_of(tree)
-    (experiment,) = data_of(page)["experiments"]
-    assert experiment["classes"] == ["tabby cat", "7", "<b>"] and experiment["attribute"] is None
-    assert "<b>" not in page.replace("\\u003cb\\u003e", "") and ">of " not in page
-
-
-def test_grey_images_and_figures_that_are_not_finite(tmp_path):
-    tree = make_experiment(tmp_path, "exp", [0])
     for path in tmp_path.rglob("*.jpg"):
         Image.open(path).convert("L").save(path)
     info = next(tree.results.rglob("0000000.txt"))
     info.write_text(info.read_text().replace("BKL: 0.25", "BKL: nan"))
-    (image,) = data_of(page_of(tree))["images"]
+    page = page_of(tree)
+    (experiment,) = data_of(page)["experiments"]
+    assert experiment["classes"] == ["tabby cat", "7", "<b>"] and experiment["attribute"] is None
+    assert "<b>" not in page.replace("\\u003cb\\u003e", "") and ">of " not in page
+    image = data_of(page)["images"][0]
     assert image["input"] and image["runs"][0]["difference"] and "bkl" not in image["runs"][0]["info"]
 
 
@@ -102,15 +88,11 @@ def test_what_is_cut_is_said(tmp_path):
     assert "for the first 2 images only: 1 of the 2 that have saved steps (--film-strips)" in cut
     runs = [image["runs"][0] for image in data_of(cut)["images"]]
     assert runs[1]["strips"] and not runs[4]["strips"] and runs[4]["saved"] == ["x_t", "z_t"]
-
-
-def test_large_images_are_reduced(tmp_path):
-    tree = make_experiment(tmp_path, "exp", [0])
-    small = page_of(tree, pixels=64)
+    small = page_of(tree, pixels=64, strips=0)  # large images are reduced
     for path in [*tmp_path.rglob("CF/*.jpg"), *tmp_path.rglob("SM/*.jpg"), *tmp_path.rglob("Correct/*.jpg")]:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)).save(path)
-    # three pictures of 64x64 noise at about a byte per pixel
-    assert len(page_of(tree, pixels=64)) - len(small) < 3 * 64 * 64
+    # three pictures of 64x64 noise an image at about a byte per pixel
+    assert len(page_of(tree, pixels=64, strips=0)) - len(small) < 6 * 3 * 64 * 64
 
 
 def test_tables_hold_the_files_figures(tmp_path):
@@ -158,8 +140,9 @@ def test_a_damaged_image_is_named(tmp_path, place):
         page_of(tree)
 
 
-def test_everything_that_is_there_is_read(tmp_path):
-    experiment = read_experiment(make_experiment(tmp_path, "smile/dime", range(6), with_frames=[2]))
+def test_everything_that_is_there_is_read_and_nothing_else_is_needed(tmp_path):
+    tree = make_experiment(tmp_path, "smile/dime", range(6), with_frames=[2])
+    experiment = read_experiment(tree)
     assert list(experiment.images) == list(range(6))
     assert experiment.attribute == "Smiling" and experiment.summary["n"] == 6
     assert experiment.evaluation is None and experiment.plot is None
@@ -167,6 +150,18 @@ def test_everything_that_is_there_is_read(tmp_path):
     assert all(image.info[name] == getattr(expected, name) for name in ("orig_conf", "scale", "cf_pred", "l_1"))
     assert [path.name for path in image.frames["x_t"]] == [f"{step:04d}.jpg" for step in range(STEPS)]
     assert experiment.images[3].frames == {} and not experiment.images[3].pair.flipped
+    for path in [*tree.results.rglob("*.txt"), *tree.results.glob("*.yaml"), *tree.results.rglob("SM/*.jpg")]:
+        path.unlink()
+    experiment = read_experiment(tree)
+    assert experiment.summary is None and experiment.attribute is None
+    assert all(image.info == {} and image.difference is None for image in experiment.images.values())
+    image = experiment.images[0]  # a missing difference map is made
+    pixels = [np.asarray(Image.open(path).convert("RGB")) for path in (image.pair.original, image.pair.counterfactual)]
+    np.testing.assert_array_equal(np.asarray(pictures.difference_image(image)), difference_map(*pixels))
+    empty = ResultTree(tmp_path, "empty")
+    empty.create()
+    with pytest.raises(InputError, match="holds no counterfactual yet"):
+        read_experiment(empty)
 
 
 def test_a_tree_of_the_published_code_has_six_figures(tmp_path):
@@ -177,19 +172,6 @@ def test_a_tree_of_the_published_code_has_six_figures(tmp_path):
     for image in experiment.images.values():
         assert set(image.info) == {"label", "pred", "target", "cf_pred", "bkl", "l_1"}
         assert image.difference is not None
-
-
-def test_files_that_are_not_there_are_not_needed(tmp_path):
-    tree = make_experiment(tmp_path, "exp", range(3))
-    for path in [*tree.results.rglob("*.txt"), *tree.results.glob("*.yaml"), *tree.results.rglob("SM/*.jpg")]:
-        path.unlink()
-    experiment = read_experiment(tree)
-    assert experiment.summary is None and experiment.attribute is None
-    assert all(image.info == {} and image.difference is None for image in experiment.images.values())
-    empty = ResultTree(tmp_path, "empty")
-    empty.create()
-    with pytest.raises(InputError, match="holds no counterfactual yet"):
-        read_experiment(empty)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +209,7 @@ def test_attribute_changes_are_the_decisions_that_differ(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 11, 12, 13, 500])
 def test_frames_are_evenly_spaced_with_both_ends(count):
-    chosen = evenly(count, 12)
+    chosen = pictures.evenly(count, 12)
     assert len(set(chosen)) == min(count, 12) and chosen[0] == 0 and chosen[-1] == count - 1
     gaps = np.diff(chosen)
     assert len(gaps) == 0 or 0 <= gaps.max() - gaps.min() <= 1
@@ -236,18 +218,9 @@ def test_frames_are_evenly_spaced_with_both_ends(count):
 def test_an_embedded_image_is_a_small_webp_of_the_same_picture_and_never_enlarged():
     image = Image.fromarray(np.full((40, 30, 3), (200, 30, 90), dtype=np.uint8))
     for pixels, size in ((None, (30, 40)), (128, (30, 40)), (20, (15, 20))):
-        again = Image.open(io.BytesIO(base64.b64decode(embedded(image, pixels))))
+        again = Image.open(io.BytesIO(base64.b64decode(pictures.embedded(image, pixels))))
         assert again.format == "WEBP" and again.size == size
         assert np.abs(np.asarray(again.convert("RGB"), float) - (200, 30, 90)).max() < 6  # lossy chroma
-
-
-def test_a_missing_difference_map_is_made(tmp_path):
-    tree = make_experiment(tmp_path, "exp", [0])
-    for path in tree.results.rglob("SM/*.jpg"):
-        path.unlink()
-    image = read_experiment(tree).images[0]
-    pixels = [np.asarray(Image.open(path).convert("RGB")) for path in (image.pair.original, image.pair.counterfactual)]
-    np.testing.assert_array_equal(np.asarray(difference_image(image)), difference_map(*pixels))
 
 
 def test_a_film_strip_has_the_first_and_the_last_frame(tmp_path):
@@ -255,7 +228,7 @@ def test_a_film_strip_has_the_first_and_the_last_frame(tmp_path):
     paths = [tmp_path / f"{step:04d}.png" for step in range(30)]
     for path, grey in zip(paths, greys, strict=True):
         Image.new("RGB", (32, 32), (grey, grey, grey)).save(path)
-    strip = np.asarray(film_strip(paths))
+    strip = np.asarray(pictures.film_strip(paths))
     assert strip.shape == (96, 96 * 12, 3)
     assert strip[0, 0, 0] == greys[0] and strip[0, -1, 0] == greys[-1]
     assert (np.diff(strip[0, ::96, 0].astype(int)) > 0).all()
@@ -263,23 +236,25 @@ def test_a_film_strip_has_the_first_and_the_last_frame(tmp_path):
 
 def test_the_contact_sheet_has_three_pictures_of_each_image(tmp_path):
     results = list(read_experiment(make_experiment(tmp_path, "exp", range(10))).images.values())
-    whole, one = contact_sheet(results), contact_sheet(results[:1])
-    assert whole.width > 8 * SHEET_PIXELS and whole.height > 6 * SHEET_PIXELS
-    assert SHEET_PIXELS < one.width < 2 * SHEET_PIXELS and one.height > 3 * SHEET_PIXELS
+    size = pictures.SHEET_PIXELS
+    whole, one = pictures.contact_sheet(results), pictures.contact_sheet(results[:1])
+    assert whole.width > 8 * size and whole.height > 6 * size
+    assert size < one.width < 2 * size and one.height > 3 * size
     cf = Image.open(results[0].pair.counterfactual).convert("RGB")
-    expected = np.asarray(cf.resize((SHEET_PIXELS, SHEET_PIXELS), Image.Resampling.LANCZOS))
-    left, top = one.width - SHEET_PIXELS - 6, 6 + 18 + SHEET_PIXELS + 6  # the second of the three
-    np.testing.assert_array_equal(np.asarray(one)[top : top + SHEET_PIXELS, left : left + SHEET_PIXELS], expected)
+    expected = np.asarray(cf.resize((size, size), Image.Resampling.LANCZOS))
+    left, top = one.width - size - 6, 6 + 18 + size + 6  # the second of the three
+    np.testing.assert_array_equal(np.asarray(one)[top : top + size, left : left + size], expected)
 
 
 def test_the_animation_ends_with_the_counterfactual(tmp_path):
+    size = pictures.GIF_PIXELS
     result = read_experiment(make_experiment(tmp_path, "exp", [0], with_frames=[0])).images[0]
-    with Image.open(io.BytesIO(denoising_animation(result))) as animation:
+    with Image.open(io.BytesIO(pictures.denoising_animation(result))) as animation:
         frames = [np.asarray(frame.convert("RGB"), float) for frame in ImageSequence.Iterator(animation)]
-    assert len(frames) == STEPS + 1 and frames[0].shape == (GIF_PIXELS, 3 * GIF_PIXELS + 12, 3)
+    assert len(frames) == STEPS + 1 and frames[0].shape == (size, 3 * size + 12, 3)
     last = frames[-1]
-    np.testing.assert_array_equal(last[:, GIF_PIXELS + 6 : 2 * GIF_PIXELS + 6], last[:, -GIF_PIXELS:])
+    np.testing.assert_array_equal(last[:, size + 6 : 2 * size + 6], last[:, -size:])
     cf = Image.open(result.pair.counterfactual).convert("RGB")
-    expected = np.asarray(cf.resize((GIF_PIXELS, GIF_PIXELS), Image.Resampling.LANCZOS), float)
-    assert np.abs(last[:, -GIF_PIXELS:] - expected).mean() < 30  # 256 colours and dithering, on noise
-    assert np.abs(frames[0][:, -GIF_PIXELS:] - expected).mean() > 45
+    expected = np.asarray(cf.resize((size, size), Image.Resampling.LANCZOS), float)
+    assert np.abs(last[:, -size:] - expected).mean() < 30  # 256 colours and dithering, on noise
+    assert np.abs(frames[0][:, -size:] - expected).mean() > 45

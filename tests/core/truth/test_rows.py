@@ -24,7 +24,6 @@ REGION[:, 2:4, 1:5] = True  # 8 of 64 pixels
 
 
 def shifted(where: np.ndarray, by: int) -> np.ndarray:
-    """X with `by` grey levels more in the pixels `where`."""
     return (X.astype(int) + by * where[..., None]).astype(np.uint8)
 
 
