@@ -1,7 +1,5 @@
 """What is set once for the whole test session."""
 
-from __future__ import annotations
-
 import os
 import traceback
 

@@ -1,7 +1,5 @@
 """Small result trees for the report: flat and random pictures whose every figure is known."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every door at once: a classifier, images and a diffusion model that this project has never seen."""
 
-from __future__ import annotations
-
 import csv
 import json
 import sys

@@ -1,7 +1,5 @@
 """benchmark-truth.py: known counterfactuals on drawn faces, shortcuts, cost, and what a user may get wrong."""
 
-from __future__ import annotations
-
 import functools
 import io
 import json

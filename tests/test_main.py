@@ -1,7 +1,5 @@
 """The main job as its users meet it: the golden result trees, the published command, the files it writes."""
 
-from __future__ import annotations
-
 import csv
 import os
 import random

@@ -3,8 +3,6 @@
 What a value may be is tested at its reader; here, that the main job asks every reader before it begins.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

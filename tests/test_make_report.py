@@ -1,7 +1,5 @@
 """make-report.py as a command."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

@@ -1,7 +1,5 @@
 """The metric scripts as commands: the published lines, what they print and write, and what they refuse."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """For users of Python: what README and notebook say runs as it stands, and what `pip install .` would install."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

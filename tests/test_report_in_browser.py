@@ -3,8 +3,6 @@
 The browser's clock depends on the machine's load, so these tests run where DIME_BROWSER_TESTS asks for them.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """tune.py and the inverted method as commands: what they write, and that they go on to the same bytes."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Networks of the golden figures, built once per test run; and processes and stand-ins whose behaviour is known."""
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

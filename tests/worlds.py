@@ -4,8 +4,6 @@ The weights are those behind the golden figures. VGG19 is cut to the layers that
 gigabyte.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

@@ -1,7 +1,5 @@
 """Layout, allocator and compiled code: what changes is speed, not the result."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

@@ -1,7 +1,5 @@
 """CelebA in all its layouts: annotations, partitions, the mini-val set, filters, chunks; images and the transform."""
 
-from __future__ import annotations
-
 import random
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Drawn faces: determinism, correlations, true counterfactuals and their regions, the folder, the script."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Batches: targets, escalation, frames, padding, failures; the Python interface; undoing what no decision needs."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

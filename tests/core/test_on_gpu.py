@@ -4,8 +4,6 @@ torch's fake tensors know device, shape and type but hold no numbers: whatever w
 its value there, raises an error.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

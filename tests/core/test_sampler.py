@@ -1,7 +1,5 @@
 """Algorithm 1 against the published code's figures, the inversion, and where random numbers come from."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Tables from records, chunks into one, and the files they are kept in: figures by hand."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

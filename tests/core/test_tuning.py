@@ -1,7 +1,5 @@
 """How tune.py chooses, on trials in closed form."""
 
-from __future__ import annotations
-
 import pytest
 
 from dime.core.errors import InputError

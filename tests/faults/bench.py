@@ -6,8 +6,6 @@ Every trial runs main.py in forks of this process, on small drawn images and sma
 tenth of the trials of each kind. Exits 0 when every trial survives.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random

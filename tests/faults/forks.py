@@ -1,7 +1,5 @@
 """main.py in real processes that need no second for importing torch: forks of this one, with a fault arranged."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import runpy

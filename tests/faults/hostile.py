@@ -1,7 +1,5 @@
 """Files that would run code, or do other harm, if they were loaded carelessly: content by the folder it would make."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle

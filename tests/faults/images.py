@@ -1,7 +1,5 @@
 """The ways in which an image file can be none, those in which it is refused, and those in which it is converted."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Callable

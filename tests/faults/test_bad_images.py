@@ -3,8 +3,6 @@
 And images of rare kinds, which can be converted, and broken ones that nobody asks for.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

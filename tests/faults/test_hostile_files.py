@@ -3,8 +3,6 @@
 Weights have one reader, and pickles of arrays another: they are given every file, and every entry point one of them.
 """
 
-from __future__ import annotations
-
 import pickle
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Merging proves that it has all chunks of one run, or says which it has not."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """No careless loading anywhere: read off all sources outside the tests, with each statement on one line."""
 
-from __future__ import annotations
-
 import ast
 import re
 

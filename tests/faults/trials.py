@@ -1,7 +1,5 @@
 """Single trials of the fault bench: arrange a fault, let it happen, look at what is left."""
 
-from __future__ import annotations
-
 import errno
 import io
 import itertools

@@ -1,7 +1,5 @@
 """Files are written whole or not at all: single ones, checkpoints, and sets that no kill can break."""
 
-from __future__ import annotations
-
 import errno
 import os
 import resource

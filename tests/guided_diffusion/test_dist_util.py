@@ -1,7 +1,5 @@
 """One process alone: everything works as without distribution. (Several: tests/training/test_launchers.py.)"""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import sys

@@ -1,7 +1,5 @@
 """Diffusion processes: published figures, closed forms, what is drawn and evaluated, how gradients shift a step."""
 
-from __future__ import annotations
-
 import functools
 import math
 

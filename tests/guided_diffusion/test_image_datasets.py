@@ -1,7 +1,5 @@
 """Images of a folder in endless batches: their crops, their position, their workers, and what fails there."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import subprocess

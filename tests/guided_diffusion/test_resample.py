@@ -1,7 +1,5 @@
 """Importance sampling of timesteps."""
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 from types import SimpleNamespace

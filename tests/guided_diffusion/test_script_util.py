@@ -1,7 +1,5 @@
 """The classic flags: defaults, parsing, what they build, what they refuse."""
 
-from __future__ import annotations
-
 import argparse
 import json
 

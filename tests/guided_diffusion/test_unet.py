@@ -1,7 +1,5 @@
 """The U-Net and its small pieces: published outputs and names, precision, memory layout, labels, bad shapes."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

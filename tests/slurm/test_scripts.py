@@ -1,7 +1,5 @@
 """The Slurm scripts without a Slurm: what is submitted runs, and what becomes of a job for each way it can end."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

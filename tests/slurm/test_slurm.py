@@ -1,7 +1,5 @@
 """The scripts on a real Slurm of one machine: interrupted chunks, merge and evaluation give what one run gives."""
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import json

@@ -1,7 +1,5 @@
 """The first installation: killed at any moment, or begun on a system without pip, the next call makes it whole."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

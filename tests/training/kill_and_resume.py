@@ -7,8 +7,6 @@ checkpoint and its expected end, looks for a complete set, and runs the same com
 every trial ends in the same bytes and no kill left less than a complete set.
 """
 
-from __future__ import annotations
-
 import random
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Networks small enough to be trained in a test, and how to start several processes."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The grid of samples never delays, ends or changes a training."""
 
-from __future__ import annotations
-
 import os
 import signal
 

@@ -1,7 +1,5 @@
 """What is asked: outputs, classes, labels and targets by name or number, and what does not fit together."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """The result tree: explanations on disk, the 8-bit images they are made of, and what the metrics read of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Features of image files: each file once, in any batches, remembered only while nothing changed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The metrics on numbers whose answer is known."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The evaluation protocol against the published code's figures, and the choice of images behind every number."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The report of an evaluation in each of its forms, and what keeps its figures from being compared."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """A value that does not exist is never a number: every metric, on trees of flat grey images that leave it none."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which classifiers can be explained, and the one line for each that cannot."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

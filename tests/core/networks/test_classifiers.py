@@ -1,7 +1,5 @@
 """Classifiers of every kind, each on a small real file made by the kind's own library, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 The figures are made where diffusers is installed: python -m tests.core.networks.test_diffusers
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The networks beside the classifier: published figures from published files, small ones in their places, inputs."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Files of weights: what is whole comes back, in whatever wrapper; what is not is one line; nothing is ever run."""
 
-from __future__ import annotations
-
 import pickle
 import zipfile
 from collections import OrderedDict

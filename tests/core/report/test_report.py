@@ -1,7 +1,5 @@
 """The report: reading trees, damaged ones too, its pictures, and a page in which nothing in a file becomes markup."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

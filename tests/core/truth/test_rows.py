@@ -1,7 +1,5 @@
 """Figures of the truth benchmark on pictures that are their own answer, what they cost, and the tables."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
