@@ -19,7 +19,7 @@ from dime.core.datasets import (
 )
 from dime.core.errors import InputError
 from dime.core.photos import BadImageError
-from tests.faults.images import BAD, UNSCALED, UNUSUAL
+from tests.faults.hostile import BAD, UNSCALED, UNUSUAL
 
 ROWS = {"a.jpg": 1, "b.jpg": 0, "c.jpg": 1, "d.jpg": 2, "e.jpg": 1}
 """Image -> partition, in file order; val are a, c and e."""

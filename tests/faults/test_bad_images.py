@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from tests.faults.forks import EXIT_SOME_FAILED, without
-from tests.faults.images import BAD, UNSCALED, UNUSUAL
+from tests.faults.hostile import BAD, UNSCALED, UNUSUAL
 from tests.worlds import SMALL_FLAGS, World, images, run_main, tree_of
 
 RECORDING = SMALL_FLAGS | {"on_bad_image": "record", "noise": "stream"}
