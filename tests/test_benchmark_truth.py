@@ -183,24 +183,15 @@ SHORTCUT = Shortcut("Smiling", "Eyeglasses")
 CD, CORRELATION, ALONG, BY_SMILE, BY_GLASSES, RELIANCE = SHORTCUT.row_names
 
 
-class Labels:
-    """A truth that knows the labels of its data set, in which smiles and glasses are independent."""
-
-    names = DRAWN
-
-    def labels(self) -> np.ndarray:
-        labels = np.zeros((4, len(DRAWN)), int)
-        labels[:, [SMILING, EYEGLASSES]] = [(0, 0), (0, 1), (1, 0), (1, 1)]
-        return labels
-
-
 def told(inputs: list[tuple[int, int]], cfs: list[tuple[int, int]]) -> dict[str, float]:
     """What explanations tell by which the oracle sees these (Smiling, Eyeglasses), before and after."""
     seen, cf_seen = np.zeros((2, len(inputs), len(DRAWN)), int)
     seen[:, [SMILING, EYEGLASSES]], cf_seen[:, [SMILING, EYEGLASSES]] = inputs, cfs
     cases = SimpleNamespace(seen=seen, cf_seen=cf_seen, target=1 - seen[:, SMILING])
+    labels = np.zeros((4, len(DRAWN)), int)  # of a data set in which smiles and glasses are independent
+    labels[:, [SMILING, EYEGLASSES]] = [(0, 0), (0, 1), (1, 0), (1, 1)]
     found = {}
-    for row in SHORTCUT.told(Labels(), np.ones(len(DRAWN), bool)):
+    for row in SHORTCUT.told(SimpleNamespace(names=DRAWN, labels=lambda: labels), np.ones(len(DRAWN), bool)):
         assert row.among == "flipped"
         values = row.per_image(cases).astype(float)
         found[row.name] = row.combine(values[np.isfinite(values.reshape(len(values), -1)).all(axis=1)])

@@ -1,4 +1,4 @@
-"""tune.py: how it chooses, on trials in closed form; as a command, with the inverted method, it goes on where it was."""
+"""tune.py: how it chooses, on trials in closed form; as a command it goes on where it was, as inversion does."""
 
 import sys
 from pathlib import Path
