@@ -113,7 +113,6 @@ LAYOUTS = {
     "csv": lambda folder: None,
     "official txt": as_txt,
     "txt with a count and names": lambda folder: as_txt(folder, "5\nimage_id partition\n"),
-    "txt with a count and a name": lambda folder: as_txt(folder, "5\npartition\n"),
     "txt without a count": lambda folder: as_txt(folder, count=""),
     "txt called csv": lambda folder: as_txt(folder, suffix=".csv"),
     "CRLF and BOM": lambda folder: [edited(folder, "\n", "\r\n"), edited(folder, "image_id", "\ufeffimage_id")],

@@ -91,11 +91,9 @@ def test_a_planted_correlation_holds(text):
     [
         (["Smiling:Eyeglasses"], "expected LEADER"),
         (["Smiling:Eyeglasses=1.5"], "0..1"),
-        (["Smiling:Eyeglasses=nan"], "0..1"),
         (["Smile:Eyeglasses=0.9"], "no attribute of CelebA"),
         (["Smiling:Attractive=0.9"], "is not drawn"),
         (["Smiling:Smiling=0.9"], "freely"),
-        (["Bald:Bangs=0.9"], "freely"),
         (["Smiling:Male=0.9"], "circle .*Male -> .*Smiling"),
         (["Smiling:Eyeglasses=0.9", "Young:Eyeglasses=0.9"], "cannot both"),
         (["Smiling:Blond_Hair=0.9", "Young:Black_Hair=0.9"], "cannot both"),
@@ -207,22 +205,12 @@ def test_the_same_again_does_nothing_and_anything_else_is_refused(drawn, tmp_pat
     (tmp_path / "faces.jsonl").write_text("{half a li")
     with pytest.raises(InputError, match="damaged"):
         load_faces(tmp_path)
-
-
-def test_an_empty_folder_is_filled_and_a_failure_leaves_nothing(tmp_path, monkeypatch):
-    target = tmp_path / "set"
-    target.mkdir()
-
-    def fail(face):
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(folder, "draw", fail)
-        with pytest.raises(OSError, match="disk full"):
-            write_folder(target, Plan(num_val=1))
-    assert list(tmp_path.iterdir()) == [target] and not any(target.iterdir())
-    assert write_folder(target, Plan(num_val=1))
-    assert len(load_faces(target)) == 1
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(TypeError, match="not callable"):  # a failure leaves nothing
+        write_folder(empty, Plan(num_val=1))
+    assert not any(empty.iterdir()) and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    monkeypatch.undo()
+    assert write_folder(empty, Plan(num_val=1)) and len(load_faces(empty)) == 1
 
 
 # --- the script and its sheets

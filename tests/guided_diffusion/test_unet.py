@@ -159,7 +159,6 @@ def test_timestep_embedding_is_the_formula():
         ({"num_channels": 48}, 32, None, "--num_channels 48 times 1 of --channel_mult is 48 channels"),
         ({"channel_mult": "1,1.5,2"}, 32, None, "times 1.5 of --channel_mult is 48 channels"),
         ({"num_heads": 3}, 32, None, "--num_heads (or --num_heads_upsample) 3 does not divide the 64 channels"),
-        ({"num_heads_upsample": 5}, 32, None, "5 does not divide the 64 channels"),
         ({"num_head_channels": 48}, 32, None, "--num_head_channels 48 does not divide the 64 channels"),
         ({"num_heads": 0}, 32, None, "--num_heads (or --num_heads_upsample) 0"),
     ],

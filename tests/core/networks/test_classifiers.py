@@ -266,7 +266,6 @@ def test_ones_own_code(own_code, tmp_path, capsys):
     ("ending", "options", "expected"),
     [
         (":number", {}, "gives int, expected a torch.nn.Module"),
-        (":none", {}, "AttributeError"),
         ("", {}, "expected python:FILE.py:FACTORY"),
         (":build@no.pth", {}, "no such file"),
         (":spatial", {}, "expected logits (N, K)"),
