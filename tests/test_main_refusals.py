@@ -1,7 +1,4 @@
-"""Whatever is wrong with a command: exit code 2, one line on stderr that names it, and nothing written.
-
-What a value may be is tested at its reader; here, that the main job asks every reader before it begins.
-"""
+"""That the main job asks every reader before it begins: exit code 2, one line that names it, nothing written."""
 
 import shutil
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""Images that cannot be explained: each recorded with its reason, its neighbours as if nothing had been.
-
-And images of rare kinds, which can be converted, and broken ones that nobody asks for.
-"""
+"""Images that cannot be explained: each recorded with its reason, its neighbours as if nothing had been."""
 
 import os
 import shutil

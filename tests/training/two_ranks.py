@@ -1,7 +1,4 @@
-"""Three updates on batches of 8, with timesteps and noise that belong to the images: share of this process of them.
-
-usage: two_ranks.py FOLDER. Writes the checkpoint set, and grads.pt with the gradients of the last update.
-"""
+"""This process's share of three updates of batches of 8 whose timesteps and noise are the images'; usage: FOLDER"""
 
 import sys
 from pathlib import Path
