@@ -45,12 +45,6 @@ def test_what_cannot_be_used_is_named(world, out, flags, said):
     assert all(words in line for words in said), line
 
 
-def test_gpu_that_is_not_there(world, out, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert "--gpu 2: this machine has 2 GPU" in refused(world, out, gpu=2)
-
-
 # Data
 
 
@@ -84,7 +78,7 @@ def test_no_image_is_left_by_the_filter(world, out, data):
 # Weights
 
 
-def test_networks_that_do_not_fit(world, out, tmp_path):
+def test_networks_and_a_gpu_that_do_not_fit(world, out, tmp_path, monkeypatch):
     assert world.classifier.name in refused(world, out, model_path=world.classifier)
     assert world.unet().name in refused(world, out, classifier_path=world.unet())
     parts = torch.load(world.classifier, weights_only=True)
@@ -92,6 +86,9 @@ def test_networks_that_do_not_fit(world, out, tmp_path):
     torch.save(parts, tmp_path / "ten.pth")
     line = refused(world, out, query_label=10, classifier_path=tmp_path / "ten.pth")
     assert "--query_label 10" in line and "10 outputs" in line and "ten.pth" in line
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "--gpu 2: this machine has 2 GPU" in refused(world, out, gpu=2)
 
 
 # The output folder

@@ -75,20 +75,17 @@ def test_published_command(name, networks, tmp_path):
             assert image.format == "PNG" and min(image.size) > 300
 
 
-def test_published_defaults():
-    args = metric_parser("", "--weights-path", "--oracle-path").parse_args(["--output-path", "out", "--exp-name", "e"])
-    assert (args.gpu, args.partition) == ("0", "all")
-    assert str(args.weights_path) == "models/resnet50_vggface2_model.pkl"
-    assert str(args.oracle_path) == "models/oracle.pth"
-
-
-def test_fid_script_takes_the_published_arguments(metric_world, small):
+def test_published_defaults_and_the_arguments_of_compute_fid(metric_world, small):
     options = {"env": {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}, "cwd": small}
     command = ["bash", ROOT / "compute-fid.sh", small, "expA", "cpu", "--inception-weights", metric_world.inception]
     done = succeeded(run_command(command, **options))
     lines = dict(line.split(": ") for line in done.out.splitlines())
     assert list(lines) == ["FID", "sFID"] and float(lines["sFID"]) > 0 and "fewer than 2048" in done.err
     assert "OUTPUT_PATH EXP_NAME" in refusal(run_command([*command[:2], "only-one"], **options))
+    args = metric_parser("", "--weights-path", "--oracle-path").parse_args(["--output-path", "out", "--exp-name", "e"])
+    assert (args.gpu, args.partition) == ("0", "all")
+    assert str(args.weights_path) == "models/resnet50_vggface2_model.pkl"
+    assert str(args.oracle_path) == "models/oracle.pth"
 
 
 # bad input

@@ -14,15 +14,12 @@ from dime.core.drawn_faces import draw, sample_face
 from tests.worlds import ROOT, run_command, succeeded
 
 
-def test_every_public_name_is_there_and_documented():
+def test_every_public_name_is_documented_and_costs_nothing_until_it_is_used():
     for name in dime.__all__:
         assert getattr(dime, name).__doc__, name
     assert set(dime.__all__) <= set(dir(dime))
     with pytest.raises(AttributeError, match="no attribute 'Explanator'"):
         _ = dime.Explanator
-
-
-def test_importing_costs_nothing_until_a_name_is_used():
     command = "import sys, dime; assert 'torch' not in sys.modules; dime.Binary; assert 'torch' in sys.modules"
     succeeded(run_command([sys.executable, "-c", command], cwd=ROOT))
 

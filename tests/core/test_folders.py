@@ -76,6 +76,12 @@ def test_class_names_give_the_order(tmp_path):
     assert "cat is none of the 3 classes" in line or "dog is none of the 3 classes (is dogs meant?)" in line
     digits = opened(put(tmp_path / "digits", "3/1.png", "0/1.png"), class_names=["zero", "one", "two", "three"])
     assert digits.targets(None).tolist() == [0, 3]
+    (tmp_path / "names.txt").write_bytes("\ufeffcat\r\n\r\nbig dog\r\n".encode())
+    assert read_lines(str(tmp_path / "names.txt")) == ["cat", "big dog"]
+    for content in (b"\n", b"\xff\xfe\x00"):
+        (tmp_path / "names.txt").write_bytes(content)
+        with pytest.raises(InputError, match=r"names\.txt"):
+            read_lines(str(tmp_path / "names.txt"))
 
 
 ODD = ["a b.png", "ä,ö;ü 😀.png", 'quote".png', "new\nline.png", "#?%20.png", "-x.png", "a/b=c/'.png"]
@@ -153,15 +159,6 @@ def test_a_table_that_does_not_fit(tmp_path, table, said):
     (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(InputError, match=r"labels\.csv: .*" + said):
         opened(tmp_path)
-
-
-def test_names_of_classes_from_a_file(tmp_path):
-    (tmp_path / "names.txt").write_bytes("\ufeffcat\r\n\r\nbig dog\r\n".encode())
-    assert read_lines(str(tmp_path / "names.txt")) == ["cat", "big dog"]
-    for content in (b"\n", b"\xff\xfe\x00"):
-        (tmp_path / "names.txt").write_bytes(content)
-        with pytest.raises(InputError, match=r"names\.txt"):
-            read_lines(str(tmp_path / "names.txt"))
 
 
 # Other kinds

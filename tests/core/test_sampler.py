@@ -64,16 +64,13 @@ def test_sharing_evaluations_changes_no_bit(stochastic, clip, tau, guided_iterat
     assert torch.equal(cf, plain_loop(CountingModel(), toy_diffusion(100), x, tau, ToyPull(), seed=0, **flags))
 
 
-def test_no_guidance_is_ordinary_denoising():
+def test_no_guidance_is_ordinary_denoising_which_sampling_scale_silences():
     tau, diffusion, x = 6, toy_diffusion(100), rnd(1, 2, 3, 4, 4)
     torch.manual_seed(3)
     expected = diffusion.q_sample(x, torch.full((2,), tau), noise=torch.randn_like(x))
     for i in reversed(range(tau)):
         expected = diffusion.p_sample(CountingModel(), expected, torch.full((2,), i))["sample"]
     torch.testing.assert_close(run_toy(tau, guided_iterations=0, seed=3), expected, atol=0, rtol=0)
-
-
-def test_sampling_scale_silences_the_reverse_steps_but_not_the_noising():
     silent = run_toy(5, sampling_scale=0)
     assert torch.equal(silent, run_toy(5, sampling_scale=0, use_sampling_on_x_t=False))
     assert not torch.equal(silent, run_toy(5, sampling_scale=0, seed=1))
@@ -167,12 +164,15 @@ def test_the_stream_is_torchs_own():
         assert torch.equal(eps, torch.randn_like(eps))
 
 
-def test_an_images_noise_depends_on_nothing_but_its_key():
+def test_an_images_noise_is_standard_normal_and_depends_on_nothing_but_its_key():
     noise = PerImageNoise(4)
     together = noise.step([11, 12], 3, 5)
     alone = PerImageNoise(4).step([12], 3, 5)
     for _ in range(3):  # its inner chain's ε's, then its own
         assert torch.equal(together(SHAPE)[1], alone(torch.Size((1, *SHAPE[1:])))[0])
+    eps = PerImageNoise(0).noising(list(range(8)))(torch.Size((8, 3, 64, 64)))
+    assert abs(eps.mean()) < 0.02  # 98,304 numbers: the standard error is 0.0032
+    assert abs(eps.std() - 1) < 0.02
 
 
 def test_every_part_of_the_key_matters():
@@ -185,9 +185,3 @@ def test_every_part_of_the_key_matters():
     drawn = {key: first(*key) for key in keys}
     for key, eps in drawn.items():
         assert not any(torch.equal(eps, other) for name, other in drawn.items() if name != key), key
-
-
-def test_the_numbers_are_standard_normal():
-    eps = PerImageNoise(0).noising(list(range(8)))(torch.Size((8, 3, 64, 64)))
-    assert abs(eps.mean()) < 0.02  # 98,304 numbers: the standard error is 0.0032
-    assert abs(eps.std() - 1) < 0.02

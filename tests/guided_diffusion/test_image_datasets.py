@@ -34,7 +34,7 @@ def load(folder, batch_size: int = 4, **more):
     return load_data(data_dir=str(folder), batch_size=batch_size, image_size=8, deterministic=True, **more)
 
 
-def test_batches_in_order(folder, monkeypatch):
+def test_batches_in_order_or_each_pass_in_another(folder, monkeypatch):
     data = load(folder)
     images, cond = next(data)
     assert images.shape == (4, 3, 8, 8) and images.dtype == torch.float32 and cond == {}
@@ -44,9 +44,6 @@ def test_batches_in_order(folder, monkeypatch):
     monkeypatch.setattr("guided_diffusion.dist_util.rank", lambda: 1)
     monkeypatch.setattr("guided_diffusion.dist_util.world_size", lambda: 3)
     assert level(next(load(folder, 3))[0]) == [1, 4, 7]  # ranks share the files
-
-
-def test_a_pass_shows_every_image_once_in_another_order(folder):
     data = load_data(data_dir=str(folder), batch_size=5, image_size=8)
     passes = [level(torch.cat([next(data)[0], next(data)[0]])) for _ in range(2)]
     assert sorted(passes[0]) == sorted(passes[1]) == list(range(10))
@@ -123,19 +120,16 @@ def test_where_workers_die_the_same_batches_are_read_without_them(capsys):
     assert found == take(EndlessBatches(Numbers(), 2))
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1 and "images are read without them" in said[0]
+    for drop_last, expected in ((False, [*range(10), 0, 1]), (True, [*range(8), *range(4)])):
+        batches = EndlessBatches(Numbers(), 4, shuffle=False, drop_last=drop_last)
+        drawn = torch.tensor([number for batch in take(batches, 4) for number in batch])
+        assert drawn.long().tolist()[:12] == expected
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_arrives_as_it_is(workers):
     with pytest.raises(OSError, match=r"^000007\.jpg: not a readable image$"):
         take(EndlessBatches(Numbers(bad_image), 2, num_workers=workers))
-
-
-def test_an_incomplete_batch_is_dropped_or_not():
-    for drop_last, expected in ((False, [*range(10), 0, 1]), (True, [*range(8), *range(4)])):
-        batches = EndlessBatches(Numbers(), 4, shuffle=False, drop_last=drop_last)
-        drawn = torch.tensor([number for batch in take(batches, 4) for number in batch])
-        assert drawn.long().tolist()[:12] == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -57,7 +57,7 @@ def test_flags_are_typed_like_their_defaults():
         str2bool("maybe")
 
 
-def test_config_holds_every_flag_as_a_plain_value():
+def test_config_holds_every_flag_as_a_plain_value_and_widths_have_defaults():
     flags = {**model_and_diffusion_defaults(), **BASE}
     model, _ = create_model_and_diffusion(**BASE, num_classes=40, multiclass=True)
     assert model.config == {**flags, "num_classes": 40, "multiclass": True, "image_channels": 3}
@@ -68,6 +68,12 @@ def test_config_holds_every_flag_as_a_plain_value():
     model, _ = create_model_and_diffusion(**{**BASE, "image_size": 96, "channel_mult": "1,2"}, image_channels=1)
     assert model.image_size == 96
     assert (model.in_channels, model.out[2].out_channels) == (1, 2)  # the noise, and its variance
+    published = {256: (1, 1, 2, 2, 4, 4), 224: (1, 1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 28: (1, 1, 2)}
+    assert published.items() < CHANNEL_MULT.items()
+    with torch.device("meta"):
+        model = create_model(512, num_channels=64, num_res_blocks=1, attention_resolutions="")
+    first_convolutions = [block[0].in_layers[2] for block in list(model.input_blocks)[1::2]]
+    assert [conv.out_channels for conv in first_convolutions] == [32, 64, 64, 128, 128, 256, 256]
 
 
 @pytest.mark.parametrize(
@@ -85,15 +91,6 @@ def test_config_holds_every_flag_as_a_plain_value():
 def test_diffusion_flags(flags, attribute, value):
     """The others are behind the figures of test_gaussian_diffusion.py."""
     assert getattr(create_gaussian_diffusion(**flags), attribute) == value
-
-
-def test_default_widths():
-    published = {256: (1, 1, 2, 2, 4, 4), 224: (1, 1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 28: (1, 1, 2)}
-    assert published.items() < CHANNEL_MULT.items()
-    with torch.device("meta"):
-        model = create_model(512, num_channels=64, num_res_blocks=1, attention_resolutions="")
-    first_convolutions = [block[0].in_layers[2] for block in list(model.input_blocks)[1::2]]
-    assert [conv.out_channels for conv in first_convolutions] == [32, 64, 64, 128, 128, 256, 256]
 
 
 @pytest.mark.parametrize(

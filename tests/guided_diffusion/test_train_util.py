@@ -97,7 +97,7 @@ def test_gradients_are_weighted_and_summed_over_microbatches_and_what_the_sample
     torch.testing.assert_close(torch.cat([alone for _, alone in told]), losses.detach(), rtol=1e-5, atol=0)
 
 
-def test_offset_noise_shifts_each_channel_of_each_image():
+def test_offset_noise_shifts_each_channel_and_clipping_bounds_the_gradient():
     loop = make(offset_noise=0.5)
     seen = []
 
@@ -113,6 +113,7 @@ def test_offset_noise_shifts_each_channel_of_each_image():
     # the mean of 64 values has variance 1/64, the shift 1/4; 1200 of them tell it to 4 %, five times that is allowed
     assert float(noise.mean((2, 3)).var()) == pytest.approx(1 / 4 + 1 / 64, rel=0.2)
     assert float(noise.var((2, 3)).mean()) == pytest.approx(1, rel=0.05)
+    assert float(gradient(make(grad_clip=0.01)).norm()) == pytest.approx(0.01, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +127,6 @@ def test_the_rate_warms_up_and_a_resumed_training_goes_on_with_it(tmp_path, anne
     for updates in (2, 5):  # stopped and resumed between the two
         train(max_steps=updates, output_path=str(tmp_path), **arguments)
     assert [used, *rates[:4]] == pytest.approx(expected)
-
-
-def test_gradient_clipping_bounds_the_norm():
-    assert float(gradient(make(grad_clip=0.01)).norm()) == pytest.approx(0.01, rel=1e-3)
 
 
 # --- precision
@@ -345,18 +342,15 @@ def test_a_signal_saves_and_stops(number, tmp_path):
     assert signal.getsignal(number) == handler
 
 
-def test_numbers_that_are_none_stop_it_and_the_last_good_set_stays(tmp_path):
+def test_broken_weights_are_never_saved_and_the_last_good_set_stays(tmp_path):
+    loop = make()
+    loop.params[0].data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="the weights are not finite"):
+        loop.save(2)
+    assert names(tmp_path) == []
     data = ((batch * float("nan") if k == 3 else batch, cond) for k, (batch, cond) in enumerate(endless(4)))
     with pytest.raises(FloatingPointError, match="step 3: the loss is not a finite number"):
         train(save_interval=2, data=data)
     assert names(tmp_path) == ["ema_0.9_000002.pt", "model000002.pt", "opt000002.pt"]
     saved = checkpoint_util.load_state_dict(tmp_path / "model000002.pt")
     assert all(value.isfinite().all() for value in saved.values())
-
-
-def test_broken_weights_are_never_saved(tmp_path):
-    loop = make()
-    loop.params[0].data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="the weights are not finite"):
-        loop.save(2)
-    assert names(tmp_path) == []

@@ -183,29 +183,23 @@ def test_small_cases_in_closed_form():
         gaussian(np.ones((1, 5)))
 
 
-def test_covariances_without_full_rank():
+def test_what_a_distance_depends_on():
     """20 dimensions of which 3 are used: the distance is the one within those 3."""
     a, b = some_features(6, 50, 3), some_features(7, 60, 3)
     basis = np.linalg.qr(rnd(8, 20, 20).numpy().astype(float))[0][:3]
     assert distance(a @ basis, b @ basis) == pytest.approx(distance(a, b), rel=1e-9)
-
-
-def test_order_does_not_matter_and_a_shift_adds_its_square():
     a, b = some_features(11, 40, 8), some_features(12, 40, 8)
     assert distance(np.random.default_rng(0).permutation(b), a) == pytest.approx(distance(a, b), rel=1e-9)
     away = b + (a.mean(0) - b.mean(0))
     assert distance(a, away + 3) - distance(a, away) == pytest.approx(8 * 9)
 
 
-def test_split_distance_compares_opposite_halves():
+def test_split_distance_compares_opposite_halves_by_ids():
     """Every counterfactual is its input: the split distance is still not 0, and the mean of both ways."""
     ids, a = np.arange(40), some_features(15, 40, 4)
     value = split_frechet_distance(ids, a, ids, a, seed=3)
     half = np.isin(ids, np.random.default_rng(3).permutation(ids)[:20])
     assert value == pytest.approx(distance(a[half], a[~half])) and value > 1e-3
-
-
-def test_split_distance_goes_by_ids_whatever_the_order_and_where_some_lack():
     ids, a, b = np.arange(30), some_features(16, 30, 4), some_features(17, 30, 4)
     order = np.random.default_rng(1).permutation(30)
     expected = split_frechet_distance(ids, a, ids, b)
