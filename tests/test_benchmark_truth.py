@@ -116,9 +116,6 @@ def measured(faces: DrawnFaces, *trees: ResultTree) -> tuple[Benchmark, dict[str
     return benchmark, {name: {key: m.value for key, m in found.items()} for name, found in measurements.items()}
 
 
-# are the counterfactuals right?
-
-
 def test_the_truth_and_unchanged_as_counterfactuals(faces, data, tmp_path):
     """An experiment that found the truth has the figures of the truth, one that did nothing those of its inputs."""
     found_it = explain_faces(tmp_path, "truth", data)
@@ -174,9 +171,6 @@ def test_seeds_are_one_column_and_an_image_is_resampled_with_all_of_them(faces, 
     seeds, images = (report.measurements[name][rows.FLIP_RATE] for name in ("seeds", "images"))
     assert (seeds.value, seeds.n, seeds.interval) == (0.5, IMAGES, (0.5, 0.5))
     assert (images.value, images.n) == (0.5, IMAGES) and images.interval[1] - images.interval[0] > 0.5
-
-
-# shortcuts
 
 
 SHORTCUT = Shortcut("Smiling", "Eyeglasses")
@@ -237,9 +231,6 @@ def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
     assert CD not in found and CORRELATION not in found, "no counterfactual that reached its target, none to explain"
     assert report.missing["exp"][0].endswith("no counterfactual of exp reached its target")
     assert all(found[name].n == IMAGES for name in (RELIANCE, BY_SMILE, BY_GLASSES))
-
-
-# the command
 
 
 def benchmark_truth(*arguments: object) -> Run:

@@ -45,9 +45,6 @@ def ids_in(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*/*/CF/*"))
 
 
-# The golden tree
-
-
 @pytest.fixture(scope="module")
 def golden_tree(world, tmp_path_factory) -> tuple[Path, Path]:
     """The published code's tree, and ours of the same command with the same stream of noise."""
@@ -121,9 +118,6 @@ def test_golden_trees_of_the_relatives(world, tmp_path, method):
     assert sum(difference <= within for difference in off) >= enough, off
 
 
-# The published commands
-
-
 def test_published_smile_command(world, tmp_path):
     """In a shell, in the data folder (there is no --data_dir), where no GPU is."""
     out = tmp_path / "results"
@@ -145,9 +139,6 @@ def test_published_smile_command(world, tmp_path):
         assert {str(p.relative_to(out / kind)) for p in (out / kind).rglob("*.jpg")} == {
             f"exp/name/{id:06d}/{step:04d}.jpg" for id in (7, 32) for step in (0, 1)
         }
-
-
-# What a run writes and says
 
 
 def test_every_flag_has_help_text():

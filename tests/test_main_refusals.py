@@ -45,9 +45,6 @@ def test_what_cannot_be_used_is_named(world, out, flags, said):
     assert all(words in line for words in said), line
 
 
-# Data
-
-
 def images_folder(data: Path) -> Path:
     return data / "img_align_celeba"
 
@@ -75,9 +72,6 @@ def test_no_image_is_left_by_the_filter(world, out, data):
     assert "no image" in line and "--target_label" in line
 
 
-# Weights
-
-
 def test_networks_and_a_gpu_that_do_not_fit(world, out, tmp_path, monkeypatch):
     assert world.classifier.name in refused(world, out, model_path=world.classifier)
     assert world.unet().name in refused(world, out, classifier_path=world.unet())
@@ -89,9 +83,6 @@ def test_networks_and_a_gpu_that_do_not_fit(world, out, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert "--gpu 2: this machine has 2 GPU" in refused(world, out, gpu=2)
-
-
-# The output folder
 
 
 def test_originals_of_other_images_and_of_another_size(world, out, data):

@@ -117,9 +117,6 @@ def test_an_image_counts_as_done_only_with_all_its_files(world, expected, tmp_pa
     assert comparable(out) == expected
 
 
-# Another run's folder
-
-
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
     [

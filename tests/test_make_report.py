@@ -8,7 +8,7 @@ from PIL import Image
 from dime.core.report.data import read_experiment
 from dime.core.report.images import contact_sheet
 from dime.core.results import ResultTree
-from tests.report_world import make_experiment
+from tests.metric_world import make_experiment
 from tests.worlds import Run, refusal, run_script, succeeded
 
 

@@ -88,9 +88,6 @@ def test_published_defaults_and_the_arguments_of_compute_fid(metric_world, small
     assert str(args.oracle_path) == "models/oracle.pth"
 
 
-# bad input
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_spoilt_trees(name, small):
     """What is wrong with a tree is said by every script, in one line that names the file, before networks load."""
@@ -148,9 +145,6 @@ def test_what_cannot_be_written_or_read(networks, tmp_path, monkeypatch):
     assert "| flip rate" in done.out and done.err.count("--report-path FOLDER puts it elsewhere") == 3
     done = succeeded(run_script("evaluate", *command, "--report-path", tmp_path / "reports"))
     assert done.err == "" and (tmp_path / "reports/a/evaluation.md").read_text() == done.out
-
-
-# the whole protocol
 
 
 def test_evaluate_with_everything(networks, tmp_path):

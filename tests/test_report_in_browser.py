@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report_world import make_experiment, record
+from tests.metric_world import make_experiment, record
 from tests.test_make_report import make_report
 from tests.worlds import run_command, succeeded
 

@@ -54,9 +54,6 @@ def test_a_face_is_determined_by_seed_and_index():
     assert np.abs(np.asarray(large, np.int16) - pixels(FACES[0])).mean() < 4  # grain and edges differ
 
 
-# --- attributes and their correlations
-
-
 def test_natural_habits():
     for face in MANY:
         assert len(face.has & set(HAIR_COLOURS)) <= 1
@@ -104,8 +101,6 @@ def test_bad_and_contradicting_correlations(texts, message):
         sample_face(0, 0, [Correlation.parse(text) for text in texts])
 
 
-# --- the true counterfactual
-
 UPPER = ("Narrow_Eyes", "Bushy_Eyebrows", "Bangs", "Wearing_Hat")
 LOWER = (
     "Smiling",
@@ -152,9 +147,6 @@ def test_hair_colours_and_baldness_give_way_to_each_other():
     assert counterfactual(fringe, "Bald").has == fringe.has - {"Bangs", fringe.hair} | {"Bald"}
     with pytest.raises(InputError, match="is not drawn"):
         counterfactual(face, "Attractive")
-
-
-# --- the folder
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +203,6 @@ def test_the_same_again_does_nothing_and_anything_else_is_refused(drawn, tmp_pat
     assert not any(empty.iterdir()) and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     monkeypatch.undo()
     assert write_folder(empty, Plan(num_val=1)) and len(load_faces(empty)) == 1
-
-
-# --- the script and its sheets
 
 
 def test_script(tmp_path):

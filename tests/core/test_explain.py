@@ -147,9 +147,6 @@ def test_a_conditional_model_is_told_each_images_own_labels():
     assert not torch.equal(everyone.cf, explained(EVERYONE, pad_to=6).cf)
 
 
-# The Python interface
-
-
 class TwoShades(nn.Module):
     """Three classes: dark, bright, and one in between; with a batch norm, which a training mode would update."""
 

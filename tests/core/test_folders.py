@@ -37,9 +37,6 @@ def refusal(folder: str | Path, name: str = "folder", **options) -> str:
     return str(caught.value)
 
 
-# Any folder
-
-
 def test_ids_are_positions_in_a_fixed_order_of_what_is_an_image(tmp_path):
     hidden = ("__MACOSX/b/._2.png", "b/._2.png", "b/.ipynb_checkpoints/2-checkpoint.png", ".git/x.png")
     folder = tmp_path / ".cache/images"  # whoever names a hidden folder means it
@@ -127,9 +124,6 @@ def test_a_folder_without_images(tmp_path):
     assert "n01440764" in refusal(tmp_path, "imagenet")
 
 
-# labels.csv
-
-
 @pytest.mark.parametrize("table", ["file,label\n{0},x\n{1},y\n", "label; file\ny; {1}\nx; {0}\n", "{0},x\n{1},y\n"])
 def test_labels_from_a_table(tmp_path, table):
     put(tmp_path, "in/a b.png", "c.png")
@@ -159,9 +153,6 @@ def test_a_table_that_does_not_fit(tmp_path, table, said):
     (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(InputError, match=r"labels\.csv: .*" + said):
         opened(tmp_path)
-
-
-# Other kinds
 
 
 def test_single_files(tmp_path):

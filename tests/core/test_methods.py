@@ -133,7 +133,7 @@ def test_a_shorter_ddim_chain_in_closed_form():
         assert torch.equal(x_t, step.p.pred_xstart) and (x_t.abs() == 1).any()
 
 
-def test_methods_differ():
+def test_methods_and_their_flags_differ():
     results = [run(method, warmup_step=3, dilation=1, masking_threshold=0.9)[0] for method in METHODS]
     for k, one in enumerate(results):
         assert not any(torch.equal(one, other) for other in results[k + 1 :])
@@ -141,9 +141,6 @@ def test_methods_differ():
     assert kept.any() and not kept.all()  # the input is pasted back outside the mask
     assert not torch.equal(run("fastdimenomask")[0], run("fastdimenomask", scale_grads=True)[0])
     assert torch.equal(run("gmd")[0], run("gmd", scale_grads=True)[0])  # it has no effect there
-
-
-def test_guided_iterations():
     stopped = {method: run(method, guided_iterations=0, warmup_step=99)[0] for method in ("dime", "naive", "gmd")}
     assert torch.equal(stopped["naive"], stopped["gmd"])  # nothing but ordinary denoising is left
     assert not torch.equal(stopped["naive"], run("fastdime", guided_iterations=0, warmup_step=99)[0])  # goes on

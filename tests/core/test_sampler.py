@@ -110,7 +110,7 @@ def test_the_input_comes_back_through_the_published_network():
     torch.testing.assert_close(cf, X, atol=1e-5, rtol=0)  # float32, if a kernel were to differ from call to call
 
 
-def test_an_inversion_is_made_once_for_all_attempts():
+def test_an_inversion_is_made_once_and_fresh_noise_alone_is_ordinary_denoising():
     denoiser, noise = Denoiser(CountingModel(), toy_diffusion(100)), PerImageNoise(4)
     x, method = rnd(1, 3, 3, 4, 4), METHODS["inverted"](Settings(start_step=8, outer_steps=4))
     draw = noise.noising(IDS)
@@ -124,10 +124,7 @@ def test_an_inversion_is_made_once_for_all_attempts():
         *(denoiser, x[some], z[some], ToyPull(), lambda i: noise.step(some, 1, i)), inversion=inversion.rows(some)
     )
     assert torch.equal(again, pulled[some])  # no attempt draws anything of its own
-
-
-def test_fresh_noise_alone_is_ordinary_denoising():
-    """fresh_noise 1 is the ablation `naive` without gradients, up to the rounding of s - m + m."""
+    # fresh_noise 1 is the ablation `naive` without gradients, up to the rounding of s - m + m
     denoiser, noise, x = Denoiser(CountingModel(), toy_diffusion(100)), PerImageNoise(4), rnd(1, 3, 3, 4, 4)
     z = denoiser.noised(x, 8, noise.noising(IDS)(x.shape))
     made = [
@@ -156,15 +153,7 @@ def test_fewer_outer_steps(name, steps, visited):
 SHAPE = torch.Size((2, 3, 8, 8))
 
 
-def test_the_stream_is_torchs_own():
-    torch.manual_seed(7)
-    noise = StreamNoise(7)
-    draws = [noise.noising([0, 1])(SHAPE), noise.step([0, 1], 0, 5)(SHAPE), noise.step([1], 2, 4)(SHAPE)]
-    for eps in draws:  # which has not been touched
-        assert torch.equal(eps, torch.randn_like(eps))
-
-
-def test_an_images_noise_is_standard_normal_and_depends_on_nothing_but_its_key():
+def test_the_stream_is_torchs_own_and_an_images_noise_depends_on_its_key_alone():
     noise = PerImageNoise(4)
     together = noise.step([11, 12], 3, 5)
     alone = PerImageNoise(4).step([12], 3, 5)
@@ -173,6 +162,11 @@ def test_an_images_noise_is_standard_normal_and_depends_on_nothing_but_its_key()
     eps = PerImageNoise(0).noising(list(range(8)))(torch.Size((8, 3, 64, 64)))
     assert abs(eps.mean()) < 0.02  # 98,304 numbers: the standard error is 0.0032
     assert abs(eps.std() - 1) < 0.02
+    torch.manual_seed(7)
+    noise = StreamNoise(7)
+    draws = [noise.noising([0, 1])(SHAPE), noise.step([0, 1], 0, 5)(SHAPE), noise.step([1], 2, 4)(SHAPE)]
+    for eps in draws:  # which has not been touched
+        assert torch.equal(eps, torch.randn_like(eps))
 
 
 def test_every_part_of_the_key_matters():

@@ -50,7 +50,7 @@ def test_batches_in_order_or_each_pass_in_another(folder, monkeypatch):
     assert passes[0] != passes[1]
 
 
-def test_crops_halve_with_box_then_bicubic_then_take_the_centre_or_any_square():
+def test_crops_halve_with_box_then_bicubic_and_flips_happen_half_of_the_time(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     halved = image.resize((35, 20), Image.Resampling.BOX)
@@ -60,9 +60,6 @@ def test_crops_halve_with_box_then_bicubic_then_take_the_centre_or_any_square():
     crops = [random_crop_arr(image, 16) for _ in range(20)]
     assert {crop.shape for crop in crops} == {(16, 16, 3)}
     assert len({crop.tobytes() for crop in crops}) > 5
-
-
-def test_flips_happen_half_of_the_time(tmp_path):
     ramp = np.tile(np.arange(0, 160, 20, dtype=np.uint8)[None, :, None], (8, 1, 3))
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     dataset = ImageDataset(resolution=8, image_paths=[str(tmp_path / "ramp.png")])
@@ -144,16 +141,7 @@ def test_any_position_can_be_resumed(workers):
     assert torch.equal(torch.get_rng_state(), before)  # reading leaves the global generator alone
 
 
-def test_workers_end_with_their_batches():
-    before = set(multiprocessing.active_children())
-    data = EndlessBatches(Numbers(), 2, num_workers=2)
-    next(data)
-    assert len(set(multiprocessing.active_children()) - before) == 2
-    del data  # at once: there is no cycle for the garbage collector to find
-    assert not set(multiprocessing.active_children()) - before
-
-
-def test_a_signal_to_every_process_disturbs_no_reading():
+def test_a_signal_to_every_process_disturbs_no_reading_and_workers_end_with_their_batches():
     """As clusters send it. Were it for torch, an error would be raised wherever this process is when a worker ends."""
     data = EndlessBatches(Numbers(), 2, num_workers=2)
     begun = take(data, 2)
@@ -161,3 +149,9 @@ def test_a_signal_to_every_process_disturbs_no_reading():
         subprocess.run(["bash", "-c", f"kill -TERM {worker.pid}"], check=True)
         worker.join(10)
     assert begun + take(data, 20) == take(EndlessBatches(Numbers(), 2), 22)
+    before = set(multiprocessing.active_children())
+    data = EndlessBatches(Numbers(), 2, num_workers=2)
+    next(data)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    del data  # at once: there is no cycle for the garbage collector to find
+    assert not set(multiprocessing.active_children()) - before

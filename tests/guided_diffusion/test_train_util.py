@@ -58,9 +58,6 @@ def gradient(loop: TrainLoop) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in loop.params])
 
 
-# --- one update
-
-
 def test_four_updates_give_the_published_weights(tmp_path):
     model, diffusion = create_model_and_diffusion(**{**BASE, "timestep_respacing": ""})
     generator = torch.Generator().manual_seed(500)
@@ -129,9 +126,6 @@ def test_the_rate_warms_up_and_a_resumed_training_goes_on_with_it(tmp_path, anne
     assert [used, *rates[:4]] == pytest.approx(expected)
 
 
-# --- precision
-
-
 @pytest.mark.parametrize(
     ("settings", "growth"), [({"fp16_scale_growth": 0.5}, 0.5), ({"fp16_scale_growth": 0.0}, 0), ({}, 1e-3)]
 )
@@ -167,15 +161,7 @@ def test_lower_precision_has_nearly_the_gradient_of_float32(precision, tolerance
     assert {types[name] for name in types if name not in in_float32} == {loop.dtype}
 
 
-def test_overflow_without_end_stops():
-    loop = make(precision="fp16")
-    loop.scaler = scaler(-12)
-    loop.params[0].register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(FloatingPointError, match="step 0: the gradients are not finite"):
-        gradient(loop)
-
-
-def test_the_first_updates_in_half_precision_are_made_and_fp16_on_a_cpu_falls_back(capsys):
+def test_half_precision_begins_stops_at_overflows_without_end_and_falls_back_on_a_cpu(capsys):
     """A head in half precision overflows: its gradient sums 2^20 times the loss's over all pixels."""
     torch.manual_seed(0)
     model, diffusion = create_model_and_diffusion(**FLAGS)  # as it is at first, with a head of zeros
@@ -185,9 +171,11 @@ def test_the_first_updates_in_half_precision_are_made_and_fp16_on_a_cpu_falls_ba
     for use_fp16 in (True, False):
         assert make(use_fp16=use_fp16).dtype == torch.float32
         assert capsys.readouterr().out.count("fp16") == use_fp16
-
-
-# --- what it writes
+    loop = make(precision="fp16")
+    loop.scaler = scaler(-12)
+    loop.params[0].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="step 0: the gradients are not finite"):
+        gradient(loop)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +199,22 @@ def test_sets_and_their_numbers(tmp_path, monkeypatch, settings, steps):
 
 
 def test_what_is_logged(tmp_path):
+    """Ten timesteps of a process of a hundred: the quartiles are 0-2, 3-4, 5-7 and 8-9."""
+    logged = {}
+    observer = watch(on_log=lambda loop, values: logged.update(values))
+    loop = make(flags={"timestep_respacing": "10"}, batch_size=10, observer=observer)
+    loop.schedule_sampler.sample = lambda batch_size, device: (torch.arange(10), torch.ones(10))
+    loop.diffusion.training_losses = lambda network, x, t, model_kwargs: {
+        "loss": t.float() ** 2 + 0 * network(x, t).mean((1, 2, 3)),
+        "mse": 100.0 + t,
+    }
+    loop.run_step(rnd(1, 10, 3, 8, 8), {})
+    loop.log(0)
+    expected = {
+        **{"loss": 28.5, "loss_q0": 5 / 3, "loss_q1": 12.5, "loss_q2": 110 / 3, "loss_q3": 72.5},
+        **{"mse": 104.5, "mse_q0": 101, "mse_q1": 103.5, "mse_q2": 106, "mse_q3": 108.5},
+    }
+    assert {key: logged[key] for key in expected} == pytest.approx(expected)
     train(max_steps=4, log_interval=2, use_fp16=False)
     with (tmp_path / "progress.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -228,28 +232,6 @@ def test_what_is_logged(tmp_path):
     loop.run_loop()
     assert logged["param_norm"] == pytest.approx(float(before), rel=1e-4)  # float32 sums in another order
     assert logged["lg_loss_scale"] == 9
-
-
-def test_each_term_is_logged_by_quartile_of_the_timestep():
-    """Ten timesteps of a process of a hundred: the quartiles are 0-2, 3-4, 5-7 and 8-9."""
-    logged = {}
-    observer = watch(on_log=lambda loop, values: logged.update(values))
-    loop = make(flags={"timestep_respacing": "10"}, batch_size=10, observer=observer)
-    loop.schedule_sampler.sample = lambda batch_size, device: (torch.arange(10), torch.ones(10))
-    loop.diffusion.training_losses = lambda network, x, t, model_kwargs: {
-        "loss": t.float() ** 2 + 0 * network(x, t).mean((1, 2, 3)),
-        "mse": 100.0 + t,
-    }
-    loop.run_step(rnd(1, 10, 3, 8, 8), {})
-    loop.log(0)
-    expected = {
-        **{"loss": 28.5, "loss_q0": 5 / 3, "loss_q1": 12.5, "loss_q2": 110 / 3, "loss_q3": 72.5},
-        **{"mse": 104.5, "mse_q0": 101, "mse_q1": 103.5, "mse_q2": 106, "mse_q3": 108.5},
-    }
-    assert {key: logged[key] for key in expected} == pytest.approx(expected)
-
-
-# --- resuming
 
 
 class Noise(torch.utils.data.Dataset):
@@ -328,9 +310,6 @@ def test_an_optimizer_file_of_other_content_is_named(change, tmp_path):
     torch.save(checkpoint_util.load(tmp_path / "opt000002.pt") | change, tmp_path / "opt000002.pt")
     with pytest.raises(ValueError, match=r"opt000002\.pt: does not hold what this training saves"):
         make(output_path=str(tmp_path))
-
-
-# --- what stops it
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

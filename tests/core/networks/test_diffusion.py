@@ -58,9 +58,6 @@ def output(model: DiffusionModel, labels: torch.Tensor | None = None) -> torch.T
     return model.network(rnd(1, 2, 3, 64, 64), torch.tensor([3.0, 480.0]), labels)[:, :, ::4, ::4]
 
 
-# Loading
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_published_output_with_nothing_said_but_the_heads(tmp_path, variant):
     told = {
@@ -209,9 +206,6 @@ def test_guidance_goes_on_at_the_last_index_where_the_posterior_has_no_variance(
     for i in (0, 1):
         variance = Denoiser(torch.nn.Identity(), process).reverse(z, z, i).variance
         torch.testing.assert_close(variance, torch.full_like(z, process.posterior_variance[1]))
-
-
-# Flags from weights, and flags that mean the same
 
 
 def shapes_of(flags: dict) -> dict[str, list[int]]:

@@ -18,7 +18,7 @@ from dime.core.report.data import read_experiment, with_changes
 from dime.core.report.page import Limits, render
 from dime.core.results import ResultTree
 from tests.helpers import GOLDEN
-from tests.report_world import STEPS, make_experiment, record
+from tests.metric_world import STEPS, make_experiment, record
 
 SCRIPT_TAG = "</script><script>document.title='owned'</script>"
 IMAGE_TAG = "<img src=x onerror=document.title='owned'>"
