@@ -1,4 +1,4 @@
-"""What the metrics need: a golden tree, every network's weights, trees of flat grey images, stand-ins for networks."""
+"""Result trees and weights for metrics and report: golden ones, flat grey images, and small ones of known figures."""
 
 import pickle
 import shutil

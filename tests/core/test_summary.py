@@ -92,7 +92,7 @@ def test_each_table_is_weighted_by_its_own_count_and_what_a_chunk_lacks_counts_a
     assert_close(merged, {"n": 4, "FVA": 0.2, "MNAC": 3.0, "cf-cor": {"n": 1, "bkl": 0.5}}, rel=1e-12)
 
 
-def test_summary_file(tmp_path):
+def test_summary_and_stats_files(tmp_path):
     write_summary(tmp_path / "summary.yaml", summarise(FOUR))
     text = (tmp_path / "summary.yaml").read_text()
     assert yaml.safe_load(text) == summarise(FOUR)
@@ -100,9 +100,6 @@ def test_summary_file(tmp_path):
     assert top == sorted(top)
     assert "{" not in text and "!!" not in text
     assert [path.name for path in tmp_path.iterdir()] == ["summary.yaml"]
-
-
-def test_stats_file(tmp_path):
     write_stats(tmp_path / "stats.pth", [replace(FOUR[0], bkl=FLOAT32), *FOUR[1:]])
     stats = torch.load(tmp_path / "stats.pth", weights_only=True)
     assert stats["n"] == 4 and stats["flipped"] == 3 and stats["acc"] == pytest.approx(75.0)

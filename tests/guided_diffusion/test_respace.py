@@ -34,12 +34,6 @@ def test_timesteps_are_the_published_ones(steps, sections):
     np.testing.assert_array_equal(sorted(space_timesteps(steps, sections)), expected)
 
 
-def test_sections_differ_by_one_step_at_most():
-    assert space_timesteps(10, [4, 3, 3]) == set(range(10))
-    assert space_timesteps(10, "1,1,1") == {0, 4, 7}
-    assert space_timesteps(100, "2") == {0, 99}
-
-
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -55,7 +49,7 @@ def test_impossible_choices_are_refused(sections, message):
         space_timesteps(500, sections)
 
 
-def test_keeping_every_timestep_is_the_process_itself():
+def test_keeping_every_timestep_is_the_process_itself_and_sections_differ_by_one_step():
     betas = get_named_beta_schedule("linear", 100)
     whole, kept = GaussianDiffusion(betas=betas, rescale_timesteps=True, **SETTINGS), spaced(range(100), 100)
     np.testing.assert_allclose(kept.betas, betas, rtol=1e-12)
@@ -64,6 +58,9 @@ def test_keeping_every_timestep_is_the_process_itself():
         kept.p_mean_variance(wave, x, t), whole.p_mean_variance(lambda x, t: wave(x, t / 10), x, t)
     )
     assert whole.network_timesteps(t).tolist() == [40.0, 900.0]
+    assert space_timesteps(10, [4, 3, 3]) == set(range(10))
+    assert space_timesteps(10, "1,1,1") == {0, 4, 7}
+    assert space_timesteps(100, "2") == {0, 99}
 
 
 @pytest.mark.parametrize(("rescale", "factor"), [(False, 1), (True, 10)])

@@ -1,4 +1,4 @@
-"""The metrics on numbers whose answer is known."""
+"""The metrics on numbers whose answer is known, and features of files: each once, remembered while nothing changed."""
 
 from itertools import pairwise
 from pathlib import Path

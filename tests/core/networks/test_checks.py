@@ -57,13 +57,7 @@ def test_a_classifier_that_cannot_be_explained(kind):
     assert str(caught.value).startswith("mine: ") and "\n" not in str(caught.value)
 
 
-def test_a_good_classifier_passes():
-    for decision in (CLASSES, SMILE, 3):
-        check_classifier(net(), X, decision)
-        check_classifier(lambda x: net()(x), X[:1], decision)  # any callable, one image
-
-
-def test_a_module_comes_out_as_it_went_in(capsys):
+def test_a_good_classifier_passes_and_a_module_comes_out_as_it_went_in(capsys):
     classifier = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), net())
     classifier.train()
     classifier[0].eval()
@@ -80,3 +74,6 @@ def test_a_module_comes_out_as_it_went_in(capsys):
         assert not classifier.training and not any(p.requires_grad for p in classifier.parameters())
         raise KeyError
     assert classifier.training and classifier[2][1].weight.requires_grad
+    for decision in (CLASSES, SMILE, 3):
+        check_classifier(net(), X, decision)
+        check_classifier(lambda x: net()(x), X[:1], decision)  # any callable, one image
