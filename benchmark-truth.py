@@ -57,8 +57,7 @@ def main() -> None:
     if args.json:
         write_file(args.json, as_json(report))
     plot = args.plot or args.output_path / "truth.png"
-    drawn = [rows.FLIPS, *benchmark.rows, *(row for each in experiments for row in each.rows)]
-    figure = truth_plot(benchmark.examples(EXAMPLES), report, drawn, [rows.TURNED, rows.DISTANCE])
+    figure = truth_plot(benchmark.examples(EXAMPLES), report, [rows.TURNED, rows.OTHERS, rows.DISTANCE])
     write_file(plot, png(figure))
     say(f"\nFigure: {plot}")
 
