@@ -12,12 +12,13 @@ dime_environment
 # threads that wait must not spin: where other programs want the same cores, spinning makes this ten times slower
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
-ATTRIBUTE=Smiling IMAGES=24 NAME= REST=()
+ATTRIBUTE=Smiling IMAGES=24 NAME= METHOD=(--preset demo,inverted --start_step 40) REST=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --attribute) ATTRIBUTE="${2:?--attribute needs a name, such as Young}"; shift 2 ;;
         --exp_name) NAME="${2:?--exp_name needs a name}"; shift 2 ;;
         --images) IMAGES="${2:?--images needs a number}"; shift 2 ;;
+        --preset) METHOD=(--preset "${2:?--preset needs names, such as demo,fast}"); shift 2 ;;
         *) REST+=("$1"); shift ;;
     esac
 done
@@ -25,7 +26,7 @@ NAME="${NAME:-$ATTRIBUTE}"
 
 # faces that no network has seen in its training; the train partition is there for its labels alone, which CD reads
 "$PYTHON" make-drawn-faces.py --output_path demo/data --num_train 1000 --num_val 200 --seed 2026
-"$PYTHON" -W ignore main.py --preset demo,local --data_dir demo/data --query_label "$ATTRIBUTE" \
+"$PYTHON" -W ignore main.py "${METHOD[@]}" --data_dir demo/data --query_label "$ATTRIBUTE" \
     --batch_size "$IMAGES" --num_batches 1 --gpu 0 --save_x_t True --save_z_t True \
     --output_path demo/results --exp_name "$NAME" "${REST[@]}"
 "$PYTHON" evaluate.py --output-path demo/results --exp-name "$NAME" --celeba-path demo/data \
