@@ -1,4 +1,4 @@
-"""Are counterfactuals right? Experiments on drawn faces beside the true counterfactuals; do they reveal a shortcut?"""
+"""Are counterfactuals right? Experiments beside the true counterfactuals; on drawn faces: do they reveal a shortcut?"""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from dime.core.metrics.scripts import machine, metric_parser, png, write_file
 from dime.core.results import ResultTree
 from dime.core.truth import rows
 from dime.core.truth.benchmark import Benchmark, Experiment
-from dime.core.truth.cases import load_oracle
-from dime.core.truth.faces import DrawnFaces, Task
+from dime.core.truth.cases import load_oracles, oracle_of
+from dime.core.truth.faces import DrawnFaces
+from dime.core.truth.pairs import FolderPairs
 from dime.core.truth.report import markdown, truth_plot
 from dime.core.truth.shortcut import Shortcut
+from dime.core.truth.world import Task, World
 
 EXAMPLES = 8
-"""How many faces the figure shows."""
+"""How many images the figure shows."""
 
 
 def main() -> None:
@@ -31,10 +33,16 @@ def main() -> None:
         for name in dict.fromkeys(args.exp_name)
     ]
     task = common_task(experiments, args.celeba_path)
-    truth = DrawnFaces(task)
+    networks = load_oracles(args.oracle_path, here)
+    if task.dataset == "folder":
+        truth: World = FolderPairs(task, [name for network in networks.values() for name in network.names])
+        if args.shortcut is not None:
+            raise InputError("--shortcut: is planted in drawn faces alone; leave it out")
+    else:
+        truth = DrawnFaces(task)
     shortcut = None if args.shortcut is None else Shortcut(truth.query, ATTRIBUTES[args.shortcut])
     needs = [truth.query, *([shortcut.name] if shortcut else [])]
-    oracle, known = load_oracle(args.oracle_path, truth.names, here, needs)
+    oracle, known = oracle_of(networks, truth.names, truth.exclusive, here, needs)
     alike = [rows.similarity(args.weights_path, here)] if args.weights_path else []
     for each in experiments:
         each.add("evaluations", lambda each: [rows.evaluations_spent(each.trees)])
@@ -63,9 +71,10 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--exp-name", nargs="+", required=True, help="the experiments (main.py's --exp_name), one column each")
     add("--seeds", nargs="+", default=[], help="every NAME of --exp-name is NAME-SEED of all of these, together")
-    add("--oracle-path", default="models/demo/oracle.safetensors", help="a network trained apart that sees attributes")
+    oracle = "networks trained apart that see attributes, or classes"
+    add("--oracle-path", nargs="+", default=["models/demo/oracle.safetensors"], help=oracle)
     add("--weights-path", default="models/demo/features.safetensors", help="a small CNN, for FS; '' leaves FS out")
-    add("--celeba-path", default=None, help="the drawn faces; unset: the data_dir that the runs recorded")
+    add("--celeba-path", default=None, help="the images explained; unset: the data_dir that the runs recorded")
     add("--shortcut", type=attribute, help="attribute, by index or name, that a classifier may use as a shortcut")
     add("--plot", type=Path, metavar="FILE", help="PNG of the figure; unset: truth.png in OUTPUT_PATH")
     return parser
