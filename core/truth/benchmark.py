@@ -19,8 +19,8 @@ from dime.core.metrics.metric import select_pairs
 from dime.core.metrics.report import Report
 from dime.core.results import Pair, ResultTree
 from dime.core.truth.cases import Case, Cases, Oracle
-from dime.core.truth.world import World
 from dime.core.truth.rows import FLIPS, ROWS, Row
+from dime.core.truth.world import World
 
 TRUTH, INPUT = "(true cf)", "(input)"
 """The columns to compare with: the true counterfactuals, and the inputs themselves, measured as if explained."""
