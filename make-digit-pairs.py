@@ -52,7 +52,9 @@ def write(listing: Listing, known: np.ndarray, change: Change, count: int, folde
             continue
         rank = np.searchsorted(known, has) / len(known)
         other = change.changed(digit, float(np.quantile(known, 1 - rank)) - has)
-        if not (change.measure(other) >= high if has <= low else change.measure(other) <= low) or not alike(digit, other):
+        if not (change.measure(other) >= high if has <= low else change.measure(other) <= low) or not alike(
+            digit, other
+        ):
             continue
         label = int(has >= high)
         # beside the digits of its own class in the folder that is explained, among those of the other to learn from

@@ -1,6 +1,6 @@
 """Write scikit-learn's 1,797 handwritten digits of 8x8 as a data set in MNIST's format, 28x28, where MNIST is not there.
 
-    python tools/small_digits.py FOLDER
+python tools/small_digits.py FOLDER
 """
 
 from __future__ import annotations
