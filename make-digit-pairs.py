@@ -1,4 +1,4 @@
-"""Digits whose true counterfactual is known: MNIST's, and each of them with thicker, thinner or otherwise leaning strokes.
+"""Digits whose true counterfactuals are known: MNIST's, and each with thicker, thinner or otherwise leaning strokes.
 
 Of the digits in MNIST's order, the third that has least of the property is one class, the third that has most is the
 other. A digit's counterfactual has as much of it as the digit of the mirrored rank: the thickest becomes the thinnest.
@@ -50,14 +50,12 @@ def write(listing: Listing, known: np.ndarray, change: Change, count: int, folde
         has = change.measure(digit)
         if low < has < high:
             continue
-        rank = np.searchsorted(known, has) / len(known)
-        other = change.changed(digit, float(np.quantile(known, 1 - rank)) - has)
-        if not (change.measure(other) >= high if has <= low else change.measure(other) <= low) or not alike(
-            digit, other
-        ):
+        mirrored = np.quantile(known, 1 - np.searchsorted(known, has) / len(known))
+        other, label = change.changed(digit, float(mirrored) - has), int(has >= high)
+        reached = change.measure(other) <= low if label else change.measure(other) >= high
+        if not reached or not alike(digit, other):
             continue
-        label = int(has >= high)
-        # beside the digits of its own class in the folder that is explained, among those of the other to learn from
+        # to explain, it lies beside the digits of its own class; to learn from, among those of the other
         labels = label, 1 - label if folder == others else label
         for image, place, where in zip((digit, other), (folder, others), labels, strict=True):
             path = place / change.classes[where] / f"{number:05d}-{listing.table[LABEL].iat[number]}.png"
@@ -74,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--data_dir", required=True, help="MNIST's files, as for --dataset mnist")
     add("--output_path", type=Path, required=True, help="folder to make, with train/, val/ and truth/; new or empty")
     add("--change", choices=tuple(CHANGES), default="thickness", help="the property that counterfactuals change")
-    add("--num_train", type=integer(3), default=12000, help="training digits to look at")
+    add("--num_train", type=integer(3), default=6000, help="training digits to look at")
     add("--num_val", type=integer(3), default=1000, help="test digits to look at")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Write scikit-learn's 1,797 handwritten digits of 8x8 as a data set in MNIST's format, 28x28, where MNIST is not there.
+"""Write scikit-learn's 1,797 handwritten digits of 8x8 as a data set in MNIST's format, 28x28, to stand in for it.
 
 python tools/small_digits.py FOLDER
 """
