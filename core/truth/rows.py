@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ from dime.core.metrics.attribute_scores import area_under_curve
 from dime.core.metrics.faces import SMALL_FS, face_features, face_similarity
 from dime.core.metrics.features import Machine
 from dime.core.metrics.flip_rate import FLIP_RATE
+from dime.core.metrics.metric import Context, select_pairs
+from dime.core.metrics.robust import ROBUST
 from dime.core.results import ResultTree
 from dime.core.run_config import configurations
 from dime.core.sampler import Denoiser
@@ -125,6 +128,23 @@ def similarity(path: str, machine: Machine) -> Row:
     """FS by the features of a small CNN: cosine of input and counterfactual."""
     network = face_features(path, machine).network
     return Row(SMALL_FS, lambda c: face_similarity(*(outputs_on(each, network, machine) for each in (c.x, c.cf))))
+
+
+def robustness(trees: Sequence[ResultTree], context: Context) -> list[Row]:
+    """The rows of core/metrics/robust.py. Raises InputError where what they need is not there."""
+    made = []
+    for metric in ROBUST:
+        known = {}
+        for tree in trees:
+            pairs = select_pairs(tree, flipped_only=metric.flipped_only)
+            values = metric.measure(pairs, *metric.needs(context, tree))[0].detail
+            known |= {pair.info: value for pair, value in zip(pairs, values, strict=True)}
+
+        def per_image(c: Cases, known: Mapping[Path, float] = known) -> np.ndarray:
+            return np.array([known.get(case.pair.info, np.nan) for case in c.each])
+
+        made.append(Row(metric.rows[0], per_image, among="all"))
+    return made
 
 
 def evaluations(flags: Mapping[str, Any], attempts: int = 1) -> int:
