@@ -1,21 +1,20 @@
 """Measure sets of generated images: Inception Score, FID, sFID, precision, recall, KID.
 
 A set is a folder of image files or an .npz, of sample-diffusion.py or in guided-diffusion's layout (arr_0). Without a
-reference there is the Inception Score alone. Names and numbers are those of pytorch-fid and torch-fidelity.
+reference there is the Inception Score alone. Numbers are those of pytorch-fid and torch-fidelity.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 from dime.core.cli import Parser, boolean, integer, run
 from dime.core.datasets import DATASETS, PARTITIONS
 from dime.core.errors import InputError
 from dime.core.metrics.scripts import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
-from dime.core.samples import FeatureNetwork, Images, figures, named, open_images, require_alike, table
+from dime.core.samples import FeatureNetwork, Images, open_images, table
 from dime.core.training.script import open_part
 
 
@@ -24,21 +23,10 @@ def main() -> None:
     args = parse_args()
     sets = [open_images(path) for path in args.samples]
     reference = open_reference(args, sets[0])
-    require_alike([*sets, *([reference] if reference else [])])
     network = FeatureNetwork(args.features, machine(args), args.inception_weights, args.trust_classifier)
-    known = network(reference, args.num_samples) if reference else None
-    measure = partial(
-        figures,
-        splits=args.splits,
-        k=args.neighbours,
-        subsets=args.kid_subsets,
-        subset_size=args.kid_subset_size,
-        seed=args.seed,
-    )
-    columns = {}
-    for images in sets:
-        features = network(images, args.num_samples)
-        columns[images.name] = named(measure(features, known), network) | {"images": len(features.pooled)}
+    known = network(reference) if reference else None
+    settings = args.splits, args.neighbours, args.kid_subsets, args.kid_subset_size
+    columns = {images.name: network.figures(network(images), known, *settings) for images in sets}
     print(table(columns), end="")
     if args.json:
         write_file(args.json, json.dumps(columns, indent=2, ensure_ascii=False) + "\n")
@@ -52,7 +40,6 @@ def parse_args() -> argparse.Namespace:
     add("--dataset", choices=tuple(DATASETS), default="", help="or a data set of real images, in --data_dir")
     add("--data_dir", default="", help="folder of the data set")
     add("--partition", choices=tuple(PARTITIONS), default="val", help="of the data set, where it has parts")
-    add("--num_samples", type=integer(0), default=0, help="images of each set; 0: all")
     add("--features", default="inception", help="inception, or a classifier: a file, or KIND:NAME as in main.py")
     add("--inception_weights", type=Path, help="pytorch-fid's; unset: models/, the torch hub cache, or a download")
     add("--trust_classifier", type=boolean, default=False, help="load a classifier whose file is a program")
@@ -60,7 +47,6 @@ def parse_args() -> argparse.Namespace:
     add("--neighbours", type=integer(1), default=3, help="k, of precision and recall")
     add("--kid_subsets", type=integer(1), default=100, help="random subsets for KID")
     add("--kid_subset_size", type=integer(2), default=1000, help="images in each of them")
-    add("--seed", type=integer(0, 2**32 - 1), default=2020, help="of splits and subsets")
     add("--gpu", "--device", default="0", help="index of the CUDA GPU, or cpu")
     add("--batch_size", type=integer(1), default=DEFAULT_BATCH_SIZE, help="images at once; changes no result")
     add("--num_workers", type=integer(0), default=DEFAULT_WORKERS, help="threads that read images")
@@ -70,12 +56,12 @@ def parse_args() -> argparse.Namespace:
 
 def open_reference(args: argparse.Namespace, like: Images) -> Images | None:
     """The real images, of a data set in the shape of the samples; None where there are none."""
+    if args.dataset and args.reference:
+        raise InputError("--reference and --dataset both name the real images; give one of them")
     if not args.dataset:
         return open_images(args.reference) if args.reference else None
-    if args.reference:
-        raise InputError("--reference and --dataset both name the real images; give one of them")
     channels, size, _ = like.shape
-    source = open_part(args.dataset, args.data_dir or ".", args.partition, size, channels)
+    source = open_part(args.dataset, args.data_dir, args.partition, size, channels)
     return Images(f"{args.dataset} {args.partition}", len(source), (channels, size, size), source.load)
 
 

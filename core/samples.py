@@ -1,12 +1,11 @@
 """How good sets of generated images are: Inception Score, FID, sFID, precision and recall, KID.
 
-Each figure is a function of features; a `FeatureNetwork` gives all three kinds at once, so that an image is looked at
-once. Numbers are those of pytorch-fid and torch-fidelity, to the last digits for the same features.
+The figures are functions of features, and those of pytorch-fid and torch-fidelity to the last digits for the same ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dime.core.datasets import read_image
 from dime.core.errors import InputError
 from dime.core.images import from_image
 from dime.core.metrics.features import Machine, batches, computing
@@ -25,28 +23,20 @@ from dime.core.metrics.metric import require_one_size
 from dime.core.networks.classifiers import load_classifier
 from dime.core.networks.features import INCEPTION_URL, load_inception
 from dime.core.networks.files import pretrained_weights, read_state_dict
-from dime.core.photos import images_below
+from dime.core.photos import images_below, read_image
 from dime.core.table import UNDEFINED, markdown_table
-from dime.models.classifiers import SmallCNN
 
 SPATIAL_CHANNELS = 7
-"""Of the feature map that sFID looks at (Nash et al. 2021): 7 x 17 x 17 of Inception-V3 are about its 2048 features."""
-
+"""Of the map that sFID looks at (Nash et al. 2021): 7 x 17 x 17 of Inception-V3 are about as many as its features."""
+SEED = 2020
+"""That of torch-fidelity, so that its splits and subsets are found."""
 GREY = ("1", "L", "I;16")
 """Pillow's modes of grey images."""
 
 
-class Features(NamedTuple):
-    """What a network says of N images: pooled (N, D), spatial (N, S) or None, logits (N, K)."""
-
-    pooled: np.ndarray
-    spatial: np.ndarray | None
-    logits: np.ndarray
-
-
 @dataclass(frozen=True)
 class Images:
-    """A set of images of one size: what it is called, how many, (C, H, W), and i -> image number i in [-1, 1]."""
+    """A set of images: what it is called, how many, (C, H, W) of each, and i -> image number i in [-1, 1]."""
 
     name: str
     count: int
@@ -59,62 +49,70 @@ def open_images(path: str) -> Images:
 
     A folder is grey where all its files are. Raises InputError where there is no image, or they differ in size.
     """
-    if path.endswith(".npz"):
-        try:
-            with np.load(path) as content:
-                pixels = content["arr_0"]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: no images in it ({error}); expected an array arr_0 of them") from None
-        if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3) or not len(pixels):
-            found = f"{pixels.dtype} {pixels.shape}"
-            raise InputError(f"{path}: no images in it: arr_0 is {found}, expected uint8 (N, H, W, 3 or 1)")
-        shape = (pixels.shape[3], *pixels.shape[1:3])
-        return Images(path, len(pixels), shape, lambda i: from_image(pixels[i]))
-    files = [Path(path, name) for name in images_below(path)]
-    require_one_size(files)
-    channels = 1 if all(Image.open(file).mode in GREY for file in files) else 3
-    first = from_image(read_image(str(files[0]), channels))
-    return Images(path, len(files), tuple(first.shape), lambda i: from_image(read_image(str(files[i]), channels)))
+    if not path.endswith(".npz"):
+        files = [Path(path, name) for name in images_below(path)]
+        require_one_size(files)
+        channels = 1 if all(Image.open(file).mode in GREY for file in files) else 3
+        width, height = Image.open(files[0]).size
+        return Images(
+            path, len(files), (channels, height, width), lambda i: from_image(read_image(str(files[i]), channels))
+        )
+    try:
+        with np.load(path) as content:
+            pixels = content["arr_0"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: no images in it ({error}); expected an array arr_0 of them") from None
+    if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3) or not len(pixels):
+        raise InputError(f"{path}: no images in it: {pixels.dtype} {pixels.shape}, expected uint8 (N, H, W, 3 or 1)")
+    return Images(path, len(pixels), (pixels.shape[3], *pixels.shape[1:3]), lambda i: from_image(pixels[i]))
+
+
+class Features(NamedTuple):
+    """What a network says of N images: pooled (N, D), spatial (N, S) or None, logits (N, K)."""
+
+    pooled: np.ndarray
+    spatial: np.ndarray | None
+    logits: np.ndarray
 
 
 class FeatureNetwork:
-    """Inception-V3 as the FID knows it, or a classifier: x (N, C, H, W) in [-1, 1] -> Features.
+    """Inception-V3 as the FID knows it, or a classifier: a set of Images -> Features. Sets must have one shape.
 
     spec: "inception", or what load_classifier takes. Pooled features are what the last linear layer is given;
-    spatial ones the first channels of a map in the middle: for Inception mixed_6/conv, for a small CNN its second
-    level, for others there are none. weights: Inception's; None: looked for, or downloaded. Raises InputError.
-
-    Attributes: suffix: what a figure's name ends with; channels: of the images; None: any.
+    spatial ones, Inception's alone, the first channels of mixed_6/conv. Inception sees grey images in three equal
+    channels. weights: Inception's; None: looked for, or downloaded. Raises InputError.
     """
 
     def __init__(self, spec: str, machine: Machine, weights: Path | None = None, trust: bool = False) -> None:
-        self.machine, self.seen, middle = machine, {}, None
+        self.spec, self.machine, self.shape, self.seen = spec, machine, None, {}
         if spec == "inception":
-            weights = weights or pretrained_weights(INCEPTION_URL)
-            network, self.suffix, self.channels = load_inception(weights, machine.device), "", None
+            weights = weights or Path(pretrained_weights(INCEPTION_URL))
+            self.network, self.channels = load_inception(weights, machine.device), None
             # the scores of Salimans et al. 2016 leave the bias out, and so does torch-fidelity
-            head, middle = nn.Linear(2048, 1008, bias=False), network.network.Mixed_6d.branch1x1
+            head = nn.Linear(2048, 1008, bias=False)
             head.weight.data = read_state_dict(weights)["fc.weight"]
-            network.network.fc = head.to(machine.device)
+            self.network.network.Mixed_6d.branch1x1.register_forward_hook(
+                lambda *seen: self.seen.update(spatial=seen[-1][:, :SPATIAL_CHANNELS])
+            )
+            self.network.network.fc = head.to(machine.device)
         else:
-            network, self.suffix = load_classifier(spec, machine.device, trust=trust), f" (classifier {spec})"
-            modules = list(network.modules())
-            self.channels = next((m.in_channels for m in modules if isinstance(m, nn.Conv2d)), None)
-            head = next((m for m in reversed(modules) if isinstance(m, nn.Linear)), None)
+            self.network = load_classifier(spec, machine.device, trust=trust)
+            modules = list(self.network.modules())
+            self.channels = next((module.in_channels for module in modules if isinstance(module, nn.Conv2d)), None)
+            head = next((module for module in reversed(modules) if isinstance(module, nn.Linear)), None)
             if head is None:
                 raise InputError(f"--features {spec}: has no linear layer, whose input could be its features")
-            if isinstance(network, SmallCNN):
-                middle = network.feat_extract[1]
         head.register_forward_pre_hook(lambda _, inputs: self.seen.update(pooled=inputs[0]))
-        if middle is not None:
-            middle.register_forward_hook(lambda _, __, output: self.seen.update(spatial=output[:, :SPATIAL_CHANNELS]))
-        self.network = network
 
     def __call__(self, images: Images, count: int = 0) -> Features:
-        """The features of all images of a set, or of the first `count`. Raises InputError for other channels."""
-        channels, wanted = images.shape[0], self.channels or images.shape[0]
-        if channels != wanted:
-            raise InputError(f"{images.name}: images of {channels} channel(s); the network{self.suffix} wants {wanted}")
+        """The features of a set, or of its first `count` images. Raises InputError for another shape than before."""
+        self.shape = self.shape or (self.channels or images.shape[0], *images.shape[1:])
+        if images.shape != self.shape:
+            found, wanted = ("x".join(map(str, shape)) for shape in (images.shape, self.shape))
+            raise InputError(
+                f"{images.name}: images of {found} (channels, height, width), but {self.spec} and the sets before "
+                f"it have {wanted}"
+            )
         rows: dict[str, list[np.ndarray]] = {}
         for batch in batches(range(min(count or images.count, images.count)), images.read, self.machine):
             x = torch.stack(batch).to(self.machine.device)
@@ -125,48 +123,52 @@ class FeatureNetwork:
         whole = {name: np.concatenate(parts) for name, parts in rows.items()}
         return Features(whole["pooled"], whole.get("spatial"), whole["logits"])
 
+    def figures(
+        self,
+        samples: Features,
+        reference: Features | None,
+        splits: int = 10,
+        neighbours: int = 3,
+        subsets: int = 100,
+        subset_size: int = 1000,
+    ) -> dict[str, str | float | None]:
+        """Name -> figure, with the deviation as text where there is one; without a reference IS alone.
 
-def figures(
-    samples: Features, reference: Features | None, *, splits: int, k: int, subsets: int, subset_size: int, seed: int
-) -> dict[str, str | float | None]:
-    """Name -> figure, a score with its standard deviation as text; without a reference the Inception Score alone.
-
-    Raises InputError for more splits than images, and for too few images for k neighbours or a subset.
-    """
-    found: dict[str, str | float | None] = {
-        "IS": "{:.4g} ± {:.2g}".format(*inception_score(samples.logits, splits, seed))
-    }
-    if reference is None:
-        return found
-    found["FID"] = distance(samples.pooled, reference.pooled)
-    found["sFID"] = None if samples.spatial is None else distance(samples.spatial, reference.spatial)
-    found["precision"], found["recall"] = precision_recall(samples.pooled, reference.pooled, k)
-    found["KID"] = "{:.4g} ± {:.2g}".format(
-        *kernel_distance(samples.pooled, reference.pooled, subsets, subset_size, seed)
-    )
-    return found
+        Names say whose features they rest on, where these are not Inception's. None: not defined. Raises InputError
+        as the single figures do.
+        """
+        found: dict[str, str | float | None] = {
+            "IS": "{:.4g} ± {:.2g}".format(*inception_score(samples.logits, splits))
+        }
+        if reference is not None:
+            found["FID"] = distance(samples.pooled, reference.pooled)
+            found["sFID"] = None if samples.spatial is None else distance(samples.spatial, reference.spatial)
+            sides = samples.pooled, reference.pooled
+            found["precision"], found["recall"] = precision_recall(*sides, neighbours)
+            found["KID"] = "{:.4g} ± {:.2g}".format(*kernel_distance(*sides, subsets, subset_size))
+        suffix = "" if self.spec == "inception" else f" (classifier {self.spec})"
+        return {name + suffix: value for name, value in found.items()} | {"images": len(samples.pooled)}
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The Fréchet distance of two sets of features, (N, D) and (M, D)."""
+    """The Fréchet distance of features (N, D) and (M, D)."""
     return frechet_distance(gaussian(a), gaussian(b))
 
 
-def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
-    """exp E KL(p(y | x) || p(y)) of logits (N, K): mean and standard deviation over parts (Salimans et al. 2016).
+def inception_score(logits: np.ndarray, splits: int = 10, seed: int = SEED) -> tuple[float, float]:
+    """exp E KL(p(y | x) || p(y)) of logits (N, K): mean and standard deviation over splits (Salimans et al. 2016).
 
-    The images are shuffled first, as torch-fidelity does: files often lie in order of their classes. Raises
-    InputError for more splits than images.
+    The images are shuffled first: files often lie in order of their classes. Raises InputError for more splits than
+    images.
     """
-    if not 1 <= splits <= len(logits):
+    if splits > len(logits):
         raise InputError(f"--splits {splits}: there are {len(logits)} images; give at most as many splits")
-    shuffled = torch.from_numpy(logits[np.random.RandomState(seed).permutation(len(logits))]).double()
-    log_p = shuffled.log_softmax(1)
+    log_p = torch.from_numpy(logits[np.random.RandomState(seed).permutation(len(logits))]).double().log_softmax(1)
     scores = []
     for i in range(splits):
         part = log_p[i * len(log_p) // splits : (i + 1) * len(log_p) // splits]
-        marginal = part.exp().mean(0)
-        scores.append(float((part.exp() * (part - marginal.log())).nan_to_num(0).sum(1).mean().exp()))
+        log_marginal = part.logsumexp(0) - np.log(len(part))
+        scores.append(float((part.exp() * (part - log_marginal)).sum(1).mean().exp()))
     return float(np.mean(scores)), float(np.std(scores))
 
 
@@ -176,62 +178,47 @@ def precision_recall(samples: np.ndarray, reference: np.ndarray, k: int = 3) -> 
     A manifold is the union of balls about its points, each up to the k-th neighbour (Kynkäänniemi et al. 2019).
     Raises InputError for fewer than k + 1 images on a side.
     """
-    a, b = torch.from_numpy(samples), torch.from_numpy(reference)
-    if min(len(a), len(b)) < k + 1:
-        raise InputError(f"--neighbours {k}: precision and recall need {k + 1} images, there are {min(len(a), len(b))}")
+    smaller = min(len(samples), len(reference))
+    if smaller < k + 1:
+        raise InputError(f"--neighbours {k}: precision and recall need {k + 1} images, there are {smaller}")
 
     def covered(points: torch.Tensor, manifold: torch.Tensor) -> float:
         radii = torch.cat([torch.cdist(part, manifold).kthvalue(k + 1).values for part in manifold.split(1000)])
         inside = [(torch.cdist(part, manifold) <= radii).any(1) for part in points.split(1000)]
         return float(torch.cat(inside).double().mean())
 
+    a, b = torch.from_numpy(samples).double(), torch.from_numpy(reference).double()
     return covered(a, b), covered(b, a)
 
 
 def kernel_distance(
-    samples: np.ndarray, reference: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
+    samples: np.ndarray, reference: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = SEED
 ) -> tuple[float, float]:
     """KID (Bińkowski et al. 2018) of (N, D) and (M, D): mean and standard deviation over random subsets.
 
     The unbiased estimate of MMD² with the kernel (x·y / D + 1)³; it may be below 0. Raises InputError for subsets of
-    fewer than two images, or of more than there are.
+    more images than there are.
     """
-    smaller = min(len(samples), len(reference))
-    if not 2 <= subset_size <= smaller:
+    smaller, draw, estimates = min(len(samples), len(reference)), np.random.RandomState(seed), []
+    if subset_size > smaller:
         raise InputError(f"--kid_subset_size {subset_size}: a set has {smaller} images; give 2 to {smaller}")
-    draw, estimates = np.random.RandomState(seed), []
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return (a @ b.T / a.shape[1] + 1) ** 3
 
     for _ in range(subsets):
-        x, y = (part[draw.choice(len(part), subset_size, replace=False)].astype(float) for part in (samples, reference))
+        x, y = (side[draw.choice(len(side), subset_size, replace=False)].astype(float) for side in (samples, reference))
         within = [(k.sum() - np.trace(k)) / (subset_size * (subset_size - 1)) for k in (kernel(x, x), kernel(y, y))]
         estimates.append(sum(within) - 2 * kernel(x, y).mean())
     return float(np.mean(estimates)), float(np.std(estimates))
 
 
-def named(found: dict[str, str | float | None], network: FeatureNetwork) -> dict[str, str | float | None]:
-    """The figures under names that say whose features they rest on."""
-    return {name + network.suffix: value for name, value in found.items()}
-
-
-def require_alike(sets: Sequence[Images]) -> None:
-    """Raise InputError unless all images have one shape."""
-    first = sets[0]
-    for other in sets[1:]:
-        if other.shape != first.shape:
-            a, b = ("x".join(map(str, images.shape)) for images in (other, first))
-            raise InputError(f"{other.name}: images of {a} (channels, height, width), those of {first.name} are {b}")
-
-
 def table(columns: Mapping[str, Mapping[str, str | float | None]]) -> str:
     """Markdown with a row for every figure and a column for every set, in the order in which they are first met."""
-    rows = list(dict.fromkeys(name for column in columns.values() for name in column))
 
     def cell(value: str | float | None) -> str:
         return UNDEFINED if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    return markdown_table(
-        ["", *columns], ([row, *(cell(column.get(row)) for column in columns.values())] for row in rows)
-    )
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    rows = ([name, *(cell(column.get(name, "")) for column in columns.values())] for name in names)
+    return markdown_table(["", *columns], rows)
