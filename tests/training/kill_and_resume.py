@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from guided_diffusion.checkpoint_set import CheckpointFolder
+from guided_diffusion.checkpoint_util import CheckpointFolder
 from tests.training.scripts import SMALL_UNET, unpack_celeba
 from tests.training.small import ROOT, environment
 
