@@ -17,14 +17,13 @@ from PIL import Image
 
 from dime.core.datasets import ATTRIBUTES, image_transform, open_dataset, read_image
 from dime.core.drawn_faces import DRAWN, Face, counterfactual, draw
-from dime.core.drawn_faces.attributes import require_drawn
 from dime.core.drawn_faces.drawing import changed_pixels
+from dime.core.drawn_faces.face import require_drawn
 from dime.core.drawn_faces.folder import JPEG_QUALITY, image_name, load_faces
 from dime.core.errors import InputError
 from dime.core.images import input_to_uint8, to_hwc
 from dime.core.job.writer import SAME_IMAGE_TOLERANCE, encoded
 from dime.core.results import Pair, ResultTree
-from dime.core.run_config import recorded
 from dime.core.truth.cases import Case
 
 
@@ -45,7 +44,7 @@ class Task:
         Raises InputError where the experiment's configuration lacks a part, or chunks disagree.
         """
         tree.pairs()  # that there is an experiment at all
-        found = {flag: recorded(tree, flag) for flag in get_type_hints(cls)}
+        found = {flag: tree.recorded(flag) for flag in get_type_hints(cls)}
         found |= {} if data_dir is None else {"data_dir": {data_dir}}
         for flag, kind in get_type_hints(cls).items():
             if len(found[flag]) != 1 or not all(isinstance(value, kind) for value in found[flag]):
