@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -98,10 +97,10 @@ class StoredFeatures:
         new = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in known}
         if new:
             known |= dict(zip(new, self.features(list(new.values())), strict=True))
-            rows, buffer = {digest: known[digest] for digest in digests}, io.BytesIO()
-            np.savez(buffer, network=network, images=list(rows), features=torch.stack([*rows.values()]).numpy())
+            rows = {digest: known[digest] for digest in digests}
+            content = {"network": network, "images": list(rows), "features": torch.stack([*rows.values()]).numpy()}
             with contextlib.suppress(InputError):  # a tree that is read-only: the next run computes them again
-                write_atomically(self.file, buffer.getvalue())
+                write_atomically(self.file, lambda file: np.savez(file, **content))
         return torch.stack([known[digest] for digest in digests])
 
 

@@ -6,6 +6,7 @@ InputError. Networks are built on the meta device first, so that no random weigh
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,11 @@ def load_lpips(device: torch.device) -> LPIPSDistance:
     scaling = {f"scaling_layer.{name}": value for name, value in lpips.ScalingLayer().state_dict().items()}
     heads = read_state_dict(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth")  # of the package
     published = {**read_state_dict(path), **heads, **scaling}
-    names = {own: LPIPSDistance.published_name(own) for own in network.state_dict()}
-    return install(network, {own: published[name] for own, name in names.items() if name in published}, path, device)
+    state = {}
+    for name in network.state_dict():  # net.slice3.12.bias is published as features.12.bias, lins.0.… as lin0.…
+        theirs = re.sub(r"^lins\.", "lin", re.sub(r"^net\.slice\d\.", "features.", name))
+        state |= {name: published[theirs]} if theirs in published else {}
+    return install(network, state, path, device)
 
 
 def load_inception(path: str | Path, device: torch.device) -> InceptionFeatures:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion import checkpoint_set, checkpoint_util
-from guided_diffusion.checkpoint_set import CheckpointFolder, SetPaths, parse_resume_step_from_filename
+from guided_diffusion import checkpoint_util, files
+from guided_diffusion.checkpoint_util import CheckpointFolder, SetPaths, parse_resume_step_from_filename
 
 NAMES = ["model", "ema_0.9_", "opt"]
 
@@ -58,24 +58,23 @@ def _die_at(moment: int) -> None:
         if next(operations) == 0:
             os._exit(9)
 
-    write_partial, publish, unlink = checkpoint_util.write_partial, checkpoint_util.publish, Path.unlink
+    write_to_disk, publish, unlink = files.write_to_disk, files.publish, Path.unlink
 
-    def half_then_whole(path, content):
-        checkpoint_util.partial_path(path).write_bytes(b"PK\x03\x04 half of it")
+    def half_then_whole(temporary, write, path):
+        temporary.write_bytes(b"PK\x03\x04 half of it")
         next_operation()
-        write_partial(path, content)
+        write_to_disk(temporary, write, path)
         next_operation()
 
-    def renamed(path):
-        publish(path)
+    def renamed(temporary, path):
+        publish(temporary, path)
         next_operation()
 
     def removed(path, missing_ok=False):
         unlink(path, missing_ok)
         next_operation()
 
-    checkpoint_set.checkpoint_util.write_partial = half_then_whole
-    checkpoint_set.checkpoint_util.publish = renamed
+    files.write_to_disk, files.publish = half_then_whole, renamed
     Path.unlink = removed
 
 
@@ -104,13 +103,13 @@ def test_a_full_disk_leaves_the_old_set(tmp_path, monkeypatch):
     folder = CheckpointFolder(tmp_path, NAMES)
     folder.write(1, contents(1))
 
-    def full(path, content):
-        if "opt" in Path(path).name:
+    def full(temporary, write, path):
+        if "opt" in path.name:
             raise OSError("no room")
-        return write_partial(path, content)
+        return write_to_disk(temporary, write, path)
 
-    write_partial = checkpoint_util.write_partial
-    monkeypatch.setattr(checkpoint_util, "write_partial", full)
+    write_to_disk = files.write_to_disk
+    monkeypatch.setattr(files, "write_to_disk", full)
     with pytest.raises(OSError, match="no room"):
         folder.write(2, contents(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ema_0.9_000001.pt", "model000001.pt", "opt000001.pt"]
