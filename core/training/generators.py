@@ -102,7 +102,7 @@ class GeneratorTraining(Trainer):
         settings: those of Trainer.
 
     Attributes: average: the network with the running average of the weights, to draw from. spent: seconds so far, over
-    resumes. pictures: 64 samples, uint8 (64, C, H, W), at each of MOMENTS that is past.
+    resumes. pictures: at each of MOMENTS that is past, the seconds spent and 64 samples, uint8 (64, C, H, W).
 
     Raises ValueError for a training.pt of another network, OSError for a folder that cannot be written.
     """
@@ -151,7 +151,7 @@ class GeneratorTraining(Trainer):
         while len(self.pictures) < len(MOMENTS) and self.done >= MOMENTS[len(self.pictures)]:
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(0)  # from the same noise every time
-                self.pictures.append(self.draw(64, **self.model.quick))
+                self.pictures.append((self.spent, self.draw(64, **self.model.quick)))
         if self.updates % self.save_interval == 0:
             self.save(self.updates)
 

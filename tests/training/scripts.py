@@ -27,9 +27,9 @@ SMALL_UNET = {
 }
 
 
-def run_script(name: str, **flags) -> int:
+def run_script(name: str, *positional: str, **flags) -> int:
     """The script's exit status; flags as --name value."""
-    arguments = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
+    arguments = [*positional, *(part for flag, value in flags.items() for part in (f"--{flag}", str(value)))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(ROOT / name), *arguments])
         try:
