@@ -25,7 +25,7 @@ from dime.core.datasets import DATASETS, Source
 from dime.core.images import input_to_uint8, to_hwc
 from dime.core.metrics.features import Machine
 from dime.core.metrics.scripts import DEFAULT_WORKERS, png, write_file
-from dime.core.samples import FeatureNetwork, Images, open_images, table
+from dime.core.samples import FeatureNetwork, open_images, table
 from dime.core.training.generators import DDPM, GENERATORS, MOMENTS, GeneratorTraining, build, clock, parameters
 from dime.core.training.sampling import write_samples
 from dime.core.training.script import GPUS, open_part, train
@@ -88,7 +88,7 @@ def parse_args() -> argparse.Namespace:
 
 @torch.no_grad()
 def measured(name: str, training: GeneratorTraining, test: Source, args: argparse.Namespace) -> dict[str, Any]:
-    """A generator's columns without what rests on features: one for its quickest way to draw, if any, one for all steps.
+    """A generator's columns without what rests on features; one more for its quickest way to draw, if there is one.
 
     Samples go to files, columns to NAME/figures.json; what is there is not measured again. Bounds rest on an eighth as
     many real images as samples.
@@ -133,11 +133,8 @@ def scored(
 ) -> dict[str, dict[str, Any]]:
     """The columns with the figures of their samples in front, and one of training images, which nothing should beat."""
     sets = {label: open_images(column.pop("samples")) for label, column in columns.items()}
-    shape = next(iter(sets.values())).shape
-    sets["training images"] = Images("training images", len(learnt), shape, learnt.load)
-    reference = network(Images("real images", len(test), shape, test.load), count)
-    smaller, scores = min(count, len(test), len(learnt)), {}
-    for label, images in sets.items():
+    reference, smaller, scores = network(test, count), min(count, len(test), len(learnt)), {}
+    for label, images in {**sets, "training images": learnt}.items():
         found = network.figures(network(images, count), reference, min(10, smaller), subset_size=min(1000, smaller))
         scores[label] = found | columns.get(label, {})
     return scores

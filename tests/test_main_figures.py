@@ -13,7 +13,7 @@ from dime.core.metrics.features import Machine
 from dime.core.metrics.metric import select_pairs
 from dime.core.metrics.mnac import changed_attributes, oracle_logits
 from dime.core.results import ResultTree
-from tests.worlds import SMALL_FLAGS, as_arguments, refused, run_main
+from tests.worlds import as_arguments, refused, run_main, succeeded
 
 FLIPPING = {"query_label": 1, "classifier_scales": "30"}
 
@@ -23,18 +23,14 @@ def figures(out: Path) -> tuple[float, float]:
     return summary["FVA"], summary["MNAC"]
 
 
-@pytest.fixture(scope="module")
-def asked_for(metric_world) -> dict[str, object]:
-    return {"oracle_figures": True, "oracle_path": metric_world.oracle, "face_path": metric_world.faces}
-
-
-def test_figures_of_a_run_and_of_merged_chunks(world, asked_for, metric_world, tmp_path):
+def test_figures_of_a_run_and_of_merged_chunks(world, metric_world, tmp_path):
+    asked_for = {"oracle_figures": True, "oracle_path": metric_world.oracle, "face_path": metric_world.faces}
     for chunk in range(2):
         world.explain(tmp_path, **FLIPPING, num_chunks=2, chunk=chunk)
     merge = {"output_path": tmp_path, "exp_name": "exp", "gpu": "cpu", "merge_and_eval": True, "num_chunks": 2}
-    assert run_main(*as_arguments(merge)).code == 0
+    succeeded(run_main(*as_arguments(merge)))
     assert figures(tmp_path) == (0, 0)
-    assert run_main(*as_arguments(merge | asked_for)).code == 0
+    succeeded(run_main(*as_arguments(merge | asked_for)))
 
     machine = Machine(torch.device("cpu"), batch_size=4)
     pairs = select_pairs(ResultTree(tmp_path, "exp"))
@@ -46,7 +42,5 @@ def test_figures_of_a_run_and_of_merged_chunks(world, asked_for, metric_world, t
     world.explain(tmp_path / "whole", **FLIPPING, **asked_for)
     assert figures(tmp_path / "whole") == (fva.value, pytest.approx(mnac.value))
 
-
-def test_missing_weights_are_refused_before_the_run(world, asked_for, tmp_path):
-    missing = SMALL_FLAGS | asked_for | {"face_path": tmp_path / "no-faces.pkl"}
+    missing = asked_for | {"face_path": tmp_path / "no-faces.pkl"}  # before the run
     assert "no-faces.pkl" in refused(world, tmp_path / "out", **missing)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.worlds import run_command
+from tests.worlds import ROOT, run_command, succeeded
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = {"dime": "dime", "core": "dime/core", "models": "dime/models", "guided_diffusion": "guided_diffusion"}
 """A folder of the checkout -> where it lies once installed."""
 
@@ -26,8 +25,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in [*FOLDERS, "pyproject.toml", "setup.py", "README.md", "LICENSE"]:  # nothing is built in the checkout
         (source / name).symlink_to(ROOT / name)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
-    built = run_command([sys.executable, "-m", "pip", "wheel", *options, str(source)])
-    assert built.code == 0, built.err
+    succeeded(run_command([sys.executable, "-m", "pip", "wheel", *options, str(source)]))
     (wheel,) = folder.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)
     return site
@@ -37,7 +35,7 @@ def test_nothing_is_forgotten_and_no_common_name_is_taken(installed):
     expected = {
         Path(place) / path.relative_to(ROOT / folder)
         for folder, place in FOLDERS.items()
-        for pattern in ("*.py", "templates/*", "demo/*")
+        for pattern in ("*.py", "templates/*", "demo/*", "digits/*")
         for path in (ROOT / folder).rglob(pattern)
     }
     found = {path.relative_to(installed) for path in installed.rglob("*") if path.is_file()}
@@ -57,5 +55,5 @@ for module in (dime.core.errors, dime.models, guided_diffusion):
     assert site in pathlib.Path(module.__file__).parents, module
 """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run = run_command([sys.executable, "-c", script], cwd=tmp_path, env=environment | {"PYTHONPATH": str(installed)})
-    assert run.code == 0, run.err
+    environment["PYTHONPATH"] = str(installed)
+    succeeded(run_command([sys.executable, "-c", script], cwd=tmp_path, env=environment))

@@ -12,7 +12,7 @@ import pytest
 
 import dime
 from dime.core.drawn_faces import draw, sample_face
-from tests.worlds import run_command
+from tests.worlds import run_command, succeeded
 
 ROOT = Path(dime.__file__).resolve().parents[1]
 
@@ -27,8 +27,7 @@ def test_every_public_name_is_there_and_documented():
 
 def test_importing_costs_nothing_until_a_name_is_used():
     command = "import sys, dime; assert 'torch' not in sys.modules; dime.Binary; assert 'torch' in sys.modules"
-    result = run_command([sys.executable, "-c", command], cwd=ROOT)
-    assert result.code == 0, result.err
+    succeeded(run_command([sys.executable, "-c", command], cwd=ROOT))
 
 
 def test_the_readmes_lines(tmp_path, monkeypatch, capsys):

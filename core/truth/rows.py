@@ -51,8 +51,7 @@ class Row:
     per_image: N cases -> values (N,) or (N, K), NaN on images that have none. combine: the values of the images that
     count -> the number, NaN where it is undefined. among: which images count: all, those whose counterfactual reached
     its target (flipped), or those that have a true counterfactual which can be seen (true). interval: whether
-    resampling the images says how sure the number is. axis: what the figure's axis says that it shares with others; ''
-    leaves it out.
+    resampling the images says how sure the number is.
     """
 
     name: str
@@ -60,7 +59,6 @@ class Row:
     combine: Callable[[np.ndarray], float] = np.mean
     among: Literal["all", "flipped", "true"] = "true"
     interval: bool = True
-    axis: str = ""
 
 
 def within(values: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -97,31 +95,26 @@ def recovered(distances: np.ndarray) -> float:
     return float(1 - left / start) if start else float("nan")
 
 
-SHARES, OF_TRUTH = "share or probability", "1: as the true counterfactual"
-LEVELS = "grey levels (0 to 255), mean over pixels"
 ROWS = (
-    Row(TURNED, lambda c: c.cf_seen[:, c.query] == c.target, axis=SHARES),
+    Row(TURNED, lambda c: c.cf_seen[:, c.query] == c.target),
     Row(OTHERS, lambda c: ((c.seen != c.cf_seen) & ~c.expected).sum(axis=1)),
     Row(CHANGE, lambda c: c.changed.mean(axis=(1, 2))),
-    Row(INSIDE, lambda c: within(c.changed, c.region), axis=LEVELS),
-    Row(OUTSIDE, lambda c: within(c.changed, ~c.region), axis=LEVELS),
-    Row(SHARE_OUTSIDE, share_outside, axis=SHARES),
-    Row(LOCALISATION, localisation, axis=SHARES),
-    Row(ALIGNMENT, alignment, axis=OF_TRUTH),
-    Row(DISTANCE, lambda c: c.missed.mean(axis=(1, 2)), axis=LEVELS),
+    Row(INSIDE, lambda c: within(c.changed, c.region)),
+    Row(OUTSIDE, lambda c: within(c.changed, ~c.region)),
+    Row(SHARE_OUTSIDE, share_outside),
+    Row(LOCALISATION, localisation),
+    Row(ALIGNMENT, alignment),
+    Row(DISTANCE, lambda c: c.missed.mean(axis=(1, 2))),
     Row(RECOVERED, lambda c: np.stack([c.missed.mean(axis=(1, 2)), c.needed.mean(axis=(1, 2))], axis=1), recovered),
     Row(
         RECOVERED_INSIDE,
         lambda c: np.stack([within(d, c.region) for d in (c.missed, c.needed)], axis=1),
         recovered,
-        axis=OF_TRUTH,
     ),
 )
-"""What is right about a counterfactual: measured on the true counterfactuals and on the inputs as well. The figure has
-no `recovered`, whose scale would hide all else: the distance to the truth does.
-"""
+"""What is right about a counterfactual: measured on the true counterfactuals and on the inputs as well."""
 
-FLIPS = Row(FLIP_RATE, lambda c: c.flipped, among="all", axis=SHARES)
+FLIPS = Row(FLIP_RATE, lambda c: c.flipped, among="all")
 
 
 def similarity(path: str, machine: Machine) -> Row:

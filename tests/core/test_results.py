@@ -36,22 +36,14 @@ def test_published_paths(tmp_path, tree):
     }
     for name, path in names.items():
         assert path == tmp_path / name
-
-
-def test_png_changes_images_only(tmp_path):
-    tree = ResultTree(tmp_path, "exp", "png")
-    paths = [tree.original(1, True), tree.image("CF", 1, True, True), tree.frame("x_t", 1, 0)]
-    assert {path.suffix for path in paths} == {".png"}
-    assert tree.info(1, True, True).suffix == ".txt"
-
-
-def test_create_makes_every_folder(tmp_path, tree):
-    tree.create()
+    png = ResultTree(tmp_path, "exp", "png")
+    assert {path.suffix for path in (png.original(1, True), png.image("CF", 1, True, True))} == {".png"}
+    assert png.info(1, True, True).suffix == ".txt"
     tree.create()
     folders = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not any(path.iterdir())}
-    cells = {f"{c}/{f}" for c in ("CC", "IC") for f in ("CCF", "ICF")}
-    expected = {f"Results/exp/name/{cell}/{kind}" for cell in cells for kind in ("CF", "Noise", "SM", "Info")}
-    assert folders == expected | {"Original/Correct", "Original/Incorrect"}
+    cells = {f"Results/exp/name/{c}/{f}" for c in ("CC", "IC") for f in ("CCF", "ICF")}
+    expected = {f"{cell}/{kind}" for cell in cells for kind in ("CF", "Noise", "SM", "Info")}
+    assert folders == expected | {"Original/Correct", "Original/Incorrect"} and tree.pairs() == []
 
 
 def test_stored_originals_in_any_format(tmp_path, tree):
@@ -80,26 +72,14 @@ def test_pairs_come_by_id_from_all_four_cells(tmp_path, tree):
         assert pair.info == tree.info(pair.id, pair.correct, pair.flipped)
 
 
-def test_an_empty_experiment_has_no_pairs(tree):
-    tree.create()
-    assert tree.pairs() == []
-
-
-def test_pairs_of_an_unknown_experiment_names_the_known_ones(tmp_path, tree):
-    tree.create()
-    with pytest.raises(InputError, match="exp/name"):
-        ResultTree(tmp_path, "exp/nmae").pairs()
-
-
-def test_counterfactual_without_its_input(tree):
+def test_trees_that_contradict_themselves(tmp_path, tree):
     add(tree, 5, True, True)
-    tree.original(5, True).unlink()
+    with pytest.raises(InputError, match="exp/name"):  # names the experiments that are there
+        ResultTree(tmp_path, "exp/nmae").pairs()
+    add(tree, 5, True, False)
     with pytest.raises(InputError, match="0000005"):
         tree.pairs()
-
-
-def test_two_counterfactuals_of_one_id(tree):
-    add(tree, 5, True, True)
-    add(tree, 5, True, False)
+    tree.image("CF", 5, True, False).unlink()
+    tree.original(5, True).unlink()
     with pytest.raises(InputError, match="0000005"):
         tree.pairs()

@@ -7,12 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dime.core.errors import InputError
 from dime.core.metrics.features import Machine
 from dime.core.samples import (
     FeatureNetwork,
     Features,
-    Images,
     distance,
     inception_score,
     kernel_distance,
@@ -23,7 +21,7 @@ from dime.core.training.classifier import to_file
 from dime.models.classifiers import SmallCNN
 from tests.helpers import fill_, rnd
 from tests.metric_world import inception_weights
-from tests.training.scripts import error_line, run_script
+from tests.worlds import Run, refusal, run_script, succeeded
 
 CPU = Machine(torch.device("cpu"), batch_size=4, num_workers=1)
 
@@ -97,8 +95,8 @@ def inception(tmp_path_factory):
 def test_inceptions_features_logits_and_spatial_features(inception):
     """Grey images are seen in three channels; logits are without bias, of the features; the map is mixed_6/conv's."""
     network, path = inception
-    pixels = rnd(0, 3, 1, 32, 32).clamp(-1, 1)
-    found = network(Images("grey", 3, (1, 32, 32), pixels.__getitem__))
+    np.savez(path.with_suffix(".npz"), np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), dtype=np.uint8))
+    found = network(open_images(str(path.with_suffix(".npz"))))
     assert found.pooled.shape == (3, 2048) and found.spatial.shape == (3, 7 * 17 * 17)
     weight = torch.load(path)["fc.weight"].numpy()
     assert np.allclose(found.logits, found.pooled @ weight.T, atol=1e-4)  # float32 sums over 2048
@@ -125,9 +123,9 @@ def sets(tmp_path_factory):
     return root
 
 
-def evaluate(sets, *names: str, **flags) -> int:
+def evaluate(sets, *names: str, **flags) -> Run:
     settings = {"features": sets / "classifier.pth", "splits": 2, "kid_subset_size": 8, "gpu": "cpu", "num_workers": 1}
-    return run_script("evaluate-samples.py", *(str(sets / name) for name in names), **{**settings, **flags})
+    return run_script("evaluate-samples", *(sets / name for name in names), **{**settings, **flags})
 
 
 def test_folders_and_arrays_are_the_same_images(sets):
@@ -137,9 +135,9 @@ def test_folders_and_arrays_are_the_same_images(sets):
     assert found[0].logits.shape == (12, 4) and found[0].spatial is None
 
 
-def test_the_table_says_whose_features_they_are(sets, tmp_path, capsys):
-    assert evaluate(sets, "same.npz", "other.npz", reference=sets / "folder", json=tmp_path / "figures.json") == 0
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+def test_the_table_says_whose_features_they_are(sets, tmp_path):
+    run = evaluate(sets, "same.npz", "other.npz", reference=sets / "folder", json=tmp_path / "figures.json")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in succeeded(run).out.splitlines()]
     classifier = f" (classifier {sets / 'classifier.pth'})"
     names = [f"{name}{classifier}" for name in ("IS", "FID", "sFID", "precision", "recall", "KID")]
     assert [row[0] for row in rows[2:]] == [*names, "images"]
@@ -155,8 +153,8 @@ def test_the_table_says_whose_features_they_are(sets, tmp_path, capsys):
         (["same.npz"], {"splits": 13}, "--splits 13: there are 12 images"),
         (["three.npz"], {"reference": "folder"}, "precision and recall need 4 images, there are 3"),
         (["same.npz"], {"reference": "folder", "kid_subset_size": 13}, "--kid_subset_size 13: a set has 12 images"),
-        (["colour.npz"], {}, "colour.npz: images of 3x16x16"),
-        (["same.npz", "large.npz"], {}, "large.npz: images of 1x32x32"),
+        (["colour.npz"], {}, "colour.npz: images of (3, 16, 16)"),
+        (["same.npz", "large.npz"], {}, "large.npz: images of (1, 32, 32)"),
         (["same.npz"], {"reference": "empty"}, "empty: no image in it or below it"),
         (["statistics.npz"], {}, "statistics.npz: no images in it"),
         (["floats.npz"], {}, "float64 (12, 16, 16, 1), expected uint8"),
@@ -165,17 +163,11 @@ def test_the_table_says_whose_features_they_are(sets, tmp_path, capsys):
         (["same.npz"], {"reference": "folder", "dataset": "mnist"}, "give one of them"),
     ],
 )
-def test_refusals_are_one_line(sets, names, flags, said, capsys):
+def test_refusals_are_one_line(sets, names, flags, said):
     flags = {key: sets / value if key == "reference" else value for key, value in flags.items()}
-    assert evaluate(sets, *names, **flags) == 2
-    assert said in error_line(capsys)
+    assert said in refusal(evaluate(sets, *names, **flags))
 
 
-def test_inception_score_alone_without_a_reference(sets, capsys):
-    assert evaluate(sets, "folder") == 0
-    assert [line.split("|")[1].split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["IS", "images"]
-
-
-def test_too_few_images_are_refused():
-    with pytest.raises(InputError, match="need 4 images, there are 3"):
-        precision_recall(features(1, 3), features(2, 9))
+def test_inception_score_alone_without_a_reference(sets):
+    lines = succeeded(evaluate(sets, "folder")).out.splitlines()
+    assert [line.split("|")[1].split()[0] for line in lines[2:]] == ["IS", "images"]

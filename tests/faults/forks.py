@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from guided_diffusion.unet import UNetModel
-from tests.worlds import SCRIPT, tree_of
+from tests.worlds import SCRIPT
 
 EXIT_OK, EXIT_ERROR, EXIT_SOME_FAILED, EXIT_CONTINUE = 0, 2, 3, 75
 """What main.py ends with (docs/reliability.md)."""
@@ -93,19 +93,6 @@ def around_unet(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) ->
 def slow_unet(seconds: float) -> None:
     """In a fork: every evaluation takes so long, as large images do."""
     around_unet(lambda x, output: time.sleep(seconds) or output)
-
-
-def comparable(out: Path) -> dict[str, bytes]:
-    """Every file; the configuration names the output folder, which is taken out."""
-    return {
-        name: content.replace(str(out).encode(), b"OUT") if name.endswith("config.yaml") else content
-        for name, content in tree_of(out).items()
-    }
-
-
-def images(out: Path) -> dict[str, bytes]:
-    """The files about single images: all but the reports on a whole run."""
-    return {name: content for name, content in comparable(out).items() if name.endswith((".jpg", ".png", ".txt"))}
 
 
 def without(files: dict[str, bytes], ids: set[int]) -> dict[str, bytes]:

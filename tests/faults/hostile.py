@@ -19,7 +19,7 @@ from torch import nn
 from tests.helpers import filled
 
 
-class _Payload:
+class Payload:
     """Makes the folder `marker` when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
@@ -31,14 +31,14 @@ class _Payload:
         return os.mkdir, (str(self.marker),)
 
 
-class _Indirect(_Payload):  # through builtins.eval
+class Indirect(Payload):  # through builtins.eval
     def __reduce__(self) -> tuple:
         return eval, (f"__import__('os').mkdir({str(self.marker)!r})",)
 
 
-class _ThroughTorch(_Payload):  # through a function of torch that loads a second, plain pickle
+class ThroughTorch(Payload):  # through a function of torch that loads a second, plain pickle
     def __reduce__(self) -> tuple:
-        return partial(torch.load, weights_only=False), (io.BytesIO(pickle.dumps(_Payload(self.marker))),)
+        return partial(torch.load, weights_only=False), (io.BytesIO(pickle.dumps(Payload(self.marker))),)
 
 
 def _saved(content: object, save: Callable = torch.save, **options: object) -> bytes:
@@ -52,7 +52,7 @@ def _old_tar(marker: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in ("sys_info", "pickle", "tensors", "storages"):
-            content = pickle.dumps(_Payload(marker), protocol=2)
+            content = pickle.dumps(Payload(marker), protocol=2)
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -62,7 +62,7 @@ def _old_tar(marker: Path) -> bytes:
 def _zip_by_hand(marker: Path) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(_Payload(marker), protocol=2))
+        archive.writestr("archive/data.pkl", pickle.dumps(Payload(marker), protocol=2))
         archive.writestr("archive/version", "3\n")
     return buffer.getvalue()
 
@@ -70,7 +70,7 @@ def _zip_by_hand(marker: Path) -> bytes:
 def _module(marker: Path) -> bytes:
     """A whole network, as torch.save(model) writes it, with a payload among its attributes."""
     network = nn.Linear(2, 2)
-    network.hook = _Payload(marker)
+    network.hook = Payload(marker)
     return _saved(network)
 
 
@@ -80,19 +80,19 @@ def _safetensors(header: object, length: int | None = None) -> bytes:
 
 
 WEIGHTS: dict[str, Callable[[Path], bytes]] = {
-    "pickle0.pt": lambda marker: pickle.dumps({"feat_extract": _Payload(marker)}, protocol=0),
-    "pickle5.pkl": lambda marker: pickle.dumps({"feat_extract": _Payload(marker)}, protocol=5),
-    "eval.pkl": lambda marker: pickle.dumps({"feat_extract": _Indirect(marker)}, protocol=2),
-    "zip-eval.pt": lambda marker: _saved(_Indirect(marker)),
-    "legacy.pth": lambda marker: _saved([_Payload(marker)], _use_new_zipfile_serialization=False),
-    "dressed-up.pt": lambda marker: _saved({**filled({"time_embed.0.weight": (128, 32)}), "extra": _Payload(marker)}),
-    "second-load.pt": lambda marker: _saved({"weight": torch.zeros(2), "more": _ThroughTorch(marker)}),
+    "pickle0.pt": lambda marker: pickle.dumps({"feat_extract": Payload(marker)}, protocol=0),
+    "pickle5.pkl": lambda marker: pickle.dumps({"feat_extract": Payload(marker)}, protocol=5),
+    "eval.pkl": lambda marker: pickle.dumps({"feat_extract": Indirect(marker)}, protocol=2),
+    "zip-eval.pt": lambda marker: _saved(Indirect(marker)),
+    "legacy.pth": lambda marker: _saved([Payload(marker)], _use_new_zipfile_serialization=False),
+    "dressed-up.pt": lambda marker: _saved({**filled({"time_embed.0.weight": (128, 32)}), "extra": Payload(marker)}),
+    "second-load.pt": lambda marker: _saved({"weight": torch.zeros(2), "more": ThroughTorch(marker)}),
     "tar.pt": _old_tar,
     "zip-by-hand.pt": _zip_by_hand,
     "torchscript.pt": lambda marker: _saved(torch.jit.script(nn.Linear(2, 2)), torch.jit.save),
     "module.pt": _module,
     "objects.npy": lambda marker: _saved(
-        np.array([_Payload(marker)], dtype=object), lambda array, file: np.save(file, array, allow_pickle=True)
+        np.array([Payload(marker)], dtype=object), lambda array, file: np.save(file, array, allow_pickle=True)
     ),
     "exabytes.pt": lambda marker: _saved({"weight": torch.zeros(7)}).replace(  # a header that claims 2^60 numbers
         b"K\x07", b"\x8a\x08\x00\x00\x00\x00\x00\x00\x00\x10", 1

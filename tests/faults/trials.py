@@ -33,12 +33,10 @@ from tests.faults.forks import (
     EXIT_SOME_FAILED,
     Fork,
     around_unet,
-    comparable,
-    images,
     wait_for,
     without,
 )
-from tests.worlds import SMALL_FLAGS, World
+from tests.worlds import SMALL_FLAGS, World, comparable, images
 
 
 class NotSurvivedError(Exception):
@@ -170,7 +168,10 @@ def failing_disk(bench: Bench, number: int) -> float:
     fork = bench.start(place, prepare)
     code = fork.wait()
     ends = (EXIT_ERROR, EXIT_OK) if kind == "EFBIG" else (EXIT_ERROR,)  # no file may be that large
-    require(code in ends and "Traceback" not in fork.said(), f"{kind}: exit code {code}: {fork.said()}")
+    said = fork.said()
+    require(code in ends and "Traceback" not in said, f"{kind}: exit code {code}: {said}")
+    require(code == EXIT_OK or "could not be written" in said.splitlines()[-1], f"{kind}: {said}")
+    require(kind == "EFBIG" or os.strerror(getattr(errno, kind)) in said, f"{kind}: {said}")
     require(not list(place.glob("out/**/.*.tmp")), f"{kind}: temporary files stayed")
     bench.finish(place)
     return 0
@@ -205,7 +206,9 @@ def signalled(bench: Bench, number: int) -> float:
     fork.kill(getattr(signal, name))
     code, took = fork.wait(), time.monotonic() - asked
     require(code in (EXIT_CONTINUE, EXIT_OK), f"{name}: exit code {code}: {fork.said()}")  # it may be about to end
-    require(code == EXIT_OK or "run the same command again" in fork.said(), f"{name}: {fork.said()}")
+    said = f"{name}: nothing" if code == EXIT_OK else fork.said().splitlines()[-1]
+    require(code == EXIT_OK or (name in said and "run the same command again" in said), said)
+    require(not list(place.glob("out/**/.*.tmp")), f"{name}: temporary files stayed")
     require(took < 10, f"{name}: took {took:.1f} s")
     bench.finish(place)
     return took

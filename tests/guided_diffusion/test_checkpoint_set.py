@@ -25,17 +25,19 @@ def tags(paths: SetPaths) -> set[float]:
 
 @pytest.mark.parametrize(
     ("path", "number"),
-    [
-        ("out/model000123.pt", 123),
-        ("models/run/model1234567.pt", 1234567),
-        ("models/ddpm-celeba.pt", 0),
-        ("out/ema_0.9999_000123.pt", 0),
-        ("model_final.pt", 0),
-        ("gs://bucket/model000007.pt", 7),
-    ],
+    [("out/model000123.pt", 123), ("models/run/model1234567.pt", 1234567), ("gs://bucket/model000007.pt", 7)]
+    + [(path, 0) for path in ("models/ddpm-celeba.pt", "out/ema_0.9999_000123.pt", "model_final.pt")],
 )
 def test_the_number_after_the_last_model(path, number):
     assert parse_resume_step_from_filename(path) == number
+
+
+def test_a_set_that_lacks_a_file_does_not_count(tmp_path):
+    folder = CheckpointFolder(tmp_path, NAMES, keep=0)
+    for number in (2, 999999, 1000000, 1000001):
+        folder.write(number, contents(number))
+    (tmp_path / "ema_0.9_1000001.pt").unlink()
+    assert [paths.number for paths in folder.complete_sets()] == [1000000, 999999, 2]  # by number, not by name
 
 
 def killed_at(moment: int, write) -> bool:
@@ -96,14 +98,6 @@ def test_a_kill_at_any_moment_leaves_one_set_whole(new, tmp_path):
             break
         moment += 1
     assert moment >= 9  # each of the moments came about
-
-
-def test_a_set_that_lacks_a_file_does_not_count(tmp_path):
-    folder = CheckpointFolder(tmp_path, NAMES, keep=0)
-    for number in (2, 999999, 1000000, 1000001):
-        folder.write(number, contents(number))
-    (tmp_path / "ema_0.9_1000001.pt").unlink()
-    assert [paths.number for paths in folder.complete_sets()] == [1000000, 999999, 2]  # by number, not by name
 
 
 def test_a_full_disk_leaves_the_old_set(tmp_path, monkeypatch):

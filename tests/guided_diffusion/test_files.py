@@ -62,11 +62,3 @@ def test_temporary_files_of_the_dead_go_and_others_stay(tmp_path):
     os.utime(paths["old"], (0, 0))
     files.remove_orphans([tmp_path, tmp_path / "nowhere"])
     assert {name for name, path in paths.items() if path.exists()} == {"living", "elsewhere", "of another program"}
-
-
-def test_hidden_files_are_not_found(tmp_path):
-    folder = tmp_path / ".cache" / "images"  # whoever names a hidden folder means it
-    for name in ("b/1.jpg", "a.jpg", "__MACOSX/b/._1.jpg", "b/._1.jpg", "b/.ipynb_checkpoints/1-checkpoint.jpg"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    assert list(files.walk(f"{folder}/")) == list(files.walk(folder)) == [f"{folder}/a.jpg", f"{folder}/b/1.jpg"]

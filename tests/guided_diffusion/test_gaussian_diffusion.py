@@ -12,7 +12,7 @@ from guided_diffusion.gaussian_diffusion import ModelVarType, get_named_beta_sch
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
 from guided_diffusion.unet import UNetModel
 from tests.helpers import BASE, fill_, golden, relative_error, rnd
-from tests.processes import Counted, gaussian_eps, process, wave
+from tests.toys import Counted, gaussian_eps, process, wave
 
 VARIANTS = {
     "learned": {},
@@ -80,19 +80,6 @@ def test_loops_give_the_published_results():
     assert relative_error(sample[:, :, ::4, ::4], figures["ddim_sample_loop"]) <= 1e-3
 
 
-@pytest.mark.parametrize("step", ["p_sample", "ddim_sample"])
-def test_index_0_draws_noise_and_does_not_use_it(step):
-    diffusion = process()
-    x, t = rnd(0, 1, 3, 4, 4), torch.tensor([0])
-    torch.manual_seed(0)
-    one = getattr(diffusion, step)(wave, x, t)["sample"]
-    drawn = torch.get_rng_state()
-    assert torch.equal(one, getattr(diffusion, step)(wave, x, t)["sample"])
-    torch.manual_seed(0)
-    torch.randn_like(x)
-    assert torch.equal(drawn, torch.get_rng_state())
-
-
 def test_ddim_and_its_reverse_follow_the_exact_path_of_a_gaussian():
     std = 0.5
     diffusion = process(betas=get_named_beta_schedule("linear", 400))
@@ -135,6 +122,8 @@ def test_loops_evaluate_once_a_step_repeat_under_a_seed_and_build_no_graph(loop)
         getattr(diffusion, loop)(model, (1, 3, 4, 4), noise=noise)
     # On this device .item(), .cpu() and the like raise an error: loops read nothing back.
     assert getattr(diffusion, loop)(Counted(wave, wave), (1, 3, 4, 4), device="meta").device.type == "meta"
+    single = create_gaussian_diffusion(steps=100, learn_sigma=True, timestep_respacing="1")
+    assert getattr(single, loop)(Counted(wave, wave), (1, 3, 4, 4), device="cpu").isfinite().all()
 
 
 def test_tables_made_while_sampling_serve_training():
@@ -145,20 +134,3 @@ def test_tables_made_while_sampling_serve_training():
     weight = torch.ones(1, requires_grad=True)
     diffusion.training_losses(lambda x, t: weight * x, x, t)["loss"].sum().backward()
     assert weight.grad is not None
-
-
-def test_a_single_timestep_is_a_process():
-    diffusion = create_gaussian_diffusion(steps=100, learn_sigma=True, timestep_respacing="1")
-    sample = diffusion.p_sample_loop(Counted(wave, wave), (1, 3, 4, 4), device="cpu")
-    assert sample.isfinite().all()
-
-
-def test_the_bound_trains_the_variance_alone():
-    diffusion = process(variance=ModelVarType.LEARNED_RANGE)
-    x, t = rnd(0, 2, 3, 4, 4), torch.tensor([0, 30])
-    output = rnd(1, 2, 6, 4, 4).requires_grad_()
-    losses = diffusion.training_losses(lambda x, t: output, x, t)
-    (bound,) = torch.autograd.grad(losses["vb"].sum(), output, retain_graph=True)
-    (error,) = torch.autograd.grad(losses["mse"].sum(), output)
-    assert bound[:, :3].abs().max() == 0 < bound[:, 3:].abs().max()
-    assert error[:, 3:].abs().max() == 0 < error[:, :3].abs().max()

@@ -48,8 +48,6 @@ def test_defaults_are_the_published_ones():
     predict_xstart=False rescale_timesteps=False rescale_learned_sigmas=False"""
     assert {f"{key}={value!r}" for key, value in model_and_diffusion_defaults().items()} == set(published.split())
 
-
-def test_every_flag_has_help():
     assert FLAG_HELP.keys() == model_and_diffusion_defaults().keys()
     parser = argparse.ArgumentParser()
     add_dict_to_argparser(parser, {**model_and_diffusion_defaults(), "other": None})
@@ -71,9 +69,6 @@ def test_flags_are_typed_like_their_defaults():
     args = parse("--a 3 --b 0.5 --c yes --d x,y --e z", {"a": 1, "b": 1.0, "c": False, "d": "", "e": None, "f": None})
     assert vars(args) == {"a": 3, "b": 0.5, "c": True, "d": "x,y", "e": "z", "f": None}
     assert args_to_dict(args, ["a", "f"]) == {"a": 3, "f": None}
-
-
-def test_words_for_true_and_false():
     assert all(str2bool(text) is True for text in ["yes", "true", "t", "y", "1", "True", "YES", True])
     assert all(str2bool(text) is False for text in ["no", "false", "f", "n", "0", "False", "NO", False])
     with pytest.raises(argparse.ArgumentTypeError, match="'maybe'"):
@@ -88,8 +83,6 @@ def test_config_holds_every_flag_as_a_plain_value():
     model, diffusion = create_model_and_diffusion(**{**BASE, "timestep_respacing": [10, 5]})
     assert model.config["timestep_respacing"] == "10,5" and diffusion.num_timesteps == 15
 
-
-def test_grey_images_and_sizes_without_default_widths():
     model, _ = create_model_and_diffusion(**{**BASE, "image_size": 96, "channel_mult": "1,2"}, image_channels=1)
     assert model.image_size == 96
     assert (model.in_channels, model.out[2].out_channels) == (1, 2)  # the noise, and its variance
@@ -135,7 +128,9 @@ def test_default_widths():
         ({"attention_resolutions": "16;8"}, "--attention_resolutions '16;8'"),
         ({"attention_resolutions": "16,0"}, "--attention_resolutions '16,0'"),
         ({"timestep_respacing": "501"}, "--timestep_respacing: cannot take 501"),
-        ({"noise_schedule": "sqrt"}, "--noise_schedule 'sqrt' is unknown"),
+        ({"noise_schedule": "sqrt"}, "--noise_schedule 'sqrt' is unknown: expected linear or cosine"),
+        ({"diffusion_steps": 10}, "--diffusion_steps 10: the linear schedule needs at least 21"),
+        ({"diffusion_steps": 0, "noise_schedule": "cosine"}, "--diffusion_steps 0: expected at least 1"),
         ({"num_chanels": 128}, "unknown flags num_chanels;"),
     ],
 )

@@ -47,7 +47,7 @@ def system(tmp_path: Path) -> Path:
 
 
 def call(system: Path) -> dict[str, Any]:
-    """The arguments of a process that installs, from a folder that has nothing to do with the project."""
+    """A process that installs, from a folder that has nothing to do with the project."""
     script = 'set -e; source ../project/tools/environment.sh; dime_environment; echo "$PYTHON"'
     environment = {name: value for name, value in os.environ.items() if name != "DIME_VENV"}
     environment["PYTHON"] = str(system / "usr/bin/python")

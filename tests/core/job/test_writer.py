@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -19,31 +17,22 @@ from tests.helpers import rnd
 # 8-bit images
 
 
-def test_inputs_keep_all_256_levels():
-    levels = torch.arange(256, dtype=torch.float32)
-    x = (levels / 255 - 0.5) / 0.5  # as the transform makes them
+def test_inputs_keep_all_256_levels_and_generated_images_are_clamped_and_truncated():
+    x = (torch.arange(256) / 255 - 0.5) / 0.5  # as the transform makes them
     assert input_to_uint8(x).tolist() == list(range(256))
-
-
-def test_generated_images_are_clamped_and_truncated():
     x = torch.tensor([-3.0, -1.0, -0.99999, 0.0, 0.5, 0.99999, 1.0, 7.0])
     assert to_uint8(x).tolist() == [0, 0, 0, 127, 191, 254, 255, 255]
 
 
-def test_difference_map_by_hand():
+def test_differences_by_hand():
     a, b = np.zeros((1, 3, 3), np.uint8), np.zeros((1, 3, 3), np.uint8)
     a[0, 0] = (10, 0, 0)
     b[0, 0] = (0, 20, 0)  # 30 in all
     a[0, 1] = (0, 0, 200)  # the largest
     assert difference_map(a, b).tolist() == [[[38] * 3, [255] * 3, [0] * 3]]  # 255 * 30 / 200 = 38.25
     assert not difference_map(a, a).any()
-
-
-def test_mean_difference():
-    a, b = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)
-    a[0, 0, 0], b[1, 1, 2] = 255, 51
-    assert mean_difference(a, b) == np.float32((1 + 0.2) / 12)
-    assert mean_difference(a, b).dtype == np.float32
+    mean = mean_difference(a, b)
+    assert mean == np.float32(230 / 9 / 255) and mean.dtype == np.float32
 
 
 # The tree
@@ -80,20 +69,34 @@ def files(tree: ResultTree) -> set[str]:
     return {str(path.relative_to(tree.output_path)) for path in tree.output_path.rglob("*") if path.is_file()}
 
 
-CELLS = {"0000007": ("Correct", "CC/CCF"), "0000100": ("Correct", "CC/ICF"), "0012345": ("Incorrect", "IC/CCF")}
+def files_of(name: str, original: str, cell: str) -> set[str]:
+    found = {f"Original/{original}/{name}.png", f"Results/exp/{cell}/Info/{name}.txt"}
+    found |= {f"Results/exp/{cell}/{kind}/{name}.png" for kind in ("CF", "Noise", "SM")}
+    return found | {f"z_t/exp/{name[1:]}/000{step}.png" for step in (0, 1)}
 
 
-def test_every_image_lies_in_its_cell(tree):
-    records = list(write_explanations(explanations(), tree))
-    expected = set()
-    for name, (original, cell) in CELLS.items():
-        expected |= {f"Original/{original}/{name}.png", f"Results/exp/{cell}/Info/{name}.txt"}
-        expected |= {f"Results/exp/{cell}/{kind}/{name}.png" for kind in ("CF", "Noise", "SM")}
-        expected |= {f"z_t/exp/{name[1:]}/000{step}.png" for step in (0, 1)}
-    assert files(tree) == expected
-    assert [record.id for record in records] == [7, 100, 12345]
-    for record in records:
+FILES = {
+    7: files_of("0000007", "Correct", "CC/CCF"),
+    100: files_of("0000100", "Correct", "CC/ICF"),
+    12345: files_of("0012345", "Incorrect", "IC/CCF"),
+}
+
+
+def test_every_image_lies_in_its_cell_and_is_written_after_the_one_before(tree):
+    records = []
+    for record in write_explanations(explanations(), tree):  # whoever stops between two leaves whole ones
+        records.append(record)
+        assert files(tree) == set().union(*(FILES[written.id] for written in records))
         assert tree.info(record.id, record.correct, record.flipped).read_text() == record.text()
+    assert [record.id for record in records] == list(FILES)
+    assert list(write_explanations(explanations(), None)) == records  # without a tree the records alone
+
+
+def test_failed_and_skipped_images_leave_no_file_and_no_record(tree):
+    result = explanations(finite=(True, False, True))
+    result.cf[1] = float("nan")
+    assert [record.id for record in write_explanations(result, tree, skip={7})] == [12345]
+    assert files(tree) == FILES[12345]
 
 
 def test_images_are_those_of_the_batch(tree):
@@ -116,54 +119,20 @@ def test_images_are_those_of_the_batch(tree):
     assert np.array_equal(frame, result.frames["z_t"][0, 1].permute(1, 2, 0).numpy())
 
 
-def test_failed_images_leave_no_file_and_no_record(tree):
-    result = explanations(finite=(True, False, True))
-    result.cf[1] = float("nan")
-    records = list(write_explanations(result, tree))
-    assert [record.id for record in records] == [7, 12345]
-    assert not [name for name in files(tree) if "100" in name]
-
-
-def test_skipped_ids_are_left_alone(tree):
-    assert [record.id for record in write_explanations(explanations(), tree, skip={7, 12345})] == [100]
-    assert {Path(name).stem for name in files(tree) if "z_t" not in name} == {"0000100"}
-
-
-def test_images_are_written_one_after_the_other(tree):
-    """Whoever stops between two leaves the first whole and nothing of the second."""
-    next(write_explanations(explanations(), tree))
-    assert {Path(name).stem for name in files(tree) if "z_t" not in name} == {"0000007"}
-
-
-def test_without_a_tree_only_the_records(tmp_path):
-    tree = ResultTree(tmp_path / "a", "exp")
-    tree.create()
-    written = list(write_explanations(explanations(), tree))
-    before = files(tree)
-    assert list(write_explanations(explanations(), None)) == written
-    assert files(tree) == before and [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_stored_originals_stay_as_they_are(tree):
-    list(write_explanations(explanations(), tree))
-    before = tree.original(7, True).read_bytes()
-    other = ResultTree(tree.output_path, "other", "jpg")
-    other.create()
-    list(write_explanations(explanations(), other))
-    assert tree.original(7, True).read_bytes() == before
-    assert not other.original(7, True).exists()
-
-
-def test_an_input_judged_otherwise_lies_in_both_folders(tree):
+def test_stored_originals_stay_as_they_are_and_one_judged_otherwise_lies_in_both_folders(tree):
     """Two experiments about two decisions: each finds the input where its own puts it."""
     list(write_explanations(explanations(), tree))
+    before = tree.original(7, True).read_bytes()
     result = explanations()
-    result.label.copy_(1 - result.label)
-    other = ResultTree(tree.output_path, "other", "png")
-    other.create()
-    list(write_explanations(result, other))
-    for id in (7, 100, 12345):
-        assert other.original(id, True).read_bytes() == other.original(id, False).read_bytes()
+    result.label[1:] = 1 - result.label[1:]
+    for image_format in ("png", "jpg"):
+        other = ResultTree(tree.output_path, "other", image_format)
+        other.create()
+        list(write_explanations(result, other))
+        assert tree.original(7, True).read_bytes() == before
+    assert not list(tree.output_path.glob("Original/*/*.jpg"))
+    for id in (100, 12345):
+        assert tree.original(id, True).read_bytes() == tree.original(id, False).read_bytes()
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "png"])
@@ -172,25 +141,14 @@ def test_check_original_knows_its_own_image(tmp_path, image_format):
     tree.create()
     x = rnd(1, 3, 16, 16).clamp(-1, 1)
     check_original(tree, 7, x)  # nothing lies there
-    write_image(tree.original(7, False), to_hwc(input_to_uint8(x)))
-    check_original(tree, 7, x)
+    published = to_uint8(x) if image_format == "jpg" else input_to_uint8(x)  # truncated, up to one level lower
+    for stored in (input_to_uint8(x), published):
+        write_image(tree.original(7, False), to_hwc(stored))
+        check_original(tree, 7, x)
+    if image_format == "jpg":
+        Image.fromarray(to_hwc(published)).save(tmp_path / "pillow.jpg", quality=75)
+        assert tree.original(7, False).read_bytes() == (tmp_path / "pillow.jpg").read_bytes()
     with pytest.raises(InputError, match=r"0000007.*--output_path"):
         check_original(tree, 7, rnd(2, 3, 16, 16).clamp(-1, 1))
     with pytest.raises(InputError, match="0000007"):
         check_original(tree, 7, rnd(1, 3, 32, 32).clamp(-1, 1))
-
-
-def test_check_original_takes_the_published_codes_images(tmp_path):
-    """They are truncated, up to one level lower, in JPEG."""
-    tree = ResultTree(tmp_path, "exp", "jpg")
-    tree.create()
-    x = rnd(1, 3, 16, 16).clamp(-1, 1)
-    write_image(tree.original(7, True), to_hwc(to_uint8(x)))
-    check_original(tree, 7, x)
-
-
-def test_jpeg_has_pillows_quality_75(tmp_path):
-    image = to_hwc(to_uint8(rnd(4, 3, 16, 16)))
-    write_image(tmp_path / "ours.jpg", image)
-    Image.fromarray(image).save(tmp_path / "pillow.jpg", quality=75)
-    assert (tmp_path / "ours.jpg").read_bytes() == (tmp_path / "pillow.jpg").read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +18,14 @@ from dime.core.metrics.metric import Context, Metric
 from dime.core.metrics.protocol import METRICS, evaluate
 from dime.core.metrics.report import Report, as_json, markdown
 from dime.core.results import ResultTree
-from tests.grey_world import BOTH_WAYS, POISON, grey_of, make_tree, stand_ins
-from tests.metric_world import run_script
+from tests.helpers import CPU
+from tests.metric_world import BOTH_WAYS, POISON, grey_of, make_tree, stand_ins
+from tests.worlds import run_script
 
 
 @pytest.fixture
 def networks(monkeypatch) -> dict[str, object]:
     return stand_ins(monkeypatch)
-
-
-CPU = torch.device("cpu")
 
 
 def measure(trees: list[ResultTree], **flags) -> Report:
@@ -62,6 +59,8 @@ def test_everything_has_a_value(tmp_path, networks):
     assert any("CD of a: 2 attributes never change" in line for line in report.caveats["a"])
     assert any("CD of a: rests on 6 informative images" in line for line in report.caveats["a"])
     assert set(report.measurements["a"]) == EVERY and not reasons(report)
+    nobody = measure(make_tree(tmp_path, BOTH_WAYS), partition="inc")
+    assert set(reasons(nobody)) == EVERY
 
 
 @pytest.mark.parametrize(
@@ -100,23 +99,22 @@ def test_what_is_undefined_says_so(tmp_path, networks, images, expected):
         assert reason in found[name], (name, found[name])
 
 
-def test_a_partition_without_images(tmp_path, networks):
-    assert set(reasons(measure(make_tree(tmp_path, BOTH_WAYS), partition="inc"))) == EVERY
-
-
-def test_features_that_never_vary(tmp_path, networks):
+def test_networks_that_do_not_fit(tmp_path, networks):
     networks["faces.load_vggface2"] = networks["fid.load_inception"] = lambda x: torch.ones(len(x), 3)
-    found = reasons(measure(make_tree(tmp_path, BOTH_WAYS)))
-    assert set(found) == {"FVA", "FS", "FID", "sFID"} and all(
-        "the same features" in reason for reason in found.values()
-    )
+    networks["mnac.load_oracle"] = lambda x: (grey_of(x), grey_of(x).expand(-1, 12))
+    report = measure(make_tree(tmp_path, BOTH_WAYS))
+    found = reasons(report)
+    assert found.keys() == {"FVA", "FS", "FID", "sFID"} and all("the same features" in why for why in found.values())
+    assert sum("has 12 outputs, but CelebA has 40 attributes" in line for line in report.missing["a"]) == 2
+    report = measure(make_tree(tmp_path, BOTH_WAYS, CLASSES))
+    assert sum("has 40 outputs, but a explains 3 classes" in line for line in report.missing["a"]) == 2
 
 
 def test_the_script_says_what_the_protocol_says(tmp_path, networks):
     """One direction: the same words on stderr and in evaluate.py's list, no number, exit 0."""
     trees = make_tree(tmp_path, BOTH_WAYS[1::2])
     run = run_script(
-        importlib.import_module("compute_CD"),
+        "compute_CD",
         *["--output-path", tmp_path, "--exp-name", "a", "--celeba-path", "celeba", "--gpu", "cpu"],
         *["--json", tmp_path / "cd.json"],
     )
@@ -143,7 +141,7 @@ class Three(torch.nn.Module):
 def test_classes(tmp_path, networks):
     """MAD is the change of the target's softmax; CD and MNAC say what they need; the rest works as it does."""
     networks["metric.load_classifier"] = Three()
-    report = measure(make_tree(tmp_path, BOTH_WAYS, CLASSES))
+    report = measure(trees := make_tree(tmp_path, BOTH_WAYS, CLASSES))
     assert set(report.measurements["a"]) == EVERY - {"CD", "MNAC"} and not reasons(report)
     logits = (np.array([greys for _, *greys in BOTH_WAYS])[..., None] - 128) / 50 * np.array([0, 1, -1])
     p = (np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True))[..., 1]  # of the target, class 1
@@ -152,6 +150,10 @@ def test_classes(tmp_path, networks):
     missing = " ".join(report.missing["a"])
     assert "CD: needs one of CelebA's 40 attributes" in missing
     assert "MNAC: needs images of CelebA and the oracle of its 40 attributes" in missing
+    path = tmp_path / "Results/a/CC/CCF/Info/0000003.txt"
+    for info in ("label: 0", "target: cat", None):
+        path.unlink() if info is None else path.write_text(info)
+        assert "0000003.txt: names no target" in reasons(measure(trees))["MAD"]
 
 
 def test_grey_images_have_one_channel_for_the_classifier(tmp_path, networks):
@@ -161,20 +163,6 @@ def test_grey_images_have_one_channel_for_the_classifier(tmp_path, networks):
     for path in tmp_path.rglob("*.png"):
         Image.open(path).convert("L").save(path)
     assert not reasons(measure(trees)) and channels == {1}
-
-
-@pytest.mark.parametrize("info", [None, "label: 0", "target: cat"])
-def test_mad_of_classes_needs_the_target(tmp_path, networks, info):
-    networks["metric.load_classifier"] = Three()
-    trees = make_tree(tmp_path, BOTH_WAYS, CLASSES)
-    path = tmp_path / "Results/a/CC/CCF/Info/0000003.txt"
-    path.unlink() if info is None else path.write_text(info)
-    assert "0000003.txt: names no target" in reasons(measure(trees))["MAD"]
-
-
-def test_a_classifier_of_other_classes(tmp_path, networks):
-    report = measure(make_tree(tmp_path, BOTH_WAYS, CLASSES))
-    assert sum("has 40 outputs, but a explains 3 classes" in line for line in report.missing["a"]) == 2
 
 
 RECORDED = """dataset: bdd
@@ -212,12 +200,6 @@ def test_a_strangers_configuration_runs_nothing(tmp_path, config, expected):
     [tree, _] = make_tree(tmp_path, BOTH_WAYS[:1], config)
     with pytest.raises(InputError, match=expected):
         Context(Machine(CPU)).explained(tree)
-
-
-def test_an_oracle_of_other_attributes(tmp_path, networks):
-    networks["mnac.load_oracle"] = lambda x: (grey_of(x), grey_of(x).expand(-1, 12))
-    report = measure(make_tree(tmp_path, BOTH_WAYS))
-    assert sum("has 12 outputs, but CelebA has 40 attributes" in line for line in report.missing["a"]) == 2
 
 
 def test_the_metric_of_the_documentation(tmp_path):

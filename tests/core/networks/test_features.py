@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -19,11 +18,9 @@ from dime.models.classifiers import SmallCNN
 from dime.models.perceptual import IMAGENET_MEAN, IMAGENET_STD, PerceptualFeatures
 from dime.models.resnet import BGR_MEAN, vggface2_input
 from guided_diffusion.checkpoint_util import save
-from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
+from tests.helpers import CPU, KEYS, fill_, filled, golden, relative_error, rnd
+from tests.worlds import VGG19_FILE
 
-CPU = torch.device("cpu")
-KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
-VGG19_FILE = "vgg19-dcbb9e9d.pth"
 TOLERANCE = 2e-5  # float32 on another machine, other kernels
 
 
@@ -79,14 +76,11 @@ def test_perceptual_weights_from_models_or_the_hub_cache(tmp_path, monkeypatch):
         features.load_perceptual(20)
     with pytest.raises(InputError, match="layers 1 to 37"):
         features.load_perceptual(38)
-
-
-def test_weights_that_cannot_be_had_say_which_file_goes_where(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(files, "WEIGHTS_FOLDER", tmp_path)
-    with pytest.raises(InputError) as caught:
+    for path in tmp_path.rglob(VGG19_FILE):
+        path.unlink()
+    with pytest.raises(InputError) as caught:  # it cannot be had
         files.pretrained_weights(f"http://127.0.0.1:9/{VGG19_FILE}")
-    for part in (tmp_path / VGG19_FILE, tmp_path / "torch" / "hub" / "checkpoints" / VGG19_FILE, "network"):
+    for part in (tmp_path / "models" / VGG19_FILE, tmp_path / "hub" / "checkpoints" / VGG19_FILE, "network"):
         assert str(part) in str(caught.value)
 
 
@@ -100,9 +94,6 @@ def test_a_small_cnn_stands_in_for_the_oracle_and_vgg19(tmp_path):
     assert features.load_perceptual(2, small)(x[:, :1]).shape == (3, 16, 8, 8)  # grey as three equal channels
     with pytest.raises(InputError, match=r"--l_perc_layer 3: .* levels 1 to 2"):
         features.load_perceptual(3, small)
-
-
-def test_a_network_of_another_kind_is_refused(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "x.pth")
     with pytest.raises(InputError, match="expected a small CNN"):
         features.load_perceptual(1, tmp_path / "x.pth")
