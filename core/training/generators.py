@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,11 +83,15 @@ def parameters(network: nn.Module) -> int:
 
 def build(name: str, image_size: int, channels: int, width: int) -> nn.Module:
     """A generator with as many parameters, within a tenth, as the DDPM of this width; ValueError where it cannot be."""
-    with torch.device("meta"):
-        goal = parameters(DDPM(image_size, channels, width))
-        if name != "DDPM":
-            sizes = {w: parameters(GENERATORS[name](image_size, channels, w)) for w in range(2, 4 * width, 2)}
-            width = min(sizes, key=lambda w: abs(sizes[w] - goal))
+
+    def size(kind: str, width: int) -> int:
+        with torch.device("meta"):
+            return parameters(GENERATORS[kind](image_size, channels, width))
+
+    goal = size("DDPM", width)
+    if name != "DDPM":
+        above = bisect.bisect_left(range(8 * width), goal, lo=1, key=partial(size, name))
+        width = min(above - 1, above, key=lambda w: abs(size(name, w) - goal))
     network = GENERATORS[name](image_size, channels, width).to(memory_format=torch.channels_last)
     if abs(parameters(network) - goal) > goal / 10:
         raise ValueError(f"{name}: {parameters(network)} parameters at best, where the DDPM has {goal}")
