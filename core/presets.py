@@ -105,7 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "perceptual_path": "models/digits/oracle.safetensors",
         "timestep_respacing": "50",
         "start_step": 25,
-        "classifier_scales": (4.0, 8.0, 15.0),
+        "classifier_scales": (2.0, 4.0, 8.0, 15.0),
         "use_logits": True,
         "l1_loss": 0.05,
         "l_perc": 30,
