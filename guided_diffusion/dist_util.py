@@ -72,7 +72,7 @@ def _choose_device(launch: Launch, devices: str = "") -> torch.device:
             "name one by --gpus"
         )
     place = place or 0
-    if place >= len(choice) or choice[place] >= present:
+    if max(place + 1, launch.local_size or 0) > len(choice) or max(choice) >= present:
         asked = f"gpus {devices!r}" if chosen else f"{launch.local_size or launch.world_size} processes"
         raise ValueError(f"{asked}: this machine has {present} GPU(s), counted from 0, one for each process")
     return torch.device("cuda", choice[place])

@@ -7,16 +7,20 @@ unknown (None). Only Open MPI over several machines needs MASTER_ADDR and MASTER
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
+import time
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import torch.distributed as dist
 
@@ -93,7 +97,7 @@ def open_store(launch: Launch) -> dist.Store:
         store = _connect(launch)
         everyone = [f"arrived/{rank}" for rank in range(launch.world_size)]
         store.set(everyone[launch.rank], "")
-        store.wait(everyone, MEETING_TIMEOUT)
+        _wait(store, everyone)
         return store
     except (RuntimeError, OSError) as error:  # torch's errors of stores are RuntimeErrors of many lines
         reason = [*str(error).strip().splitlines(), type(error).__name__][0]
@@ -102,6 +106,71 @@ def open_store(launch: Launch) -> dist.Store:
         ) from error
     finally:
         notice.cancel()
+
+
+def _wait(store: dist.Store, keys: list[str]) -> None:
+    """Until all keys are there, MEETING_TIMEOUT at most. Signals are felt in between, unlike in torch's own wait."""
+    deadline, pause = time.monotonic() + MEETING_TIMEOUT.total_seconds(), 0.01
+    while not store.check(keys):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still waiting after {MEETING_TIMEOUT.seconds} s")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
+
+
+class Meeting:
+    """Where the processes of a launch exchange words before they work; one alone hears its own."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch, self._store, self._round = launch, None, 0
+
+    def exchange(self, word: Any) -> list[Any]:
+        """Every process's word (plain values), in the order of ranks; all of them wait for the last one.
+
+        Raises as `open_store`, and TimeoutError when one of them does not come.
+        """
+        size, own = self.launch.world_size, self.launch.rank
+        if size == 1:
+            return [word]
+        self._round += 1
+        said, heard = ([f"{what}/{self._round}/{rank}" for rank in range(size)] for what in ("said", "heard"))
+        try:
+            self._store = self._store or open_store(self.launch)
+            self._store.set(said[own], json.dumps(word))
+            _wait(self._store, said)
+            words = [json.loads(text) for text in self._store.multi_get(said)]
+            self._store.set(heard[own], "")
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise TimeoutError(f"{self.launch}: the other processes are not all there any more ({reason})") from None
+        if own == 0:  # the store is gone when this process is
+            with suppress(RuntimeError):
+                self._store.wait(heard, timedelta(seconds=5))
+        return words
+
+
+def run_here(count: int) -> list[int]:
+    """Run this command `count` times on this machine, each told its place as torchrun does: their exit codes.
+
+    That of a process which a signal has ended is minus its number. An exception in here ends them by SIGTERM.
+    """
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    meeting |= {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "TORCHELASTIC_RESTART_COUNT": 0}
+    environment = {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // count), **os.environ, **meeting}
+    command = [sys.executable, *(f"-W{option}" for option in sys.warnoptions), *sys.argv]
+    processes = []
+    try:
+        for rank in range(count):
+            own = {**environment, "RANK": rank, "LOCAL_RANK": rank}
+            processes.append(subprocess.Popen(command, env={name: str(value) for name, value in own.items()}))
+        return [process.wait() for process in processes]
+    except BaseException:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+        raise
 
 
 def _connect(launch: Launch) -> dist.Store:

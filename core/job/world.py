@@ -1,0 +1,130 @@
+"""The processes that work on one experiment together: how they start, that all of them can, and each one's device."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from dime.core.cli import EXIT_CONTINUE, EXIT_INPUT_ERROR, EXIT_SOME_FAILED, say, select_device
+from dime.core.errors import InputError
+from dime.core.job.identity import difference_between
+from dime.core.job.queue import Begin, Queue
+from guided_diffusion.dist_util import _choose_device
+from guided_diffusion.launch import Meeting, detect, run_here
+
+
+class World:
+    """What a launcher has started, or a process alone.
+
+    name: what these processes have in common, and all elements of a Slurm array; '' for a process alone.
+    """
+
+    def __init__(self) -> None:
+        self.launch = detect()
+        self.alone = self.launch.world_size == 1
+        self.speaks = self.launch.rank == 0
+        array = os.environ.get("SLURM_ARRAY_JOB_ID", "")
+        self.name = f"Slurm array {array}" if array else ""
+        self.me = f"process {os.getpid()} on {socket.gethostname()}" + f" (rank {self.launch.rank})" * (not self.alone)
+        self._meeting, self._have_met = Meeting(self.launch), self.alone
+
+    @contextlib.contextmanager
+    def one_voice(self) -> Iterator[None]:
+        """Within, what is wrong in one process before all of them work ends all of them, and one says it."""
+        try:
+            self._agree()
+            yield
+        except Exception as error:
+            if not self._have_met:
+                try:
+                    self._agree(error=str(error) or type(error).__name__)
+                except SystemExit:
+                    if isinstance(error, InputError):
+                        raise
+                except InputError:
+                    pass
+            raise
+
+    def parsed(self, parse: Callable[[], Any]) -> Any:
+        """What the parser of the flags gives; in several processes, its error is one of those that one of them says."""
+        said = io.StringIO()
+        try:
+            with contextlib.nullcontext() if self.alone else contextlib.redirect_stderr(said):
+                return parse()
+        except SystemExit as exit:
+            if self.alone or exit.code != EXIT_INPUT_ERROR:
+                raise
+            raise InputError(said.getvalue().partition(": error: ")[2]) from None
+
+    def several(self, gpu: str) -> int | None:
+        """Where --gpu names several devices and no launcher is there: the exit code of a process for each of them."""
+        names = gpu.split(",")
+        if not self.alone or len(names) == 1:
+            return None
+        for name in names if torch.cuda.is_available() else ():
+            select_device(name)
+        codes = run_here(len(names))
+        if EXIT_INPUT_ERROR not in codes and (ended := [code for code in codes if code in (0, EXIT_SOME_FAILED)]):
+            return max(ended)  # the others have done the work of those that died
+        return next((code for code in (EXIT_INPUT_ERROR, EXIT_CONTINUE) if code in codes), 1)
+
+    def device(self, gpu: str) -> torch.device:
+        """This process's device: that of its place on the machine, or of its place among those that --gpu names."""
+        names, place = gpu.split(","), self.launch.local_rank
+        if self.alone or not all(name.strip().isdecimal() for name in names):
+            if len(names) > 1 and (place is None or max(place + 1, self.launch.local_size or 0) > len(names)):
+                raise InputError(f"--gpu {gpu}: {self.launch} is one of more processes on its machine than these")
+            return select_device(names[place if len(names) > 1 else 0])
+        try:
+            device = _choose_device(self.launch, "" if gpu == "0" else gpu)
+        except ValueError as error:
+            raise InputError(f"--gpu {gpu}: {error}") from None
+        if device.type == "cpu" and self.speaks:
+            say(f"No CUDA GPU found: --gpu {gpu} runs on the CPU.")
+        return device
+
+    def compare(self, flags: Mapping[str, Any]) -> None:
+        """Raise InputError where these flags are other ones than rank 0's."""
+        if self._have_met:
+            return
+        words = self._agree([self.name or str(uuid.uuid4()), flags])
+        self.name, theirs = words[0]
+        difference = difference_between(words[self.launch.rank][1], theirs)
+        if difference:
+            raise InputError(f"{self.launch}: {difference}, in rank 0; all processes need the same command")
+
+    @contextlib.contextmanager
+    def at_work(self, queue: Queue, begin: Begin) -> Iterator[None]:
+        """Share the queue within: rank 0 begins, and the others must find there what it has begun."""
+        with contextlib.ExitStack() as until_the_end:
+            if self._have_met or self.speaks:
+                until_the_end.enter_context(queue.joined(begin))
+            if not self._have_met:
+                self._agree()
+                if not self.speaks:
+                    until_the_end.enter_context(queue.joined(None))
+                self._agree()
+                self._have_met = True
+            yield
+
+    def _agree(self, word: Any = None, error: str = "") -> list[Any]:
+        """Every process's word. InputError in the first process in which something is wrong, SystemExit in others."""
+        try:
+            words = self._meeting.exchange([word, error])
+        except (ValueError, OSError) as failed:
+            wrong, error = 0, str(failed)
+        else:
+            wrong = next((rank for rank, (_, problem) in enumerate(words) if problem), None)
+        if wrong is None:
+            return [word for word, _ in words]
+        self._have_met = True  # there is nothing more to agree on
+        if self.launch.rank == wrong:
+            raise InputError(error)
+        raise SystemExit(EXIT_INPUT_ERROR)
