@@ -17,7 +17,7 @@ from dime.core.metrics.scripts import (
 )
 from dime.core.results import ResultTree
 
-ASKED = {metric.asked_by: f"computes {', '.join(metric.rows)} too" for metric in METRICS if metric.asked_by}
+ASKED = tuple(dict.fromkeys(metric.asked_by for metric in METRICS if metric.asked_by))
 
 
 def main() -> None:
@@ -51,8 +51,9 @@ def build_parser() -> Parser:
     add("--papers", nargs="*", choices=tuple(PUBLISHED), default=[], help="columns with papers' figures (Smile)")
     folder = "folder for evaluation.md, .csv and .json, in EXP_NAME there; unset: in the experiment's own folder"
     add("--report-path", type=Path, metavar="FOLDER", help=folder)
-    for flag, help in ASKED.items():
-        add(flag, action="store_true", help=help)
+    for flag in ASKED:
+        rows = [row for metric in METRICS if metric.asked_by == flag for row in metric.rows]
+        add(flag, action="store_true", help=f"measure {', '.join(rows)} too")
     return parser
 
 

@@ -98,9 +98,9 @@ def integer(low: int | None = None, high: int | None = None) -> Callable[[str], 
     return number(low, high, int)
 
 
-def number_list(low: float | None = None) -> Callable[[str], tuple[float, ...]]:
+def number_list(low: float | None = None, kind: type = float) -> Callable[[str], tuple[float, ...]]:
     """Flag type: numbers separated by commas, at least one of them."""
-    parse_one = number(low)
+    parse_one = number(low, None, kind)
     return lambda text: tuple(parse_one(part) for part in text.split(","))
 
 

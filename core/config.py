@@ -32,8 +32,11 @@ class Data:
 
     data_dir: str = flag("", "folder of the data set, local or gs://, az://; '' is the current one")
     dataset: str = flag(
-        "CelebA", "CelebA's val partition, its mini-val set of 1000, a folder of images, ...", choices=lambda: DATASETS
+        "CelebA",
+        "CelebA's val partition, its mini-val set of 1000, a folder of images, mnist, ...",
+        choices=lambda: DATASETS,
     )
+    download: bool = flag(False, "fetch the data set into data_dir first, where it is not there (mnist)")
     images: Sequence[str] = flag((), "explain these files instead of a data set")
     resize: str = flag(
         "crop",

@@ -84,6 +84,7 @@ class Context:
     weights_path: Path = Path("models/resnet50_vggface2_model.pkl")
     oracle_path: Path = Path("models/oracle.pth")
     classifier_path: str | None = None
+    second_classifier_path: str | None = None
     trust_classifier: bool = False
     inception_weights: Path | None = None
     celeba_path: str | None = None
@@ -104,12 +105,16 @@ class Context:
         known = {query for query in recorded(tree, "query_label") if isinstance(query, int)}
         return known.pop() if len(known) == 1 else SMILING
 
-    def explained(self, tree: ResultTree) -> tuple[nn.Module, Decision]:
-        """The classifier that an experiment explains, and its decision: exclusive classes, else one binary output.
+    def explained(self, tree: ResultTree, second: bool = False) -> tuple[nn.Module, Decision]:
+        """The classifier that an experiment explains (second: the one to compare with), and its decision: exclusive
+        classes, else one binary output.
 
         Raises InputError where it cannot be loaded, or has other classes or no such output.
         """
-        wanted = recorded_classifier(tree, self.classifier_path)
+        if second and not self.second_classifier_path:
+            raise InputError("--second-classifier-path names no classifier, such as one trained from another seed")
+        moved = self.second_classifier_path if second else self.classifier_path
+        wanted = recorded_classifier(tree, moved)
         with Image.open(tree.originals()[0]) as image:
             grey = image.mode == "L"
         classifier, path = self.once(load_recorded, wanted, self.machine.device, self.trust_classifier, grey), wanted[0]

@@ -34,11 +34,6 @@ class Shortcut:
             raise InputError(f"--shortcut {self.name}: is the attribute explained; name another one")
 
     @property
-    def axis(self) -> str:
-        """What the figure's axis says."""
-        return f"{self.name} as a shortcut to {self.query}"
-
-    @property
     def row_names(self) -> tuple[str, ...]:
         """The rows of the table: what the explanations tell, then what is true; docs/truth.md says what they mean."""
         told = ("CD", f"{self.name}: correlation of changes", f"{self.name}: moves along")
@@ -71,8 +66,8 @@ class Shortcut:
 
         return (
             Row(self.row_names[0], changes, cd, "flipped", interval=False),
-            Row(self.row_names[1], changes, correlation, "flipped", axis=self.axis),
-            Row(self.row_names[2], along, among="flipped", axis=self.axis),
+            Row(self.row_names[1], changes, correlation, "flipped"),
+            Row(self.row_names[2], along, among="flipped"),
         )
 
     def true(
@@ -104,7 +99,7 @@ class Shortcut:
 
         *_, by_query, by_shortcut, relied_on = self.row_names
         return (
-            Row(by_query, lambda c: turned[np.searchsorted(ids, c.ids), 0], among="all", axis=self.axis),
-            Row(by_shortcut, lambda c: turned[np.searchsorted(ids, c.ids), 1], among="all", axis=self.axis),
+            Row(by_query, lambda c: turned[np.searchsorted(ids, c.ids), 0], among="all"),
+            Row(by_shortcut, lambda c: turned[np.searchsorted(ids, c.ids), 1], among="all"),
             Row(relied_on, lambda c: effects[np.searchsorted(ids, c.ids)], reliance, "all"),
         )
