@@ -17,10 +17,6 @@ from dime.core.job.identity import merge_chunks
 from dime.core.job.run import Run
 from dime.core.job.setup import set_up
 from dime.core.job.world import World
-from dime.core.metrics.faces import face_features
-from dime.core.metrics.features import Machine
-from dime.core.metrics.mnac import oracle_logits
-from dime.core.metrics.protocol import summary_figures
 from dime.core.results import ResultTree
 from dime.core.summary import Summary, write_summary
 
@@ -67,6 +63,11 @@ def summary_of(config: Config, tree: ResultTree, world: World) -> Summary | None
         keep_freed_memory()
         run = Run(set_up(config, device), tree, world)
     if figures:
+        from dime.core.metrics.faces import face_features
+        from dime.core.metrics.features import Machine
+        from dime.core.metrics.mnac import oracle_logits
+        from dime.core.metrics.protocol import summary_figures
+
         machine = Machine(device, config.batch_size)
         faces, attributes = face_features(config.face_path, machine), oracle_logits(config.oracle_path, machine)
     summary = run() if run else merge_chunks(tree, config.num_chunks, config.allow_partial)

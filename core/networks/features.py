@@ -7,9 +7,8 @@ InputError. Networks are built on the meta device first, so that no random weigh
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lpips
 import torch
 from torch import nn
 
@@ -29,8 +28,9 @@ from dime.core.networks.files import (
 )
 from dime.core.presets import PRESETS
 from dime.models.classifiers import SmallCNN, SmallOracle, SmallPerceptual
-from dime.models.perceptual import VGG19_LAYERS, InceptionFeatures, LPIPSDistance, PerceptualFeatures
-from dime.models.resnet import Oracle, caffe_resnet50, oracle_layers
+
+if TYPE_CHECKING:  # torchvision takes seconds to import: only those wait who need a network of its
+    from dime.models.perceptual import InceptionFeatures, LPIPSDistance
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -52,6 +52,8 @@ def load_oracle(path: str | Path, device: torch.device) -> nn.Module:
     if not {"feat_extract.conv1_7x7_s2.weight", "classifier.weight"} <= state.keys():
         expected = "an oracle (a dict with feat_extract, a Caffe-style ResNet-50 or a small CNN, and classifier)"
         raise InputError(f"{path}: holds {describe(content)}, expected {expected}")
+    from dime.models.resnet import Oracle, oracle_layers
+
     with torch.device("meta"):
         network = Oracle(len(state["classifier.weight"]))
     layers, own = oracle_layers(), {}
@@ -74,6 +76,8 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
         listed = " or ".join(names)
         raise InputError(f"{path}: no such file; put VGGFace2's ResNet-50 weights into {path.parent} as {listed}")
     state = {name: torch.from_numpy(array) for name, array in read_numpy_pickle(found).items()}
+    from dime.models.resnet import caffe_resnet50
+
     with torch.device("meta"):
         network = caffe_resnet50()
     known = {name: state[name] for name in network.state_dict() if name in state}
@@ -105,6 +109,8 @@ def load_perceptual(
         if not 1 <= layer <= network.levels:
             raise InputError(f"--l_perc_layer {layer}: {path}: this small CNN has levels 1 to {network.levels}")
         return SmallPerceptual(network, layer).eval()
+    from dime.models.perceptual import VGG19_LAYERS, PerceptualFeatures
+
     if not 1 <= layer <= VGG19_LAYERS:
         raise InputError(f"--l_perc_layer {layer}: VGG19 has layers 1 to {VGG19_LAYERS}")
     path = pretrained_weights(VGG19_URL)
@@ -116,6 +122,10 @@ def load_perceptual(
 
 def load_lpips(device: torch.device) -> LPIPSDistance:
     """LPIPS on VGG16: torchvision's weights (as in load_perceptual) and the lpips package's linear heads."""
+    import lpips
+
+    from dime.models.perceptual import LPIPSDistance
+
     path = pretrained_weights(VGG16_URL)
     with torch.device("meta"):
         network = LPIPSDistance()
@@ -128,6 +138,8 @@ def load_lpips(device: torch.device) -> LPIPSDistance:
 
 def load_inception(path: str | Path, device: torch.device) -> InceptionFeatures:
     """The FID's Inception-V3 (pytorch-fid's weights): x (N, 3, H, W) in [-1, 1] -> features (N, 2048)."""
+    from dime.models.perceptual import InceptionFeatures
+
     with torch.device("meta"):
         network = InceptionFeatures()
     state = read_state_dict(path)
