@@ -172,7 +172,7 @@ def watched() -> Iterator[None]:
         if not all_well:
             say_farewell(False)
             if not leaving.wait(_GRACE):
-                said = f"rank {own}: rank {following} has ended, so this one stops too; the last checkpoint is whole"
+                said = f"rank {own}: rank {following} has ended, so this one stops too; what is written is whole"
                 print(said, file=sys.stderr, flush=True)
                 leave_mpiexec()
                 os._exit(1)  # the main thread may be inside an operation that never returns

@@ -97,7 +97,7 @@ def open_store(launch: Launch) -> dist.Store:
         store = _connect(launch)
         everyone = [f"arrived/{rank}" for rank in range(launch.world_size)]
         store.set(everyone[launch.rank], "")
-        _wait(store, everyone)
+        _wait(store, everyone, MEETING_TIMEOUT)
         return store
     except (RuntimeError, OSError) as error:  # torch's errors of stores are RuntimeErrors of many lines
         reason = [*str(error).strip().splitlines(), type(error).__name__][0]
@@ -108,12 +108,12 @@ def open_store(launch: Launch) -> dist.Store:
         notice.cancel()
 
 
-def _wait(store: dist.Store, keys: list[str]) -> None:
-    """Until all keys are there, MEETING_TIMEOUT at most. Signals are felt in between, unlike in torch's own wait."""
-    deadline, pause = time.monotonic() + MEETING_TIMEOUT.total_seconds(), 0.01
+def _wait(store: dist.Store, keys: list[str], limit: timedelta) -> None:
+    """Until all keys are there. Signals are felt in between, unlike in torch's own wait. Raises TimeoutError."""
+    deadline, pause = time.monotonic() + limit.total_seconds(), 0.01
     while not store.check(keys):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"still waiting after {MEETING_TIMEOUT.seconds} s")
+            raise TimeoutError(f"still waiting after {limit.seconds} s")
         time.sleep(pause)
         pause = min(2 * pause, 0.5)
 
@@ -122,7 +122,8 @@ class Meeting:
     """Where the processes of a launch exchange words before they work; one alone hears its own."""
 
     def __init__(self, launch: Launch) -> None:
-        self.launch, self._store, self._round = launch, None, 0
+        self.launch, self.patience = launch, MEETING_TIMEOUT
+        self._store, self._round = None, 0
 
     def exchange(self, word: Any) -> list[Any]:
         """Every process's word (plain values), in the order of ranks; all of them wait for the last one.
@@ -137,16 +138,27 @@ class Meeting:
         try:
             self._store = self._store or open_store(self.launch)
             self._store.set(said[own], json.dumps(word))
-            _wait(self._store, said)
+            _wait(self._store, said, self.patience)
             words = [json.loads(text) for text in self._store.multi_get(said)]
             self._store.set(heard[own], "")
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise TimeoutError(f"{self.launch}: the other processes are not all there any more ({reason})") from None
         if own == 0:  # the store is gone when this process is
-            with suppress(RuntimeError):
-                self._store.wait(heard, timedelta(seconds=5))
+            with suppress(RuntimeError, OSError):
+                _wait(self._store, heard, timedelta(seconds=5))
         return words
+
+    def open_group(self) -> None:
+        """A process group on the CPU, for those that have met. From here on nobody waits long for another word."""
+        dist.init_process_group(
+            "gloo",
+            store=dist.PrefixStore("group", self._store),
+            rank=self.launch.rank,
+            world_size=self.launch.world_size,
+            timeout=timedelta(days=1),
+        )
+        self.patience = timedelta(seconds=10)
 
 
 def run_here(count: int) -> list[int]:

@@ -32,6 +32,7 @@ from dime.core.results import make_folder
 
 POLL = 0.5
 """Seconds between two looks of a process that waits for others."""
+BUSY = -1
 SPARE = 4
 """Work is taken ahead of time as long as more than so much is left for each member: at the end nobody hoards."""
 
@@ -141,25 +142,31 @@ class Queue:
         One process finds `ends_the_run` set then. The others are let go when it has called `close`. meanwhile: called
         while it waits.
         """
-        while True:
-            with self._locked():
-                state = self._state()
-                if state is None:
-                    return None
-                self._working(state)
-                if state.open:
-                    item, member = random.choice(list(state.open.items()))
-                    if member == self.member or not self._lives(member):
-                        state.open[item] = self.member
-                        self._write(state)
-                        return int(item)
-                elif state.ender == self.member or not self._lives(state.ender):
-                    state.ender = self.member
-                    self._write(state)
-                    self.ends_the_run = True
-                    return None
+        while (found := self.left_behind()) == BUSY:
             meanwhile()
             time.sleep(POLL)
+        return found
+
+    def left_behind(self) -> int | None:
+        """As `take_over`, but BUSY at once where others are still at work. Looks at one of them at a time."""
+        with self._locked():
+            state = self._state()
+            if state is None:
+                return None
+            self._working(state)
+            if state.open:
+                item, member = random.choice(list(state.open.items()))
+                if self._lives(member):
+                    return BUSY
+                state.open[item] = self.member
+                self._write(state)
+                return int(item)
+            if state.ender != self.member and self._lives(state.ender):
+                return BUSY
+            state.ender = self.member
+            self._write(state)
+            self.ends_the_run = True
+            return None
 
     def done(self, item: int, result: Any, done: int, flipped: int) -> None:
         """An item is finished: its result, and how many images that is, of them flipped."""

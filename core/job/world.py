@@ -16,7 +16,7 @@ from dime.core.cli import EXIT_CONTINUE, EXIT_INPUT_ERROR, EXIT_SOME_FAILED, say
 from dime.core.errors import InputError
 from dime.core.job.identity import difference_between
 from dime.core.job.queue import Begin, Queue
-from guided_diffusion.dist_util import _choose_device
+from guided_diffusion.dist_util import _choose_device, close, watched
 from guided_diffusion.launch import Meeting, detect, run_here
 
 
@@ -114,12 +114,25 @@ class World:
                 self._have_met = True
             yield
 
+    @contextlib.contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Within, all processes compute the same, share what is costly, and end together."""
+        if self.alone:
+            yield
+            return
+        self._meeting.open_group()
+        try:
+            with watched():
+                yield
+        finally:
+            close()
+
     def _agree(self, word: Any = None, error: str = "") -> list[Any]:
         """Every process's word. InputError in the first process in which something is wrong, SystemExit in others."""
         try:
             words = self._meeting.exchange([word, error])
         except (ValueError, OSError) as failed:
-            wrong, error = 0, str(failed)
+            wrong, error = (self.launch.rank, error) if error else (0, str(failed))
         else:
             wrong = next((rank for rank, (_, problem) in enumerate(words) if problem), None)
         if wrong is None:

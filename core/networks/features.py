@@ -69,12 +69,7 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
     Looks in the folder of `path` for the other usual name of the file too (VGGFACE2_FILES). Names in the file
     that the network does not have are skipped; all but the last layer's are reported.
     """
-    path = Path(path)
-    names = dict.fromkeys((path.name, *VGGFACE2_FILES))
-    found = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
-    if found is None:
-        listed = " or ".join(names)
-        raise InputError(f"{path}: no such file; put VGGFace2's ResNet-50 weights into {path.parent} as {listed}")
+    found = vggface2_file(Path(path))
     state = {name: torch.from_numpy(array) for name, array in read_numpy_pickle(found).items()}
     from dime.models.resnet import caffe_resnet50
 
@@ -84,6 +79,16 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
     if unknown := [name for name in state if name not in known and name not in ("fc.weight", "fc.bias")]:
         say(f"{found}: {len(unknown)} unknown entries are skipped ({', '.join(unknown[:3])})")
     return install(network, known, found, device)
+
+
+def vggface2_file(path: Path) -> Path:
+    """The file of weights, under this or another usual name. Raises InputError where there is none."""
+    names = dict.fromkeys((path.name, *VGGFACE2_FILES))
+    found = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
+    if found is None:
+        listed = " or ".join(names)
+        raise InputError(f"{path}: no such file; put VGGFace2's ResNet-50 weights into {path.parent} as {listed}")
+    return found
 
 
 def load_small_cnn(path: str | Path, device: torch.device) -> SmallCNN:
