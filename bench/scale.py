@@ -19,8 +19,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
@@ -29,6 +29,7 @@ from dime.core.job.queue import BUSY, POLL, Queue, Start
 from dime.core.job.writer import write_explanations
 from dime.core.results import ResultTree
 
+ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 20_000
 SECONDS = 2.0
 """What an image costs at one scale: about that of the paper's network with short chains on one GPU."""
@@ -81,19 +82,21 @@ class Member:
     slowness: float
     item: int | None = None
     ahead: int | None = None
+    waits: bool = False
 
 
 class Simulation:
-    """The real queue and the real files under a virtual clock: only the sampler is replaced by its time.
+    """The real queue and, where it `writes`, the real files under a virtual clock: only the sampler is replaced.
 
     A look at the queue takes the processor's seconds that it really took, and others wait for it.
     """
 
-    def __init__(self, folder: Path, processes: int, batch: int) -> None:
+    def __init__(self, folder: Path, processes: int, batch: int, writes: bool) -> None:
         self.tree = ResultTree(folder, "exp")
         self.tree.create()
         chosen = random.Random(0).choices(list(SCALES), list(SCALES.values()), k=IMAGES)
         self.costs, self.batch, self.processes = [SECONDS * scales for scales in chosen], batch, processes
+        self.writes = writes
         self.slowness = [2.0 if rank == 1 else 1.0 for rank in range(processes)]
         self.ideal = sum(self.costs) / sum(1 / slowness for slowness in self.slowness)
         self.free_at = 0.0
@@ -125,12 +128,15 @@ class Simulation:
         began = time.process_time()
         if member.item is not None:
             ids = member.queue.todo[member.item]
-            list(write_explanations(explanations(ids), self.tree))  # by a thread, beside the next batch
-            began = time.process_time()
+            if self.writes:  # by a thread, beside the next batch
+                list(write_explanations(explanations(ids), self.tree))
+                began = time.process_time()
             member.queue.done(member.item, {"records": ids}, len(ids), len(ids))
-        member.item = member.queue.take() if member.ahead is None else member.ahead
-        member.ahead = None if member.item is None else member.queue.take(ahead=True)
-        if member.item is None:
+        if not member.waits:
+            member.item = member.queue.take() if member.ahead is None else member.ahead
+            member.ahead = None if member.item is None else member.queue.take(ahead=True)
+            member.waits = member.item is None
+        if member.waits:
             member.item = member.queue.left_behind()
         self.free_at = max(now, self.free_at) + time.process_time() - began
         if member.item == BUSY:
@@ -154,7 +160,7 @@ COUNTED = {"open": "opened", "os.listdir": "listed", "os.scandir": "listed", "fc
 
 
 def simulated(folder: Path, batch: int) -> None:
-    """The table of 8, 64 and 256 processes."""
+    """The table of 8, 64 and 256 processes; the images' own files are written once, in the first row."""
     counts: Counter[str] = Counter()
 
     def count(event: str, arguments: tuple) -> None:
@@ -163,12 +169,11 @@ def simulated(folder: Path, batch: int) -> None:
 
     sys.addaudithook(count)
     os.fsync = lambda descriptor: None  # the disk here is not the shared folder there
-    print(
-        "| processes | ideal | shared: last ends | of ideal | static: last ends | of ideal | opened | listed | locked |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    columns = ["processes", "ideal", "shared: last ends", "of ideal", "static: last ends", "of ideal"]
+    columns += ["files opened", "listed", "locked, per image"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
     for processes in (8, 64, 256):
-        simulation = Simulation(folder / str(processes), processes, batch)
+        simulation = Simulation(folder / str(processes), processes, batch, writes=processes == 8)
         counts.clear()
         shared, static, ideal = simulation.shared(), simulation.static(), simulation.ideal
         load = " | ".join(f"{counts[kind] / IMAGES:.2f}" for kind in ("opened", "listed", "locked"))

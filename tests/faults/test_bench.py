@@ -23,7 +23,7 @@ def bench(world: World, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are for Unix")
 @pytest.mark.parametrize(
-    ("name", "count"), [("write-kill", 10), ("disk", 1), ("writers", 1), ("nan", 2), ("memory", 1)]
+    ("name", "count"), [("write-kill", 10), ("disk", 1), ("writers", 1), ("one of four", 2), ("nan", 2), ("memory", 1)]
 )
 def test_bench(bench, name, count):
     row, reasons = measure(bench, name, count)  # nan alternates between the network and the classifier
