@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from dime.core.cli import EXIT_CONTINUE
+from dime.core.job.queue import Queue
 from tests.worlds import SMALL_FLAGS, World, refused, run_main, tree_of, watched
 
 TWO_SCALES = {"query_label": 1, "classifier_scales": "8,30", "save_z_t": True}
@@ -34,8 +35,11 @@ class PulledPlugError(BaseException):
 
 
 @contextlib.contextmanager
-def dying_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The process "dies" before the file number `writes` takes its name; its temporary file stays behind."""
+def dying_after(writes: int, monkeypatch: pytest.MonkeyPatch, batches: int = 99) -> Iterator[None]:
+    """The process "dies" before the file number `writes` takes its name; its temporary file stays behind.
+
+    Or after so many batches.
+    """
     replace, unlink, count = Path.replace, Path.unlink, itertools.count()
 
     def dying_replace(self: Path, target: Path) -> Path:
@@ -44,17 +48,27 @@ def dying_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise PulledPlugError
         return replace(self, target)
 
+    done, finished = Queue.done, itertools.count()
+
+    def dying_done(self: Queue, *given: Any) -> None:
+        if next(finished) == batches:
+            raise PulledPlugError
+        done(self, *given)
+
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", dying_replace)
+        patch.setattr(Queue, "done", dying_done)
         with contextlib.suppress(PulledPlugError):
             yield
     assert Path.replace is replace and Path.unlink is unlink
 
 
-def interrupted_and_resumed(world: World, out: Path, writes: int, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> int:
+def interrupted_and_resumed(
+    world: World, out: Path, writes: int, monkeypatch: pytest.MonkeyPatch, batches: int = 99, **flags: Any
+) -> int:
     """Number of U-Net evaluations of the second run."""
     command = world.command(out, SMALL_FLAGS | flags)
-    with dying_after(writes, monkeypatch):
+    with dying_after(writes, monkeypatch, batches):
         run_main(*command)
     for path in out.rglob(".*.tmp"):  # as if written by a process that is no more
         path.rename(path.with_name(path.name.replace(f".{os.getpid()}-", f".{NO_PROCESS}-")))
@@ -120,11 +134,11 @@ def test_stream_noise_starts_anew_when_an_early_image_is_lost(world, streamed, t
     assert comparable(tmp_path / "out") == streamed
 
 
-def test_a_run_without_images_resumes_from_its_statistics(world, tmp_path, monkeypatch):
+def test_a_run_without_images_resumes_from_what_its_queue_has(world, tmp_path, monkeypatch):
     flags = {"save_images": False}
     expected = whole_run(world, tmp_path / "whole", **flags)
-    rest = interrupted_and_resumed(world, tmp_path / "b", 3, monkeypatch, **flags)
-    assert rest == 2 * 4  # two of four batches stood in stats.pth; four evaluations each
+    rest = interrupted_and_resumed(world, tmp_path / "b", 99, monkeypatch, batches=2, **flags)
+    assert rest == 2 * 4  # two of four batches stood in the queue; four evaluations each
     assert comparable(tmp_path / "b") == expected
 
 

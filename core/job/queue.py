@@ -2,7 +2,8 @@
 
     running.lock            held for a moment by whoever looks at the queue or changes it
     running/todo.json       everything to do, written once
-    running/state.json      how much of it is given out, and to whom: as small as there are processes
+    running/state.0, .1     how much of it is given out, and to whom: as small as there are processes. Written in turns:
+                            one of them is whole, and no name ever stands for another file, which NFS would notice late
     running/3.lock          locked as long as member 3 lives, since such a lock is the operating system's
     running/3.jsonl         what member 3 has finished, a line for each
 
@@ -39,11 +40,14 @@ SPARE = 4
 
 @dataclass
 class State:
-    """launch: whose members these are. given: how many items of the list are given out. open: item -> the member that
-    does it. ender: the member that ends the run. done, flipped: images. stopped: why nobody may go on.
+    """What all members have to know.
+
+    launch: whose members these are. turn: of the state. given: how many items of the list are given out. open: item ->
+    the member that does it. ender: the member that ends the run. done, flipped: images. stopped: why nobody may go on.
     """
 
     launch: str
+    turn: int = 0
     given: int = 0
     open: dict[str, int] = field(default_factory=dict)
     members: list[str] = field(default_factory=list)
@@ -256,17 +260,18 @@ class Queue:
         return state
 
     def _state(self) -> State | None:
-        try:
-            return State(**json.loads((self.folder / "state.json").read_text()))
-        except FileNotFoundError:
-            return None
+        found = []
+        for slot in (0, 1):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # not there yet; its writer has died
+                found.append(State(**json.loads((self.folder / f"state.{slot}").read_text())))
+        return max(found, key=lambda state: state.turn, default=None)
 
     def _write(self, state: State) -> None:
-        """Whole or not at all; it need not outlive the machine."""
-        path = self.folder / "state.json"
+        """In the place of the last state but one; it need not outlive the machine."""
+        state.turn += 1
+        path = self.folder / f"state.{state.turn % 2}"
         with _said(path):
-            path.with_suffix(".new").write_text(json.dumps(asdict(state)))
-            path.with_suffix(".new").replace(path)
+            path.write_text(json.dumps(asdict(state)))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

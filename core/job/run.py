@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ from dime.core.summary import ImageRecord, Summary, summarise, write_stats, writ
 
 NOT_FINITE = "the counterfactual is not finite"
 AT_TARGET = "its prediction is the target already"
-LOOK = 1.0
+LOOK = 2.0
 """Seconds between two looks at what the other processes have done."""
 AGREED = ("exp_name", "chunk", "overwrite", "on_bad_image", "oracle_figures")
 """Flags outside a run's identity that have to be the same in all processes that share it."""
@@ -69,7 +69,7 @@ class Run:
 
     setup: Setup
     tree: ResultTree
-    world: World = field(default_factory=World)
+    world: World
 
     def __post_init__(self) -> None:
         config, self.source, self.question = self.setup.config, self.setup.source, self.setup.question

@@ -32,7 +32,9 @@ class World:
         self.speaks = self.launch.rank == 0
         array = os.environ.get("SLURM_ARRAY_JOB_ID", "")
         self.name = f"Slurm array {array}" if array else ""
-        self.me = f"process {os.getpid()} on {socket.gethostname()}" + f" (rank {self.launch.rank})" * (not self.alone)
+        task = f", array task {os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else ""
+        rank = "" if self.alone else f" (rank {self.launch.rank})"
+        self.me = f"process {os.getpid()} on {socket.gethostname()}{task}{rank}"
         self._meeting, self._have_met = Meeting(self.launch), self.alone
 
     @contextlib.contextmanager
@@ -86,7 +88,9 @@ class World:
             device = _choose_device(self.launch, "" if gpu == "0" else gpu)
         except ValueError as error:
             raise InputError(f"--gpu {gpu}: {error}") from None
-        if device.type == "cpu" and self.speaks:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        elif self.speaks:
             say(f"No CUDA GPU found: --gpu {gpu} runs on the CPU.")
         return device
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import itertools
-import json
 import os
 import random
 import resource
@@ -27,6 +26,7 @@ from torch.distributed import TCPStore
 from torch.nn.modules.module import register_module_forward_hook
 
 from dime.core.files import write_atomically
+from dime.core.job.queue import Queue
 from guided_diffusion.unet import UNetModel
 from tests.faults.forks import (
     EXIT_CONTINUE,
@@ -207,10 +207,11 @@ def kill_one_of_four(bench: Bench, number: int) -> float:
         return bench.start(place, lambda: os.environ.update(own), log=f"log{rank}", **flags)
 
     forks, victim = [start(rank) for rank in range(4)], bench.rng.randrange(4)
-    state = place / "out/Results/exp/running/state.json"
-    wait_for(lambda: state.exists() and '"given": 0' not in state.read_text())  # they have met
+    queue = Queue(place / "out/Results/exp/running")
+    wait_for(lambda: (state := queue.peek()) and state.given)  # they have met
     time.sleep(bench.rng.uniform(0, seconds / 3))
-    given = json.loads(state.read_text())["given"] if state.exists() else len(expected)
+    state, batches = queue.peek(), 4 * bench.batches - 1
+    given = state.given if state else batches
     forks[victim].kill()
     codes = [fork.wait() for fork in forks]
     said = "".join(fork.said() for fork in forks)
@@ -220,7 +221,7 @@ def kill_one_of_four(bench: Bench, number: int) -> float:
     require(
         codes[victim] == EXIT_OK or f"rank {victim}) has ended" in said or not given, f"its end was not said: {said}"
     )
-    return given / (4 * bench.batches - 1)
+    return given / batches
 
 
 def signalled(bench: Bench, number: int) -> float:

@@ -122,9 +122,17 @@ def test_a_look_at_the_queue_costs_the_same_however_many_images_there_are(folder
             for _ in range(3):
                 opened.clear()
                 first.done(first.take(), None, 1, 1)
-                costs.append((len(opened), (folder / "state.json").stat().st_size // 20))
+                costs.append((len(opened), (folder / "state.0").stat().st_size // 20))
             first.close()
     assert len(set(costs)) == 1, costs
+
+
+def test_a_process_that_dies_while_it_writes_the_state_leaves_the_one_before(folder):
+    with members(folder, 1, 3) as (queue,):
+        assert queue.take() == 0 and queue.take() == 1
+        latest = max(folder.glob("state.*"), key=lambda path: path.stat().st_mtime_ns)
+        latest.write_text(latest.read_text()[:30])
+        assert queue.take() == 1
 
 
 def test_a_full_disk_is_one_line(folder, monkeypatch):
