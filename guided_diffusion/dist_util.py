@@ -40,8 +40,13 @@ def setup_dist(devices: str = "") -> None:
     _device = _choose_device(launch, devices)
     if _device.type == "cuda":
         torch.cuda.set_device(_device)
+    open_group(launch, "cpu:gloo,cuda:nccl" if _device.type == "cuda" else "gloo")
+
+
+def open_group(launch: Launch, backend: str = "gloo") -> None:
+    """A process group of all that the launcher has started. Raises as `launch.open_store`."""
     dist.init_process_group(
-        backend="cpu:gloo,cuda:nccl" if _device.type == "cuda" else "gloo",
+        backend=backend,
         store=open_store(launch),
         rank=launch.rank,
         world_size=launch.world_size,

@@ -7,20 +7,17 @@ unknown (None). Only Open MPI over several machines needs MASTER_ADDR and MASTER
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 import torch.distributed as dist
 
@@ -97,7 +94,7 @@ def open_store(launch: Launch) -> dist.Store:
         store = _connect(launch)
         everyone = [f"arrived/{rank}" for rank in range(launch.world_size)]
         store.set(everyone[launch.rank], "")
-        _wait(store, everyone, MEETING_TIMEOUT)
+        store.wait(everyone, MEETING_TIMEOUT)
         return store
     except (RuntimeError, OSError) as error:  # torch's errors of stores are RuntimeErrors of many lines
         reason = [*str(error).strip().splitlines(), type(error).__name__][0]
@@ -106,59 +103,6 @@ def open_store(launch: Launch) -> dist.Store:
         ) from error
     finally:
         notice.cancel()
-
-
-def _wait(store: dist.Store, keys: list[str], limit: timedelta) -> None:
-    """Until all keys are there. Signals are felt in between, unlike in torch's own wait. Raises TimeoutError."""
-    deadline, pause = time.monotonic() + limit.total_seconds(), 0.01
-    while not store.check(keys):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"still waiting after {limit.seconds} s")
-        time.sleep(pause)
-        pause = min(2 * pause, 0.5)
-
-
-class Meeting:
-    """Where the processes of a launch exchange words before they work; one alone hears its own."""
-
-    def __init__(self, launch: Launch) -> None:
-        self.launch, self.patience = launch, MEETING_TIMEOUT
-        self._store, self._round = None, 0
-
-    def exchange(self, word: Any) -> list[Any]:
-        """Every process's word (plain values), in the order of ranks; all of them wait for the last one.
-
-        Raises as `open_store`, and TimeoutError when one of them does not come.
-        """
-        size, own = self.launch.world_size, self.launch.rank
-        if size == 1:
-            return [word]
-        self._round += 1
-        said, heard = ([f"{what}/{self._round}/{rank}" for rank in range(size)] for what in ("said", "heard"))
-        try:
-            self._store = self._store or open_store(self.launch)
-            self._store.set(said[own], json.dumps(word))
-            _wait(self._store, said, self.patience)
-            words = [json.loads(text) for text in self._store.multi_get(said)]
-            self._store.set(heard[own], "")
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise TimeoutError(f"{self.launch}: the other processes are not all there any more ({reason})") from None
-        if own == 0:  # the store is gone when this process is
-            with suppress(RuntimeError, OSError):
-                _wait(self._store, heard, timedelta(seconds=5))
-        return words
-
-    def open_group(self) -> None:
-        """A process group on the CPU, for those that have met. From here on nobody waits long for another word."""
-        dist.init_process_group(
-            "gloo",
-            store=dist.PrefixStore("group", self._store),
-            rank=self.launch.rank,
-            world_size=self.launch.world_size,
-            timeout=timedelta(days=1),
-        )
-        self.patience = timedelta(seconds=10)
 
 
 def run_here(count: int) -> list[int]:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from dime.core.cli import EXIT_CONTINUE, EXIT_INPUT_ERROR, EXIT_SOME_FAILED, say, select_device
 from dime.core.errors import InputError
 from dime.core.job.identity import difference_between
 from dime.core.job.queue import Begin, Queue
-from guided_diffusion.dist_util import _choose_device, close, watched
-from guided_diffusion.launch import Meeting, detect, run_here
+from guided_diffusion.dist_util import _choose_device, close, gather, open_group, watched
+from guided_diffusion.launch import detect, run_here
 
 
 class World:
@@ -35,7 +36,7 @@ class World:
         task = f", array task {os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else ""
         rank = "" if self.alone else f" (rank {self.launch.rank})"
         self.me = f"process {os.getpid()} on {socket.gethostname()}{task}{rank}"
-        self._meeting, self._have_met = Meeting(self.launch), self.alone
+        self._have_met = self.alone
 
     @contextlib.contextmanager
     def one_voice(self) -> Iterator[None]:
@@ -43,16 +44,12 @@ class World:
         try:
             self._agree()
             yield
-        except Exception as error:
+        except InputError as error:
             if not self._have_met:
-                try:
-                    self._agree(error=str(error) or type(error).__name__)
-                except SystemExit:
-                    if isinstance(error, InputError):
-                        raise
-                except InputError:
-                    pass
+                self._agree(error=error)
             raise
+        finally:
+            close()
 
     def parsed(self, parse: Callable[[], Any]) -> Any:
         """What the parser of the flags gives; in several processes, its error is one of those that one of them says."""
@@ -116,32 +113,31 @@ class World:
                     until_the_end.enter_context(queue.joined(None))
                 self._agree()
                 self._have_met = True
+                close()  # from now on nobody needs the others
             yield
 
     @contextlib.contextmanager
     def in_step(self) -> Iterator[None]:
         """Within, all processes compute the same, share what is costly, and end together."""
-        if self.alone:
+        with watched():
             yield
-            return
-        self._meeting.open_group()
-        try:
-            with watched():
-                yield
-        finally:
-            close()
 
-    def _agree(self, word: Any = None, error: str = "") -> list[Any]:
-        """Every process's word. InputError in the first process in which something is wrong, SystemExit in others."""
+    def _agree(self, word: Any = None, error: InputError | None = None) -> list[Any]:
+        """Every process's word. Raises the error of the first process that has one, in the others SystemExit."""
+        words = [(word, error)]
         try:
-            words = self._meeting.exchange([word, error])
-        except (ValueError, OSError) as failed:
-            wrong, error = (self.launch.rank, error) if error else (0, str(failed))
+            if not self.alone:
+                if not dist.is_initialized():
+                    open_group(self.launch)
+                words = gather((word, error))
+        except (ValueError, OSError, RuntimeError) as failed:  # they do not meet, or not any more
+            lost = InputError(f"{self.launch}: the processes do not meet: {str(failed).splitlines()[0]}")
+            first, error = (self.launch.rank, error) if error else (0, lost)
         else:
-            wrong = next((rank for rank, (_, problem) in enumerate(words) if problem), None)
-        if wrong is None:
+            first = next((rank for rank, (_, problem) in enumerate(words) if problem), None)
+        if first is None:
             return [word for word, _ in words]
         self._have_met = True  # there is nothing more to agree on
-        if self.launch.rank == wrong:
-            raise InputError(error)
+        if self.launch.rank == first:
+            raise error
         raise SystemExit(EXIT_INPUT_ERROR)
