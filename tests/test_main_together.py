@@ -117,7 +117,7 @@ def test_an_evaluation_by_two_processes_gives_the_same_numbers(metric_world, tmp
     numbers = []
     for processes in ("cpu,cpu", "cpu", "cpu"):
         code, out, err = launch([sys.executable, "evaluate.py", *command, "--gpu", processes])
-        assert code == 0 and out.count("| flip rate |") == 1, err
+        assert code == 0 and out.count("| flip rate ") == 1, err
         numbers.append((tree / "Results/expA/evaluation.json").read_bytes())
         if processes == "cpu,cpu":
             features = sorted(tree.glob("Original/features-*.npz"))
