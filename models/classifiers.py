@@ -40,7 +40,7 @@ class SmallCNN(nn.Module):
 
     def __init__(self, num_outputs: int = 40, widths: tuple[int, ...] = (32, 64, 128, 256), channels: int = 3) -> None:
         super().__init__()
-        self.num_outputs = num_outputs
+        self.num_outputs, self.channels = num_outputs, channels
         self.levels = len(widths)
 
         def convolution(width_in: int, width: int) -> tuple[nn.Module, ...]:

@@ -1,7 +1,6 @@
 """What the tests share: deterministic weights and inputs, golden figures, the small U-Net of the golden figures."""
 
-from __future__ import annotations
-
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,9 @@ import torch
 from torch import nn
 
 GOLDEN = Path(__file__).parent / "golden"
+KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
+"""Names and shapes of every parameter of every published network."""
+CPU = torch.device("cpu")
 
 BASE = {
     "image_size": 64,

@@ -1,63 +1,39 @@
-"""What the metrics need: a result tree of three experiments, and every network's weights as files."""
+"""What the metrics need: a golden tree, every network's weights, trees of flat grey images, stand-ins for networks."""
 
-from __future__ import annotations
-
-import io
-import json
 import pickle
 import shutil
-import sys
 import tarfile
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 from torchvision.models import vgg16
 
-from dime.core.cli import run
 from dime.core.results import CELLS, ResultTree
 from dime.models.perceptual import InceptionFeatures
-from tests.helpers import GOLDEN, filled, filled_tensor, golden
-from tests.worlds import Run, World
+from tests.helpers import GOLDEN, KEYS, filled, filled_tensor, golden
+from tests.worlds import World
 
-KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
 EXPERIMENTS = ("expA", "expB", "expC")
 SMALL_IDS = 12
 """The images of the small tree."""
 
 
-@dataclass(frozen=True)
 class MetricWorld:
     """A folder with the trees and weights behind the golden figures of the metrics."""
 
-    root: Path
-    celeba: Path
-    classifier: Path
-
-    @property
-    def output_path(self) -> Path:
+    def __init__(self, root: Path, world: World) -> None:
+        self.celeba, self.classifier = world.data, world.classifier
+        self.output_path = root / "tree"
         """80 inputs of 64x64, three experiments; to be read only."""
-        return self.root / "tree"
-
-    @property
-    def oracle(self) -> Path:
-        """The oracle with the golden head."""
-        return self.root / "oracle.pth"
-
-    @property
-    def faces(self) -> Path:
-        """VGGFace2, under the name it is downloaded as."""
-        return self.root / "resnet50_ft_weight.pkl"
-
-    @property
-    def inception(self) -> Path:
-        """Inception-V3 with weights that keep its features near one."""
-        return self.root / "inception.pth"
+        self.oracle = root / "oracle.pth"
+        self.faces = root / "resnet50_ft_weight.pkl"  # VGGFace2, under the name it is downloaded as
+        self.inception = root / "inception.pth"
+        """With weights that keep its features near one."""
 
     def tree(self, exp_name: str) -> ResultTree:
-        """One of the experiments."""
         return ResultTree(self.output_path, exp_name)
 
     def small_tree(self, folder: Path) -> Path:
@@ -77,7 +53,7 @@ def make_metric_world(root: Path, world: World) -> MetricWorld:
     """Unpack the tree and write the weights; VGG16 goes where torchvision's weights are looked for."""
     with tarfile.open(GOLDEN / "metrics_tree.tar.xz") as archive:
         archive.extractall(root / "tree", filter="data")
-    made = MetricWorld(root, world.data, world.classifier)
+    made = MetricWorld(root, world)
     heads = golden("heads")
     head = {name: torch.from_numpy(heads[f"oracle_{name}"]) for name in ("weight", "bias")}
     torch.save({"feat_extract": filled(KEYS["oracle"]["feat_extract"]), "classifier": head}, made.oracle)
@@ -103,14 +79,78 @@ def inception_weights() -> dict[str, torch.Tensor]:
     return weights | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
 
 
-def run_script(script: ModuleType, *arguments: object) -> Run:
-    """A script's command line, in this process."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = [str(script.__file__), *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            run(script.main)
-    except SystemExit as exit:
-        return Run(exit.code, out.getvalue(), err.getvalue())
-    finally:
-        sys.argv = argv
+# grey images
+
+Greys = list[tuple[str, int, int]]
+"""Folder, grey of the input and of the counterfactual, of each image."""
+BOTH_WAYS: Greys = [
+    ("CC/CCF", 20 + 9 * i, 220 - 7 * i) if i % 2 else ("CC/CCF", 220 - 9 * i, 20 + 7 * i) for i in range(12)
+]
+"""Dark images become bright and bright ones dark: everything has a value."""
+POISON = 255
+"""The grey for which the networks say NaN."""
+
+
+def make_tree(folder: Path, images: Greys, config: str = "", seeds: bool = False) -> list[ResultTree]:
+    """Two experiments, with the same counterfactuals or, as those of two seeds, others."""
+    for exp in ("a", "b"):
+        for id, (place, grey, cf_grey) in enumerate(images):
+            cf_grey -= 3 * id * (seeds and exp == "b")
+            original = "Original/Correct" if place.startswith("CC") else "Original/Incorrect"
+            for path, level in ((original, grey), (f"Results/{exp}/{place}/CF", cf_grey)):
+                (folder / path).mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (level,) * 3).save(folder / path / f"{id:07d}.png")
+            info = folder / f"Results/{exp}/{place}/Info"
+            info.mkdir(exist_ok=True)
+            (info / f"{id:07d}.txt").write_text("label: 0\npred: 0\ntarget: 1")
+        (folder / "Results" / exp / "config.yaml").write_text(config)
+    return [ResultTree(folder, exp) for exp in ("a", "b")]
+
+
+def grey_of(x: torch.Tensor) -> torch.Tensor:
+    """The grey (N, 1), 0 to 255, of flat images; NaN for the poisoned one."""
+    grey = (x.mean(dim=(1, 2, 3))[:, None] + 1) * 127.5
+    return torch.where(grey > POISON - 0.5, torch.nan, grey)
+
+
+def face(x: torch.Tensor) -> torch.Tensor:
+    """Stands for VGGFace2, which sees blue as 0 … 255 less 91.4953."""
+    blue = x[:, :1].mean(dim=(2, 3)) + 91.4953
+    angle = torch.where(blue > POISON - 0.5, torch.nan, blue) / 100
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class Forty(torch.nn.Module):
+    """Logits (N, 40): positive for images brighter than 128; attribute 0 is always there, attribute 1 never."""
+
+    num_outputs, names = 40, None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = (grey_of(x) - 128).expand(-1, 40) / (20 + torch.arange(40))
+        return torch.cat([0 * logits[:, :1] + 1, 0 * logits[:, :1] - 1, logits[:, 2:]], dim=1)
+
+
+class Squares:
+    """Stands for LPIPS."""
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return grey_of(x)
+
+    def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).square()[:, 0]
+
+
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What every loader of networks and labels gives from now on; a test may put others in their place."""
+    used = {
+        "faces.load_vggface2": face,
+        "mnac.load_oracle": lambda x: (grey_of(x), Forty()(x)),
+        "fid.load_inception": lambda x: torch.cat([grey_of(x), grey_of(x).square()], dim=1),
+        "metric.load_classifier": Forty(),
+    }
+    for name in used:
+        monkeypatch.setattr(f"dime.core.metrics.{name}", lambda *_, name=name, **__: used[name])
+    monkeypatch.setattr("dime.core.metrics.sigma_l.load_lpips", lambda device: Squares())
+    used["labels"] = np.random.default_rng(0).integers(0, 2, (50, 40))
+    monkeypatch.setattr("dime.core.metrics.cd.train_labels", lambda path: used["labels"])
+    return used

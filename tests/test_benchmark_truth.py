@@ -1,9 +1,6 @@
 """benchmark-truth.py: known counterfactuals on drawn faces, shortcuts, cost, and what a user may get wrong."""
 
-from __future__ import annotations
-
 import functools
-import importlib
 import io
 import json
 import shutil
@@ -36,27 +33,21 @@ from dime.core.truth.rows import EVALUATIONS
 from dime.core.truth.shortcut import Shortcut
 from dime.models.classifiers import SmallCNN
 from guided_diffusion.script_util import diffusion_defaults
-from tests.metric_world import run_script
-from tests.worlds import Run
+from tests.helpers import CPU
+from tests.worlds import Run, refusal, run_script, succeeded
 
 SIZE, IMAGES, QUERY = 32, 6, "Smiling"
 PLAN = Plan(5, num_val=IMAGES)
-HERE = Machine(torch.device("cpu"), batch_size=4, num_workers=1)
+HERE = Machine(CPU, batch_size=4, num_workers=1)
 SMILING, EYEGLASSES = DRAWN.index("Smiling"), DRAWN.index("Eyeglasses")
 
 
-def the_truth(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    return truth
-
-
-def the_input(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def unchanged(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return x
 
 
 def make_network(path: Path, names: Sequence[str] = DRAWN) -> Path:
-    """A tiny classifier that decides on some attributes."""
-    network = SmallCNN(len(names), widths=(4, 4, 4, 4))
-    torch.save(to_file(network, names), path)
+    torch.save(to_file(SmallCNN(len(names), widths=(4, 4, 4, 4)), names), path)
     return path
 
 
@@ -72,7 +63,7 @@ def explain_faces(
     output_path: Path,
     name: str,
     data: Path,
-    explain: Callable[[np.ndarray, np.ndarray], np.ndarray] = the_truth,
+    explain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, truth: truth,
     image_format: str = "png",
     correct: Callable[[int], bool] = lambda id: True,
     flipped: Callable[[int], bool] = lambda id: True,
@@ -89,24 +80,14 @@ def explain_faces(
         x = to_hwc(input_to_uint8(dataset[id].image))
         write_image(tree.original(id, correct(id)), x)
         write_image(tree.image("CF", id, correct(id), flipped(id)), explain(x, true_picture(id)))
-    flags = {
-        "query_label": ATTRIBUTES.index(QUERY),
-        "image_size": SIZE,
-        "dataset": "CelebA",
-        "use_train": False,
-        "data_dir": str(data),
-    }
+    flags = {"query_label": ATTRIBUTES.index(QUERY), "image_size": SIZE, "dataset": "CelebA", "use_train": False}
+    flags |= {"data_dir": str(data)}
     tree.report("config.yaml").write_text(yaml.safe_dump(flags | config))
     return tree
 
 
-def benchmark_truth(*arguments: object) -> Run:
-    return run_script(importlib.import_module("benchmark-truth"), *arguments, "--gpu", "cpu", "--num-workers", 1)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A data set of drawn faces, in the val partition."""
     write_folder(folder := tmp_path_factory.mktemp("faces") / "data", PLAN)
     return folder
 
@@ -138,10 +119,10 @@ def measured(faces: DrawnFaces, *trees: ResultTree) -> tuple[Benchmark, dict[str
 # are the counterfactuals right?
 
 
-def test_the_truth_and_the_input_as_counterfactuals(faces, data, tmp_path):
+def test_the_truth_and_unchanged_as_counterfactuals(faces, data, tmp_path):
     """An experiment that found the truth has the figures of the truth, one that did nothing those of its inputs."""
     found_it = explain_faces(tmp_path, "truth", data)
-    nothing = explain_faces(tmp_path, "nothing", data, the_input, flipped=lambda id: False)
+    nothing = explain_faces(tmp_path, "nothing", data, unchanged, flipped=lambda id: False)
     _, values = measured(faces, found_it, nothing)
     assert {key: value for key, value in values["truth"].items() if key != rows.FLIP_RATE} == values[TRUTH]
     assert {key: value for key, value in values["nothing"].items() if key != rows.FLIP_RATE} == values[INPUT]
@@ -155,14 +136,14 @@ def test_the_truth_and_the_input_as_counterfactuals(faces, data, tmp_path):
     expected = {rows.FLIP_RATE: 0, rows.TURNED: 0, rows.OTHERS: 0, rows.INSIDE: 0, rows.RECOVERED: 0}
     assert {key: values["nothing"][key] for key in expected} == expected
     assert rows.SHARE_OUTSIDE not in values["nothing"] and rows.ALIGNMENT not in values["nothing"]
-
-
-def test_jpeg_trees_compare_with_the_truth_as_jpeg(faces, data, tmp_path):
-    """What a perfect JPEG file shows beyond the region is the format's, and the column of the truth shows it too."""
-    tree = explain_faces(tmp_path, "exp", data, image_format="jpg")
-    _, values = measured(faces, tree)
+    # what a perfect JPEG file shows beyond the region is the format's, and the column of the truth shows it too
+    _, values = measured(faces, explain_faces(tmp_path, "exp", data, image_format="jpg"))
     assert values["exp"][rows.DISTANCE] == 0 and values["exp"][rows.RECOVERED] == 1
     assert values["exp"][rows.OUTSIDE] == values[TRUTH][rows.OUTSIDE] > 0.3
+    # a hair colour given takes another away: neither is counted as another attribute
+    grey = DrawnFaces(Task(ATTRIBUTES.index("Gray_Hair"), SIZE, "CelebA", False, str(data)))
+    changed = [[DRAWN[a] for a in np.flatnonzero(grey.case(pair).expected)] for pair in nothing.pairs()]
+    assert all("Gray_Hair" in names for names in changed) and max(map(len, changed)) == 2
 
 
 def test_images_without_a_true_counterfactual_are_left_out(faces, data, tmp_path):
@@ -186,21 +167,13 @@ def test_images_without_a_true_counterfactual_are_left_out(faces, data, tmp_path
 def test_seeds_are_one_column_and_an_image_is_resampled_with_all_of_them(faces, data, tmp_path):
     """Half of the counterfactuals are the truth. Where it is a seed's, every image has one: there is no doubt left."""
     right = explain_faces(tmp_path, "right", data)
-    wrong = explain_faces(tmp_path, "wrong", data, the_input, flipped=lambda id: False)
+    wrong = explain_faces(tmp_path, "wrong", data, unchanged, flipped=lambda id: False)
     mixed = explain_faces(tmp_path, "mixed", data, flipped=lambda id: id % 2 == 0)
     experiments = [Experiment("seeds", [right, wrong]), Experiment("images", [mixed, mixed])]
     report = Benchmark(experiments, faces, lambda pictures: np.zeros((len(pictures), len(DRAWN)), int), HERE).report()
     seeds, images = (report.measurements[name][rows.FLIP_RATE] for name in ("seeds", "images"))
     assert (seeds.value, seeds.n, seeds.interval) == (0.5, IMAGES, (0.5, 0.5))
     assert (images.value, images.n) == (0.5, IMAGES) and images.interval[1] - images.interval[0] > 0.5
-
-
-def test_attributes_that_logic_changes_are_not_counted_as_others(data, tmp_path):
-    """A hair colour given takes another away: the region and the labels of the truth say so."""
-    faces = DrawnFaces(Task(ATTRIBUTES.index("Gray_Hair"), SIZE, "CelebA", False, str(data)))
-    tree = explain_faces(tmp_path, "exp", data, the_input)
-    changed = [[DRAWN[a] for a in np.flatnonzero(faces.case(pair).expected)] for pair in tree.pairs()]
-    assert all("Gray_Hair" in names for names in changed) and max(map(len, changed)) == 2
 
 
 # shortcuts
@@ -278,6 +251,10 @@ def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
 # the command
 
 
+def benchmark_truth(*arguments: object) -> Run:
+    return run_script("benchmark-truth", *arguments, "--gpu", "cpu", "--num-workers", 1)
+
+
 def test_the_command_leaves_a_table_and_a_figure(data, tmp_path):
     classifier = make_network(tmp_path / "classifier.pth", ["Smiling"])
     method = {**diffusion_defaults(), "method": "fastdime2", "start_step": 7, "classifier_scales": [2.0, 0.1]}
@@ -285,11 +262,10 @@ def test_the_command_leaves_a_table_and_a_figure(data, tmp_path):
     for pair in right.pairs():
         scale = float(np.float32(0.1 if pair.id == 0 else 2))
         pair.info.write_text(ImageRecord(pair.id, 0, 0, 1, 1, 0.1, 0.1, 0.1, 0.9, scale).text())
-    explain_faces(tmp_path, "lost", data, the_input, classifier_path=str(tmp_path / "gone.pth"))
+    explain_faces(tmp_path, "lost", data, unchanged, classifier_path=str(tmp_path / "gone.pth"))
     oracle = make_network(tmp_path / "oracle.pth")
     arguments = ("--output-path", tmp_path, "--exp-name", "right", "lost", "--oracle-path", oracle)
-    result = benchmark_truth(*arguments, "--shortcut", "Eyeglasses", "--json", tmp_path / "truth.json")
-    assert result.code == 0, result.err
+    result = succeeded(benchmark_truth(*arguments, "--shortcut", "Eyeglasses", "--json", tmp_path / "truth.json"))
     assert (tmp_path / "truth.md").read_text() in result.out
     assert "| recovered " in result.out and "(true cf)" in result.out and RELIANCE in result.out
     assert "classifier of lost" in result.out and "gone.pth: no such file" in result.out
@@ -301,45 +277,39 @@ def test_the_command_leaves_a_table_and_a_figure(data, tmp_path):
     assert Image.open(tmp_path / "truth.png").width > 500
 
 
-def refused(output_path: Path, *arguments: object) -> str:
-    """The one line that a command is refused with."""
-    oracle = make_network(output_path / "oracle.pth")
-    result = benchmark_truth("--output-path", output_path, "--exp-name", "exp", "--oracle-path", oracle, *arguments)
-    assert result.code == 2 and result.err.count("\n") == 1, (result.out, result.err)
-    assert not (output_path / "truth.md").exists()
-    return result.err
+def test_faces_and_trees_that_do_not_fit(data, tmp_path):
+    few, other, absent = tmp_path / "few", tmp_path / "other", tmp_path / "absent"
+    oracle, narrow = make_network(tmp_path / "oracle.pth"), make_network(tmp_path / "narrow.pth", ["Young"])
 
+    def refused(*arguments: object) -> str:
+        flags = ("--output-path", tmp_path, "--exp-name", "exp", "--oracle-path", oracle)
+        line = refusal(benchmark_truth(*flags, *arguments))
+        assert not (tmp_path / "truth.md").exists()
+        return line
 
-def test_faces_that_are_not_those_of_the_tree(data, tmp_path):
-    explain_faces(tmp_path, "exp", data)
-    write_folder(tmp_path / "other", Plan(6, num_val=IMAGES))
-    line = refused(tmp_path, "--celeba-path", tmp_path / "other")
+    tree = explain_faces(tmp_path, "exp", data)
+    write_folder(other, Plan(6, num_val=IMAGES))
+    line = refused("--celeba-path", other)
     assert "0000000.png: is not 000001.jpg of" in line and "--celeba-path" in line
-    few = tmp_path / "few"
     shutil.copytree(data, few)
     rows = (few / "list_eval_partition.csv").read_text().splitlines()
     (few / "list_eval_partition.csv").write_text("\n".join(rows[:4]) + "\n")
-    line = refused(tmp_path, "--celeba-path", few)
-    assert "has 3 images to explain, but the experiment holds number 3" in line
+    assert "has 3 images to explain, but the experiment holds number 3" in refused("--celeba-path", few)
     (few / "faces.jsonl").unlink()
-    line = refused(tmp_path, "--celeba-path", few)
-    assert "faces.jsonl: not found; only a folder written by make-drawn-faces.py" in line
-    assert "no such folder" in refused(tmp_path, "--celeba-path", tmp_path / "absent")
+    assert "faces.jsonl: not found; only a folder written by make-drawn-faces.py" in refused("--celeba-path", few)
 
-
-def test_trees_that_do_not_say_what_they_explain(data, tmp_path):
-    tree = explain_faces(tmp_path, "exp", data)
-    explain_faces(tmp_path, "young", data, query_label=39)
-    explain_faces(tmp_path, "undrawn", data, query_label=2)
-    assert "Young at 32 pixels" in refused(tmp_path, "--exp-name", "exp", "young")
-    assert "'Attractive' is not drawn" in refused(tmp_path, "--exp-name", "undrawn")
-    assert "no experiment lies there" in refused(tmp_path, "--exp-name", "absent")
-    explain_faces(tmp_path, "odd", data, query_label="Smiling")
-    assert "no readable config.yaml with query_label" in refused(tmp_path, "--exp-name", "odd")
+    for name, query in (("young", 39), ("undrawn", 2), ("odd", "Smiling")):
+        explain_faces(tmp_path, name, data, query_label=query)
+    for arguments, said in (
+        (["--celeba-path", absent], "no such folder"),
+        (["--exp-name", "exp", "young"], "Young at 32 pixels"),
+        (["--exp-name", "undrawn"], "'Attractive' is not drawn"),
+        (["--exp-name", "absent"], "no experiment lies there"),
+        (["--exp-name", "odd"], "no readable config.yaml with query_label"),
+        (["--shortcut", "Smiling"], "is the attribute explained"),
+        (["--shortcut", "Blurry"], "'Blurry' is not drawn"),
+        (["--oracle-path", narrow], "narrow.pth: does not decide on Smiling"),
+    ):
+        assert said in refused(*arguments)
     tree.report("config.yaml").unlink()
-    assert "no readable config.yaml" in refused(tmp_path)
-    explain_faces(tmp_path, "exp", data)
-    assert "is the attribute explained" in refused(tmp_path, "--shortcut", "Smiling")
-    assert "'Blurry' is not drawn" in refused(tmp_path, "--shortcut", "Blurry")
-    narrow = make_network(tmp_path / "narrow.pth", ["Young"])
-    assert "narrow.pth: does not decide on Smiling" in refused(tmp_path, "--oracle-path", narrow)
+    assert "no readable config.yaml" in refused()

@@ -1,7 +1,5 @@
 """Several processes explain one experiment, however they are started: the tree of one. What is wrong is said once."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -11,9 +9,9 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from tests.faults.forks import EXIT_OK, Fork, comparable, wait_for
-from tests.training.small import LAUNCHERS, ROOT, environment
-from tests.worlds import SMALL_FLAGS, World
+from tests.faults.forks import EXIT_OK, Fork, wait_for
+from tests.training.small import LAUNCHERS, environment
+from tests.worlds import ROOT, SMALL_FLAGS, World, comparable
 
 FLAGS = SMALL_FLAGS | {"batch_size": 2, "query_label": 1, "classifier_scales": "8,30", "save_z_t": True}
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="launchers and forks are for Unix")

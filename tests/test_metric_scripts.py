@@ -1,27 +1,22 @@
 """The metric scripts as commands: the published lines, what they print and write, and what they refuse."""
 
-from __future__ import annotations
-
-import importlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
+from dime.core.metrics.cd import train_labels
 from dime.core.metrics.features import Machine
 from dime.core.metrics.metric import Context
 from dime.core.metrics.protocol import evaluate
 from dime.core.metrics.scripts import metric_parser
-from tests.grey_world import BOTH_WAYS, Forty, make_tree, stand_ins
-from tests.metric_world import MetricWorld, run_script
-from tests.worlds import Run
+from tests.helpers import CPU
+from tests.metric_world import BOTH_WAYS, MetricWorld, make_tree, stand_ins
+from tests.worlds import ROOT, refusal, run_command, run_script, succeeded
 
-ROOT = Path(__file__).parent.parent
 PRINTED = {
     "compute_FVA": {"FVA": "FVA", "FS": "mean dist"},
     "compute_MNAC": {"MNAC": "MNAC:"},
@@ -36,22 +31,6 @@ IMAGES = [*BOTH_WAYS, ("IC/CCF", 10, 200), ("CC/ICF", 220, 170)]
 METRICS = ["flip rate", "FVA", "FS", "MNAC", "CD", "MAD", "COUT", "FID", "sFID", "sigma_L"]
 
 
-def run(name: str, *arguments: object) -> Run:
-    return run_script(importlib.import_module(name), *arguments)
-
-
-def succeeded(run: Run) -> Run:
-    assert run.code == 0, run.err
-    return run
-
-
-def refused(run: Run) -> str:
-    """The one line of a command that was refused."""
-    assert run.code == 2, (run.out, run.err)
-    assert run.err.count("\n") == 1 and run.err.endswith("\n") and "Traceback" not in run.err and run.out == ""
-    return run.err
-
-
 @pytest.fixture
 def networks(monkeypatch) -> dict[str, object]:
     return stand_ins(monkeypatch)
@@ -59,7 +38,6 @@ def networks(monkeypatch) -> dict[str, object]:
 
 @pytest.fixture
 def small(metric_world: MetricWorld, tmp_path: Path) -> Path:
-    """A small tree that a test may spoil."""
     return metric_world.small_tree(tmp_path / "tree")
 
 
@@ -67,11 +45,6 @@ def arguments(name: str, tree: Path, exp: str = "expA") -> list[object]:
     """A command line for a tree that is refused before any network is loaded."""
     seeds = ["--exp-pattern", "exp*", "--exp-values", exp[-1], "B", "C"]
     return ["--gpu", "cpu", "--output-path", tree, *(seeds if name == "compute_LPIPS" else ["--exp-name", exp])]
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help(name):
-    assert "--partition" in succeeded(run(name, "--help")).out
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -87,9 +60,9 @@ def test_published_command(name, networks, tmp_path):
     }.get(name, [])
     flags += ["--exp-name", "a"] if name != "compute_LPIPS" else []
     json_file = tmp_path / "folder" / "result.json"
-    done = succeeded(run(name, "--device", "cpu", "--output-path", tmp_path, "--json", json_file, *flags))
+    done = succeeded(run_script(name, "--device", "cpu", "--output-path", tmp_path, "--json", json_file, *flags))
     lines = [line.rsplit(" ", 1) for line in done.out.splitlines()]
-    context = Context(Machine(torch.device("cpu")), seeds=trees, celeba_path="celeba", inception_weights=weights)
+    context = Context(Machine(CPU), seeds=trees, celeba_path="celeba", inception_weights=weights)
     expected = evaluate(context, trees).measurements["a"]
     assert {row: label for row, (label, _) in zip(PRINTED[name], lines, strict=True)} == PRINTED[name]
     assert [float(value) for _, value in lines] == [expected[row].value for row in PRINTED[name]]
@@ -110,16 +83,12 @@ def test_published_defaults():
 
 
 def test_fid_script_takes_the_published_arguments(metric_world, small):
-    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    options = {"env": {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}, "cwd": small}
     command = ["bash", ROOT / "compute-fid.sh", small, "expA", "cpu", "--inception-weights", metric_world.inception]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=small, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = dict(line.split(": ") for line in done.stdout.splitlines())
-    assert list(lines) == ["FID", "sFID"] and float(lines["sFID"]) > 0
-    assert "fewer than 2048" in done.stderr
-    command[2:] = ["only-one"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=small, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "OUTPUT_PATH EXP_NAME" in done.stderr
+    done = succeeded(run_command(command, **options))
+    lines = dict(line.split(": ") for line in done.out.splitlines())
+    assert list(lines) == ["FID", "sFID"] and float(lines["sFID"]) > 0 and "fewer than 2048" in done.err
+    assert "OUTPUT_PATH EXP_NAME" in refusal(run_command([*command[:2], "only-one"], **options))
 
 
 # bad input
@@ -128,36 +97,31 @@ def test_fid_script_takes_the_published_arguments(metric_world, small):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_spoilt_trees(name, small):
     """What is wrong with a tree is said by every script, in one line that names the file, before networks load."""
-    message = refused(run(name, *arguments(name, small, "expX")))
+    message = refusal(run_script(name, *arguments(name, small, "expX")))
     assert "expX" in message and "expA, expB, expC" in message
     command = arguments(name, small)
     path = sorted(small.glob("Results/expA/CC/CCF/CF/*.jpg"))[1]
     intact = path.read_bytes()
     path.write_bytes(b"no image")
-    assert path.name in refused(run(name, *command))
+    assert path.name in refusal(run_script(name, *command))
     Image.new("RGB", (32, 32)).save(path)
-    assert "32x32" in refused(run(name, *command))
+    assert "32x32" in refusal(run_script(name, *command))
     path.write_bytes(intact)
     original = next((small / "Original").glob(f"*/{path.name}"))
     original.rename(small / path.name)
-    assert path.stem in refused(run(name, *command))
+    assert path.stem in refusal(run_script(name, *command))
     (small / path.name).rename(original)
     for path in small.glob("Results/expA/*/*/CF/*.jpg"):
         path.unlink()
-    assert "no counterfactual" in refused(run(name, *command))
+    assert "no counterfactual" in refusal(run_script(name, *command))
 
 
 @pytest.mark.parametrize(
     ("name", "flags", "expected"),
     [
         ("compute_FVA", ["--weights-path", "absent.pkl"], "absent.pkl"),
-        ("compute_MNAC", ["--oracle-path", "absent.pth"], "absent.pth"),
-        ("compute_CD", ["--oracle-path", "absent.pth"], "absent.pth"),
-        ("compute_COUT", ["--classifier-path", "absent.pth"], "absent.pth"),
         ("compute_FID", ["--feature-network", "oracle", "--oracle-path", "absent.pth"], "absent.pth"),
-        ("compute_LPIPS", ["--exp-values", "A"], "at least two different values"),
         ("compute_LPIPS", ["--exp-values", "A", "A"], "at least two different values"),
-        ("compute_LPIPS", ["--exp-pattern", "exp"], "expected a name with one *"),
         ("compute_LPIPS", ["--exp-pattern", "*exp*"], "expected a name with one *"),
         ("compute_COUT", ["--partition", "both"], "'cor', 'inc', 'all'"),
         ("compute_COUT", ["--batch-size", "0"], "at least 1"),
@@ -168,37 +132,26 @@ def test_spoilt_trees(name, small):
     ],
 )
 def test_flags_that_make_no_sense(metric_world, name, flags, expected):
-    assert expected in refused(run(name, *arguments(name, metric_world.output_path), *flags))
+    assert expected in refusal(run_script(name, *arguments(name, metric_world.output_path), *flags))
 
 
-def test_evaluate_needs_an_experiment(metric_world):
-    assert "no experiment is named" in refused(run("evaluate", "--output-path", metric_world.output_path))
-
-
-def test_a_result_that_cannot_be_written(networks, tmp_path):
-    make_tree(tmp_path, BOTH_WAYS)
-    (tmp_path / "file").touch()
-    done = run("compute_MNAC", *arguments("", tmp_path, "a"), "--json", tmp_path / "file" / "result.json")
-    assert done.code == 2 and "result.json: cannot be written" in done.err
-
-
-def test_a_tree_that_cannot_be_written_to(networks, tmp_path):
+def test_what_cannot_be_written_or_read(networks, tmp_path, monkeypatch):
     """What stands in the place of a report ends nothing, and a flag puts the report elsewhere."""
     make_tree(tmp_path, BOTH_WAYS)
+    (tmp_path / "file").touch()
+    done = run_script("compute_MNAC", *arguments("", tmp_path, "a"), "--json", tmp_path / "file" / "result.json")
+    assert done.code == 2 and "result.json: cannot be written" in done.err
+    assert "no experiment is named" in refusal(run_script("evaluate", "--output-path", tmp_path))
+    monkeypatch.setattr("dime.core.metrics.cd.train_labels", train_labels)  # of a folder that is none
+    command = [*arguments("", tmp_path, "a"), "--celeba-path", tmp_path]
+    assert "list_eval_partition" in refusal(run_script("compute_CD", *command))
     for name in ("evaluation.md", "evaluation.csv", "evaluation.json"):
         (tmp_path / "Results/a" / name).mkdir()
     command = arguments("evaluate", tmp_path, "a")
-    done = succeeded(run("evaluate", *command))
+    done = succeeded(run_script("evaluate", *command))
     assert "| flip rate" in done.out and done.err.count("--report-path FOLDER puts it elsewhere") == 3
-    done = succeeded(run("evaluate", *command, "--report-path", tmp_path / "reports"))
+    done = succeeded(run_script("evaluate", *command, "--report-path", tmp_path / "reports"))
     assert done.err == "" and (tmp_path / "reports/a/evaluation.md").read_text() == done.out
-
-
-def test_celeba_folder_that_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("dime.core.metrics.mnac.load_oracle", lambda *_: lambda x: (x, Forty()(x)))
-    make_tree(tmp_path, BOTH_WAYS)
-    command = [*arguments("", tmp_path, "a"), "--celeba-path", tmp_path]
-    assert "list_eval_partition" in refused(run("compute_CD", *command))
 
 
 # the whole protocol
@@ -208,7 +161,7 @@ def test_evaluate_with_everything(networks, tmp_path):
     make_tree(tmp_path, IMAGES, seeds=True)
     (tmp_path / "weights").touch()
     done = succeeded(
-        run(
+        run_script(
             "evaluate",
             *["--output-path", tmp_path, "--gpu", "cpu", "--query-label", "Smiling", "--json", tmp_path / "all.json"],
             *["--exp-pattern", "*", "--exp-values", "a", "b", "--celeba-path", "celeba", "--papers", "DiME"],
@@ -233,7 +186,7 @@ def test_evaluate_with_what_is_there(tmp_path, small):
         path.rename(path.parents[2] / "ICF" / "CF" / path.name)
     absent = [word for flag in ("weights", "oracle", "classifier") for word in (f"--{flag}-path", tmp_path / "no.pth")]
     flags = [*absent, "--feature-network", "oracle"]
-    done = succeeded(run("evaluate", *arguments("", small), "expB", *flags))
+    done = succeeded(run_script("evaluate", *arguments("", small), "expB", *flags))
     listed = [line for line in done.out.splitlines() if line.startswith("- ")]
     for metric, reason in {
         **dict.fromkeys(("FVA, FS", "MNAC", "CD", "MAD", "COUT"), "no.pth"),
@@ -246,7 +199,7 @@ def test_evaluate_with_what_is_there(tmp_path, small):
 
 def test_evaluate_measures_what_each_run_explained(networks, tmp_path):
     def mad(*flags: str) -> list[str]:
-        done = succeeded(run("evaluate", *arguments("", tmp_path, "a"), "b", *flags))
+        done = succeeded(run_script("evaluate", *arguments("", tmp_path, "a"), "b", *flags))
         return next(line for line in done.out.splitlines() if line.startswith("| MAD")).split("|")[2:4]
 
     make_tree(tmp_path, BOTH_WAYS)

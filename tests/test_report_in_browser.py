@@ -3,13 +3,10 @@
 The browser's clock depends on the machine's load, so these tests run where DIME_BROWSER_TESTS asks for them.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -17,22 +14,14 @@ import pytest
 
 from tests.report_world import make_experiment, record
 from tests.test_make_report import make_report
+from tests.worlds import run_command, succeeded
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1200,800",
-    "--virtual-time-budget=5000",  # milliseconds of the page's own clock, which runs as fast as it can
-    "--enable-logging=stderr",
-)
+# the last but one: milliseconds of the page's own clock, which runs as fast as it can
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --window-size=1200,800 --virtual-time-budget=5000
+    --enable-logging=stderr""".split()  # noqa: SIM905
 IDS = range(8)
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 
@@ -45,15 +34,19 @@ pytestmark = [
 def page_after_scripts(path: Path, fragment: str = "") -> str:
     """The page's document once its scripts have run; fails where one of them raised an error."""
     with tempfile.TemporaryDirectory() as profile:
-        done = subprocess.run(
-            [BROWSER, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", f"{path.as_uri()}#{fragment}"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        )
-    assert "Uncaught" not in done.stderr, done.stderr
-    return done.stdout
+        command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", f"{path.as_uri()}#{fragment}"]
+        done = succeeded(run_command(command, timeout=120))
+    assert "Uncaught" not in done.err, done.err
+    return done.out
+
+
+def title(document: str) -> str:
+    """What scripts of ours report through."""
+    return re.search(r"<title>(.*?)</title>", document, re.DOTALL)[1]
+
+
+def shown(document: str) -> list[int]:
+    return [int(id) for id in re.findall(r'<li class="card" data-id="(\d+)"', document)]
 
 
 def with_script(page: Path, script: str, policy: bool = False) -> Path:
@@ -67,58 +60,40 @@ def with_script(page: Path, script: str, policy: bool = False) -> Path:
     return copy
 
 
-def title(document: str) -> str:
-    """The document's title: what scripts of ours report through."""
-    return re.search(r"<title>(.*?)</title>", document, re.DOTALL)[1]
-
-
-def shown(document: str) -> list[int]:
-    """The ids in the gallery, in order."""
-    return [int(id) for id in re.findall(r'<li class="card" data-id="(\d+)"', document)]
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = make_experiment(tmp_path_factory.mktemp("report"), "exp", IDS, with_frames=[1, 5])
-    assert make_report(tree.output_path, "exp").code == 0
+    succeeded(make_report(tree.output_path, "exp"))
     return tree.report("report.html")
 
 
-def test_the_gallery_shows_every_image(page):
-    document = page_after_scripts(page)
+def test_the_gallery_and_the_detail_view(page):
+    document = page_after_scripts(page, "id=5")
     assert shown(document) == list(IDS)
     assert document.count('alt="counterfactual of ') == len(IDS)
     assert f"{len(IDS)} of {len(IDS)} images" in document
     assert "0.900 → 0.250" in document and "CCF ✓" in document
     assert not re.search(r'<img(?![^>]*alt=")', document)
-
-
-FILTERS = {
-    "flipped=ICF": [3, 7],
-    "correct=IC": [4],
-    "target=1&flipped=CCF": [0, 2, 4, 6],
-    "find=0000005": [5],
-    "sort=l_1": sorted(IDS, key=lambda id: record(id).l_1),
-    "sort=bkl": sorted(IDS, key=lambda id: record(id).bkl),
-    "sort=change": sorted(IDS, key=lambda id: record(id).mad),
-    "sort=l_1&order=largest": sorted(IDS, key=lambda id: -record(id).l_1),
-    "order=largest": list(reversed(IDS)),
-    "sort=change&flipped=ICF&correct=IC": [],
-    "sort=nonsense&exp=9": list(IDS),
-}
-"""What stands behind the # of the address -> the ids shown, in order."""
-
-
-def test_classes_are_filtered_by_name(tmp_path):
-    tree = make_experiment(tmp_path, "exp", IDS)
-    tree.report("config.yaml").write_text("decision: multiclass\nclasses: [cat, dog]\n")
-    assert make_report(tmp_path, "exp", "--contact-sheet", 0).code == 0
-    document = page_after_scripts(tree.report("report.html"), "pred=0&target=1")
-    assert shown(document) == [id for id in IDS if record(id).pred == 0]
-    assert document.count('<option value="0">cat</option>') == 2 and "p(dog)" in document and "p(cat)" not in document
+    detail = document[document.index("<dialog") :]
+    assert " open" in detail[: detail.index(">")]
+    assert "x_t, the clean estimate: all 5 steps" in detail and "z_t, the noisy image: all 5 steps" in detail
+    assert "not Smiling" in detail and "scale used" in detail and "0.900 → 0.250" in detail
 
 
 def test_filters_and_sorting(page):
+    expected = {  # what stands behind the # of the address -> the ids shown, in order
+        "flipped=ICF": [3, 7],
+        "correct=IC": [4],
+        "target=1&flipped=CCF": [0, 2, 4, 6],
+        "find=0000005": [5],
+        "sort=l_1": sorted(IDS, key=lambda id: record(id).l_1),
+        "sort=bkl": sorted(IDS, key=lambda id: record(id).bkl),
+        "sort=change": sorted(IDS, key=lambda id: record(id).mad),
+        "sort=l_1&order=largest": sorted(IDS, key=lambda id: -record(id).l_1),
+        "order=largest": list(reversed(IDS)),
+        "sort=change&flipped=ICF&correct=IC": [],
+        "sort=nonsense&exp=9": list(IDS),
+    }
     script = """
       (async () => {
         const seen = [];
@@ -132,9 +107,8 @@ def test_filters_and_sorting(page):
         document.title = JSON.stringify(seen);
       })();
     """
-    document = page_after_scripts(with_script(page, script % json.dumps(list(FILTERS))))
-    expected = [[ids, bool(ids)] for ids in FILTERS.values()]
-    assert json.loads(title(document)) == expected
+    document = page_after_scripts(with_script(page, script % json.dumps(list(expected))))
+    assert json.loads(title(document)) == [[ids, bool(ids)] for ids in expected.values()]
 
 
 def test_keys_move_through_the_detail_view_and_close_it(page):
@@ -157,18 +131,10 @@ def test_keys_move_through_the_detail_view_and_close_it(page):
     assert title(document) == "1 2 4 2 1 0 0 #flipped=CCF&amp;id=2 - #flipped=CCF Image 2: details"
 
 
-def test_the_detail_view_shows_steps_and_figures(page):
-    document = page_after_scripts(page, "id=5")
-    detail = document[document.index("<dialog") :]
-    assert " open" in detail[: detail.index(">")]
-    assert "x_t, the clean estimate: all 5 steps" in detail and "z_t, the noisy image: all 5 steps" in detail
-    assert "not Smiling" in detail and "scale used" in detail and "0.900 → 0.250" in detail
-
-
 def test_several_experiments_and_absent_images(tmp_path):
     for name, ids in (("a", [0, 1, 2]), ("b", [2, 3])):
         make_experiment(tmp_path, name, ids)
-    assert make_report(tmp_path, "a", "b").code == 0
+    succeeded(make_report(tmp_path, "a", "b"))
     page = tmp_path / "Results" / "a" / "report.html"
     assert shown(page_after_scripts(page)) == [0, 1, 2, 3]
     assert shown(page_after_scripts(page, "exp=1&flipped=ICF")) == [3]
@@ -178,9 +144,18 @@ def test_several_experiments_and_absent_images(tmp_path):
     assert page_after_scripts(page).count('class="run absent"') == 3
 
 
+def test_classes_are_filtered_by_name(tmp_path):
+    tree = make_experiment(tmp_path, "exp", IDS)
+    tree.report("config.yaml").write_text("decision: multiclass\nclasses: [cat, dog]\n")
+    succeeded(make_report(tmp_path, "exp", "--contact-sheet", 0))
+    document = page_after_scripts(tree.report("report.html"), "pred=0&target=1")
+    assert shown(document) == [id for id in IDS if record(id).pred == 0]
+    assert document.count('<option value="0">cat</option>') == 2 and "p(dog)" in document and "p(cat)" not in document
+
+
 def test_thousands_of_images_are_made_when_they_come_into_view(tmp_path):
     make_experiment(tmp_path, "many", range(400))
-    assert make_report(tmp_path, "many", "--contact-sheet", 0).code == 0
+    succeeded(make_report(tmp_path, "many", "--contact-sheet", 0))
     script = """
       const last = gallery.lastElementChild;
       const before = last.childElementCount;
@@ -194,20 +169,14 @@ def test_thousands_of_images_are_made_when_they_come_into_view(tmp_path):
     assert 12 <= document.count("<img") / 3 < 150  # of 400: what has been near a window of 1200x800
 
 
-def test_hostile_names_and_files_run_nothing(tmp_path):
+def test_hostile_names_files_and_scripts_run_nothing(page, tmp_path):
     tree = make_experiment(tmp_path, HOSTILE, range(3))
     tree.report("summary.yaml").write_text(f"n: {HOSTILE!r}\nFVA: {HOSTILE!r}\n")
-    assert make_report(tmp_path, HOSTILE, "--contact-sheet", 0).code == 0
-    page = with_script(tree.report("report.html"), "")  # without the policy, which would hide a lack of escaping
+    succeeded(make_report(tmp_path, HOSTILE, "--contact-sheet", 0))
+    bare = with_script(tree.report("report.html"), "")  # without the policy, which would hide a lack of escaping
     for fragment in ("id=1", f"find={HOSTILE}&sort={HOSTILE}"):
-        document = page_after_scripts(page, fragment)
+        document = page_after_scripts(bare, fragment)
         assert title(document) != "owned" and "&lt;img src=x" in document and "<img src=" + "x" not in document
-    control = page.with_name("control.html")
-    control.write_text(page.read_text().replace("</main>", f"{HOSTILE}</main>"))
-    assert title(page_after_scripts(control)) == "owned"
-
-
-def test_the_policy_stops_scripts_that_are_not_the_pages(page):
-    script = "document.title = 'owned'"
-    assert title(page_after_scripts(with_script(page, script, policy=True))) != "owned"
-    assert title(page_after_scripts(with_script(page, script))) == "owned"
+    for policy in (True, False):  # which stops scripts that are not the page's
+        owned = title(page_after_scripts(with_script(page, "document.title = 'owned'", policy))) == "owned"
+        assert owned == (not policy)

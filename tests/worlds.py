@@ -4,12 +4,9 @@ The weights are those behind the golden figures. VGG19 is cut to the layers that
 gigabyte.
 """
 
-from __future__ import annotations
-
 import contextlib
+import importlib
 import io
-import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -23,78 +20,51 @@ import torch
 import torchvision
 from torch import nn
 
-import main as main_script
 from dime.core.cli import run
 from dime.core.job import setup
 from dime.core.networks import files
-from tests.helpers import BASE, GOLDEN, filled, golden
+from guided_diffusion import dist_util, logger
+from tests.helpers import BASE, GOLDEN, KEYS, filled, golden
 
-SCRIPT = Path(main_script.__file__)
-KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "main.py"
 PERCEPTUAL_LAYERS = 18
 VGG19_FILE = "vgg19-dcbb9e9d.pth"
 """What torchvision calls it."""
 
 GOLDEN_FLAGS = {
     **BASE,
-    "batch_size": 4,
-    "query_label": 31,
-    "start_step": 6,
-    "dataset": "CelebA",
-    "exp_name": "demo",
-    "classifier_scales": "8,10,15",
-    "seed": 4,
-    "l1_loss": 0.05,
-    "use_logits": True,
-    "l_perc": 30,
-    "l_perc_layer": PERCEPTUAL_LAYERS,
-    "save_x_t": True,
-    "save_z_t": True,
-    "use_sampling_on_x_t": True,
-    "gpu": "cpu",
+    **{"batch_size": 4, "query_label": 31, "start_step": 6, "dataset": "CelebA", "exp_name": "demo", "gpu": "cpu"},
+    **{"classifier_scales": "8,10,15", "seed": 4, "l1_loss": 0.05, "use_logits": True, "l_perc": 30},
+    **{"l_perc_layer": PERCEPTUAL_LAYERS, "save_x_t": True, "save_z_t": True, "use_sampling_on_x_t": True},
 }
 """The run behind tests/golden/e2e_tree.tar.gz, but for its noise."""
 
 SMALL_FLAGS = {
     **BASE,
     "image_size": 32,  # attention at 8 of 32 stands where the weights have it: at 16 of 64
-    "attention_resolutions": "8",
-    "timestep_respacing": "10",
-    "start_step": 3,
-    "query_label": 31,
-    "batch_size": 4,
-    "classifier_scales": "8",
-    "use_logits": True,
-    "exp_name": "exp",
-    "gpu": "cpu",
+    **{"attention_resolutions": "8", "timestep_respacing": "10", "start_step": 3, "query_label": 31},
+    **{"batch_size": 4, "classifier_scales": "8", "use_logits": True, "exp_name": "exp", "gpu": "cpu"},
 }
 """A run with every part of the method in it, as short as possible."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a command left behind: its exit code and what it said."""
-
     code: int
     out: str
     err: str
 
 
-@dataclass(frozen=True)
 class World:
-    """A folder with `data/` in the CelebA layout and the files of weights."""
+    """A folder with images in the CelebA layout and the files of weights."""
 
-    root: Path
-
-    @property
-    def data(self) -> Path:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "data"
         """60 drawn images, annotations as csv: 30 train, 15 val, 15 test."""
-        return self.root / "data"
-
-    @property
-    def classifier(self) -> Path:
-        """The classifier with the head of the golden figures."""
-        return self.root / "classifier.pth"
+        self.classifier = root / "classifier.pth"
+        """With the head of the golden figures."""
 
     def unet(self, variant: str = "base") -> Path:
         """A U-Net of state_dict_keys.json, for example labels_multi."""
@@ -104,20 +74,12 @@ class World:
         return path
 
     def explain(self, output_path: Path, **flags: Any) -> Run:
-        """main.py on this world with SMALL_FLAGS and these ones; must succeed."""
-        result = run_main(*self.command(output_path, SMALL_FLAGS | flags))
-        assert result.code == 0, result.err
-        return result
+        return succeeded(run_main(*self.command(output_path, SMALL_FLAGS | flags)))
 
     def command(self, output_path: Path, flags: Mapping[str, Any]) -> list[str]:
         """The command line of a run on this world; flags may give other places for its parts."""
-        places = {
-            "output_path": output_path,
-            "data_dir": self.data,
-            "model_path": self.unet(),
-            "classifier_path": self.classifier,
-            "oracle_path": self.root / "no-oracle.pth",
-        }
+        places = {"output_path": output_path, "data_dir": self.data, "oracle_path": self.root / "no-oracle.pth"}
+        places |= {"model_path": self.unet(), "classifier_path": self.classifier}
         return as_arguments(places | dict(flags))
 
 
@@ -126,10 +88,15 @@ def as_arguments(flags: Mapping[str, Any]) -> list[str]:
     return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
 
 
-def make_world(root: Path) -> World:
-    """Unpack the images and write the weights."""
+def unpack_celeba(folder: Path) -> Path:
+    """Sixty drawn images in CelebA's layout: 30 train, 15 val, 15 test."""
     with tarfile.open(GOLDEN / "celeba_tiny.tar.gz") as archive:
-        archive.extractall(root / "data", filter="data")
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def make_world(root: Path) -> World:
+    unpack_celeba(root / "data")
     heads = golden("heads")
     head = {name: torch.from_numpy(heads[f"classifier_{name}"]) for name in ("weight", "bias")}
     trunk = filled(KEYS["classifier"]["feat_extract"])
@@ -146,30 +113,43 @@ def make_world(root: Path) -> World:
 @contextlib.contextmanager
 def torchvision_weights_of(world: World) -> Iterator[None]:
     """Within it, torchvision's weights are the world's, whatever lies in models/ or in the user's cache."""
-    before = os.environ.get("TORCH_HOME"), files.WEIGHTS_FOLDER
-    os.environ["TORCH_HOME"] = str(world.root)
-    files.WEIGHTS_FOLDER = world.root / "no-models"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(world.root))
+        patch.setattr(files, "WEIGHTS_FOLDER", world.root / "no-models")
         yield
-    finally:
-        files.WEIGHTS_FOLDER = before[1]
-        if before[0] is None:
-            del os.environ["TORCH_HOME"]
-        else:
-            os.environ["TORCH_HOME"] = before[0]
 
 
-def run_main(*arguments: str) -> Run:
-    """main.py in this process."""
+def run_script(name: str, *arguments: object, **flags: object) -> Run:
+    """A script of the checkout, such as main, in this process; flags as --name value."""
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = [str(SCRIPT), *arguments]
+    sys.argv = [f"{name}.py", *map(str, arguments), *as_arguments(flags)]
+    code = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            run(main_script.main)
+            run(importlib.import_module(name).main)
     except SystemExit as exit:
-        return Run(exit.code, out.getvalue(), err.getvalue())
+        code = exit.code
     finally:
         sys.argv = argv
+        dist_util.close()
+        logger.reset()
+    return Run(code, out.getvalue(), err.getvalue())
+
+
+def run_main(*arguments: object) -> Run:
+    return run_script("main", *arguments)
+
+
+def succeeded(run: Run) -> Run:
+    assert run.code == 0, run.err
+    return run
+
+
+def refusal(run: Run) -> str:
+    """The one line on stderr of a command that cannot be carried out."""
+    assert run.code == 2, (run.code, run.out, run.err)
+    assert run.err.endswith("\n") and run.err.count("\n") == 1 and "\r" not in run.err, run.err
+    return run.err
 
 
 def watched(patch: pytest.MonkeyPatch, loader: str, install: Callable[[nn.Module], object]) -> None:
@@ -193,17 +173,27 @@ def run_command(command: Sequence[str], **options: Any) -> Run:
 def refused(world: World, output_path: Path, **flags: Any) -> str:
     """The one line on stderr of a command that must be refused before it writes anything."""
     before = tree_of(output_path) if output_path.is_dir() else None
-    result = run_main(*world.command(output_path, SMALL_FLAGS | {"num_batches": 1} | flags))
-    assert result.code == 2, (result.code, result.out, result.err)
-    assert result.err.endswith("\n") and result.err.count("\n") == 1 and "\r" not in result.err, result.err
-    assert "Traceback" not in result.err
+    line = refusal(run_main(*world.command(output_path, SMALL_FLAGS | {"num_batches": 1} | flags)))
     if before is None:
         assert not output_path.exists() or output_path.is_file()
     else:
         assert tree_of(output_path) == before
-    return result.err
+    return line
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def comparable(out: Path) -> dict[str, bytes]:
+    """Every file of a run; the configuration names the output folder, which is taken out."""
+    return {
+        name: content.replace(str(out).encode(), b"OUT") if name.endswith("config.yaml") else content
+        for name, content in tree_of(out).items()
+    }
+
+
+def images(out: Path) -> dict[str, bytes]:
+    """The files about single images: all but the reports on a whole run."""
+    return {name: content for name, content in tree_of(out).items() if name.endswith((".jpg", ".png", ".txt"))}

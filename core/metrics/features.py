@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -115,10 +114,10 @@ class StoredFeatures:
         return {}
 
     def _write(self) -> None:
-        buffer, rows = io.BytesIO(), torch.stack([*self._known.values()]).numpy()
-        np.savez(buffer, network=_digest(self.weights), images=list(self._known), features=rows)
+        content = {"network": _digest(self.weights), "images": list(self._known)}
+        content["features"] = torch.stack([*self._known.values()]).numpy()
         with contextlib.suppress(InputError):  # a tree that is read-only: the next run computes them again
-            write_atomically(self.file, buffer.getvalue())
+            write_atomically(self.file, lambda file: np.savez(file, **content))
 
 
 def _digest(path: Path) -> str:

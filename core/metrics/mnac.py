@@ -15,7 +15,6 @@ from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
 from dime.core.networks.features import load_oracle
 from dime.core.results import Pair, ResultTree
-from dime.core.run_config import recorded
 
 
 def decide(logits: torch.Tensor) -> np.ndarray:
@@ -43,7 +42,7 @@ def oracle_logits(oracle_path: str | Path, machine: Machine) -> ImageFeatures:
 
 def celeba_oracle(context: Context, tree: ResultTree) -> tuple[Features]:
     """The oracle's logits. Raises InputError for an oracle of other attributes than CelebA's, or other images."""
-    for name in recorded(tree, "dataset"):
+    for name in tree.recorded("dataset"):
         if not str(name).lower().startswith("celeba"):
             raise InputError(
                 "needs images of CelebA and the oracle of its 40 attributes, but the images of "

@@ -6,6 +6,7 @@ InputError. Networks are built on the meta device first, so that no random weigh
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def load_oracle(path: str | Path, device: torch.device) -> nn.Module:
     """
     content, state = read_tables(path)
     if small := SmallCNN.shaped_like(state):
-        return SmallOracle(install(small, state, path, device)).eval()
+        return SmallOracle(takes_grey(install(small, state, path, device))).eval()
     if not {"feat_extract.conv1_7x7_s2.weight", "classifier.weight"} <= state.keys():
         expected = "an oracle (a dict with feat_extract, a Caffe-style ResNet-50 or a small CNN, and classifier)"
         raise InputError(f"{path}: holds {describe(content)}, expected {expected}")
@@ -96,7 +97,20 @@ def load_small_cnn(path: str | Path, device: torch.device) -> SmallCNN:
     content, state = read_tables(path)
     if not (network := SmallCNN.shaped_like(state)):
         raise InputError(f"{path}: holds {describe(content)}, expected a small CNN (celeba-train-classifier.py)")
-    return install(network, state, path, device)
+    return takes_grey(install(network, state, path, device))
+
+
+def takes_grey(network: SmallCNN) -> SmallCNN:
+    """The network, which now takes grey images with one channel or three equal ones, whichever it has itself."""
+
+    def fitted(_: nn.Module, images: tuple[torch.Tensor]) -> torch.Tensor:
+        x, channels = images[0], network.channels
+        if x.shape[1] > channels and not (x == x[:, :1]).all():
+            raise InputError("the images are in colour, but the network was trained on grey ones")
+        return x[:, :channels].expand(-1, channels, -1, -1)
+
+    network.feat_extract.register_forward_pre_hook(fitted)
+    return network
 
 
 def load_perceptual(
@@ -137,8 +151,11 @@ def load_lpips(device: torch.device) -> LPIPSDistance:
     scaling = {f"scaling_layer.{name}": value for name, value in lpips.ScalingLayer().state_dict().items()}
     heads = read_state_dict(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth")  # of the package
     published = {**read_state_dict(path), **heads, **scaling}
-    names = {own: LPIPSDistance.published_name(own) for own in network.state_dict()}
-    return install(network, {own: published[name] for own, name in names.items() if name in published}, path, device)
+    state = {}
+    for name in network.state_dict():  # net.slice3.12.bias is published as features.12.bias, lins.0.… as lin0.…
+        theirs = re.sub(r"^lins\.", "lin", re.sub(r"^net\.slice\d\.", "features.", name))
+        state |= {name: published[theirs]} if theirs in published else {}
+    return install(network, state, path, device)
 
 
 def load_inception(path: str | Path, device: torch.device) -> InceptionFeatures:

@@ -1,7 +1,5 @@
 """Layout, allocator and compiled code: what changes is speed, not the result."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform
@@ -17,9 +15,9 @@ import torch
 from dime.core.arithmetic import CompiledUNet, compile_unet, prepare_unet
 from guided_diffusion.script_util import create_model_and_diffusion
 from guided_diffusion.unet import UNetModel
-from tests.helpers import BASE, fill_, relative_error, rnd
+from tests.helpers import BASE, CPU, fill_, relative_error, rnd
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+GPU = torch.device("cuda", 0)
 SHAPE = torch.Size((2, 3, 8, 8))
 X, T = rnd(0, *SHAPE), torch.tensor([7])
 
@@ -42,7 +40,7 @@ def test_a_prepared_network_says_the_same_in_the_layout_of_its_device():
     # 2e-5: float32 sums in another order; 2e-2: bfloat16 has 8 bits, some tens of operations in a row
     for precision, tolerance in (("fp32", 2e-5), ("bf16", 2e-2)):
         model = prepare_unet(unet(), precision, CPU)
-        assert is_channels_last(model)
+        assert is_channels_last(model) and model(x, T).is_contiguous()  # the caller notices nothing
         assert relative_error(model(x, T), expected) < tolerance
 
 
@@ -100,18 +98,19 @@ def test_compiled_code_runs_for_its_own_shape_alone(monkeypatch):
     with torch.enable_grad():
         assert type(network(X, T)) is torch.Tensor
     assert (network.image_size, network.in_channels, network.num_classes) == (8, 3, None)
+    for multiclass, y in ((True, (rnd(1, 2, 40) > 0).float()), (False, torch.tensor([0, 39]))):
+        found = compiled(monkeypatch, marked, 40, multiclass)(X, T, y=y)
+        assert type(found) is Marked and torch.equal(found, tiny(40, multiclass)(X, T, y))
 
 
 @pytest.mark.parametrize("damage", [lambda x: 0.01 * x.flatten(1).std(dim=1), lambda x: torch.full((2,), torch.nan)])
-def test_wrong_code_is_refused(monkeypatch, damage, capsys):
+def test_wrong_code_is_refused_and_without_a_compiler_it_goes_on(monkeypatch, damage, capsys):
     def broken(model: UNetModel) -> Callable:
         return lambda x, t, y: model(x, t, y) + damage(x).view(-1, 1, 1, 1)
 
     assert compiled(monkeypatch, broken) is tiny()
     assert "is wrong and is not used" in capsys.readouterr().out
 
-
-def test_without_a_compiler_it_goes_on_and_says_so(monkeypatch, capsys):
     def missing(model: UNetModel) -> None:
         raise RuntimeError("no C++ compiler\nand much more")
 
@@ -120,26 +119,12 @@ def test_without_a_compiler_it_goes_on_and_says_so(monkeypatch, capsys):
     assert lines == ["--compile is not possible here, the U-Net runs uncompiled: no C++ compiler"]
 
 
-@pytest.mark.parametrize(("multiclass", "y"), [(True, (rnd(1, 2, 40) > 0).float()), (False, torch.tensor([0, 39]))])
-@torch.no_grad()
-def test_a_conditional_network(monkeypatch, multiclass, y):
-    found = compiled(monkeypatch, marked, 40, multiclass)(X, T, y=y)
-    assert type(found) is Marked and torch.equal(found, tiny(40, multiclass)(X, T, y))
-
-
 @pytest.mark.own_process  # it starts threads of autograd
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 @torch.no_grad()
-def test_the_network_is_one_graph(monkeypatch):
-    network = compiled(monkeypatch, functools.partial(torch.compile, backend="eager", fullgraph=True))
-    assert isinstance(network, CompiledUNet)
-    assert relative_error(network(X, T), tiny()(X, T).numpy()) < 1e-6
-
-
-@pytest.mark.own_process
-@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-@pytest.mark.skipif(not os.environ.get("DIME_COMPILER_TESTS"), reason="takes minutes: set DIME_COMPILER_TESTS=1")
-@torch.no_grad()
-def test_torchs_own_compiler(capsys):
-    compiled = compile_unet(tiny(), SHAPE)
-    assert isinstance(compiled, CompiledUNet), capsys.readouterr().out
-    assert relative_error(compiled(X, T), tiny()(X, T).numpy()) < 1e-5  # float32 in another order
+def test_the_network_is_one_graph(monkeypatch, backend, capsys):
+    if backend == "inductor" and not (shutil.which("g++") and os.environ.get("DIME_COMPILER_TESTS")):
+        pytest.skip("torch's own compiler takes minutes and a C++ compiler: set DIME_COMPILER_TESTS=1")
+    network = compiled(monkeypatch, functools.partial(torch.compile, backend=backend, fullgraph=True))
+    assert isinstance(network, CompiledUNet), capsys.readouterr().out
+    assert relative_error(network(X, T), tiny()(X, T).numpy()) < 1e-5  # float32 in another order

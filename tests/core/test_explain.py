@@ -1,6 +1,4 @@
-"""Batches: targets, escalation over the scales, frames, padding, and images that fail."""
-
-from __future__ import annotations
+"""Batches: targets, escalation, frames, padding, failures; the Python interface; undoing what no decision needs."""
 
 from dataclasses import replace
 
@@ -11,24 +9,21 @@ from PIL import Image
 from torch import nn
 
 from dime.core.errors import InputError
-from dime.core.estimates import input_image
 from dime.core.explain import Batch, Explainer, Explanations
-from dime.core.guidance import Binary
+from dime.core.guidance import Binary, Guidance
 from dime.core.images import from_image, input_to_uint8, to_hwc, to_uint8
 from dime.core.methods import METHODS, Method
 from dime.core.networks.diffusion import DiffusionModel
-from dime.core.sampler import Sampler
 from dime.core.settings import Settings
+from dime.core.shrink import shrunk
 from tests.helpers import rnd
 from tests.toys import CountingModel, toy_diffusion
 
-TAU = 4
+TAU, SCALES, EVERYONE = 4, (1.0, 50.0, 5000.0), list(range(6))
 X = rnd(5, 6, 3, 4, 4).clamp(-1, 1)
 
 
 class Brightness(nn.Module):
-    """One logit: how bright the image is."""
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 4 * x.flatten(1).mean(1, keepdim=True)
 
@@ -48,30 +43,18 @@ def explained(rows: list[int], **options) -> Explanations:
     return explainer(**options).explain(batch(rows))
 
 
-SCALES = (1.0, 50.0, 5000.0)
-
-
 def batch(rows: list[int]) -> Batch:
     return Batch(ids=[100 + row for row in rows], x=X[rows], label=torch.tensor([row % 2 for row in rows]))
 
 
-EVERYONE = list(range(6))
-
-
-def test_predictions_and_targets():
+def test_predictions_targets_and_figures():
     result = explained(EVERYONE)
-    logits = Brightness()(X)[:, 0]
-    assert torch.equal(result.pred, (logits > 0).long())
     assert torch.equal(result.target, 1 - result.pred)
-    torch.testing.assert_close(result.p_target, torch.sigmoid(torch.where(result.target == 1, logits, -logits)))
-
-
-def test_the_figures_are_those_of_the_counterfactual():
-    result = explained(EVERYONE)
-    logits = Brightness()(result.cf)[:, 0]
-    assert torch.equal(result.cf_pred, (logits > 0).long())
-    torch.testing.assert_close(result.cf_p_target, torch.sigmoid(torch.where(result.target == 1, logits, -logits)))
     assert torch.equal(result.flipped, result.cf_pred == result.target)
+    for x, pred, p_target in ((X, result.pred, result.p_target), (result.cf, result.cf_pred, result.cf_p_target)):
+        logits = Brightness()(x)[:, 0]
+        assert torch.equal(pred, (logits > 0).long())
+        torch.testing.assert_close(p_target, torch.sigmoid(torch.where(result.target == 1, logits, -logits)))
 
 
 def test_escalation_keeps_what_flipped_and_tries_the_rest_again():
@@ -83,36 +66,13 @@ def test_escalation_keeps_what_flipped_and_tries_the_rest_again():
             alone = explained([row], classifier_scales=tried[: attempt + 1])
             assert bool(alone.flipped) == (attempt == len(tried) - 1 and bool(result.flipped[row]))
         torch.testing.assert_close(alone.cf[0], result.cf[row])
-
-
-def test_every_scale_starts_from_the_same_noised_image():
-    started = []
-
-    class Spy(Sampler):
-        def __call__(self, denoiser, x, z_t, pull, noise, observe=None, inversion=None):
-            started.append(z_t)
-            return super().__call__(denoiser, x, z_t, pull, noise, observe)
-
-    explained([0], method=Spy(TAU, input_image), classifier_scales=[0.0, 0.0])
-    assert len(started) == 2 and torch.equal(started[0], started[1])
-
-
-def test_images_that_never_flip_keep_the_last_attempt():
-    result = explained(EVERYONE, classifier_scales=[0.0, 1e-6])
-    stubborn = ~result.flipped
-    assert stubborn.any()
-    assert (result.scale[stubborn] == torch.tensor(1e-6)).all()
+    hopeless = explained(EVERYONE, classifier_scales=[0.0, 1e-6])
+    stubborn = ~hopeless.flipped  # they keep the last attempt
+    assert stubborn.any() and (hopeless.scale[stubborn] == torch.tensor(1e-6)).all()
 
 
 @pytest.mark.parametrize("rows", [[4], [0, 4], [4, 2, 1, 5], EVERYONE])
-def test_neighbours_do_not_matter(rows):
-    everyone, some = explained(EVERYONE, pad_to=8), explained(rows, pad_to=8)
-    assert torch.equal(some.cf, everyone.cf[rows])
-    assert torch.equal(some.noisy, everyone.noisy[rows])
-    assert torch.equal(some.cf_p_target, everyone.cf_p_target[rows])
-
-
-def test_padding_runs_every_chain_on_full_batches():
+def test_neighbours_do_not_matter_where_every_chain_runs_on_full_batches(rows):
     sizes = set()
 
     class Spy(CountingModel):
@@ -120,8 +80,11 @@ def test_padding_runs_every_chain_on_full_batches():
             sizes.add(len(x))
             return super().forward(x, t)
 
-    explained([1, 2, 3], model=Spy(), pad_to=8)
+    everyone, some = explained(EVERYONE, pad_to=8), explained(rows, pad_to=8, model=Spy())
     assert sizes == {8}
+    assert torch.equal(some.cf, everyone.cf[rows])
+    assert torch.equal(some.noisy, everyone.noisy[rows])
+    assert torch.equal(some.cf_p_target, everyone.cf_p_target[rows])
 
 
 def test_frames_are_kept_only_when_wanted():
@@ -133,80 +96,43 @@ def test_frames_are_kept_only_when_wanted():
     }
     assert torch.equal(result.frames["x_t"][:, 0], to_uint8(X))  # the first clean estimate is the input
     assert torch.equal(result.frames["z_t"][:, 0], to_uint8(result.noisy))
-
-
-def test_frames_are_those_of_the_last_scale_tried():
-    result = explained(EVERYONE, keep_frames=frozenset({"z_t"}))
-    for row in EVERYONE:
-        # an attempt's noise depends on its place in the list, so the scales before it must be tried as well
+    for row in EVERYONE:  # they are those of the last scale that was tried for the image
         alone = explained([row], keep_frames=frozenset({"z_t"}))
         assert torch.equal(alone.frames["z_t"][0], result.frames["z_t"][row])
 
 
-class PoisonsDarkImages(CountingModel):
-    """Gives no number for images with a marked first pixel."""
+class PoisonsOnce(CountingModel):
+    """Gives no number for the fourth image when it is asked for the `poisoned`-th time."""
+
+    poisoned = 0
 
     def forward(self, x, t):
         output = super().forward(x, t)
-        output[self.poisoned] = torch.nan
-        return output
+        row = (torch.arange(len(output)) == 3) & (self.evaluations == self.poisoned)
+        return torch.where(row[:, None, None, None], torch.nan, output)
 
 
-@pytest.mark.parametrize("row", EVERYONE)  # targets of both kinds
-def test_what_is_not_a_number_never_counts_as_flipped(row):
-    model = PoisonsDarkImages()
-    model.poisoned = row
-    result = explained(EVERYONE, model=model, classifier_scales=[5000.0])
-    healthy = explained(EVERYONE, classifier_scales=[5000.0])
-    others = [other for other in EVERYONE if other != row]
-    assert not result.finite[row] and not result.flipped[row]
-    assert result.finite[others].all()
-    assert torch.equal(result.cf[others], healthy.cf[others])
+class Dim(Brightness):
+    """Blind to what is dark: a NaN in a clean estimate passes no gradient back through its ReLU."""
 
-
-@pytest.mark.parametrize("evaluation", range(7))
-def test_a_passing_nan_is_noticed(evaluation):
-    """Also where it reaches a clean estimate only, whose gradient a ReLU then makes zero: at tau = 4, seven of them."""
-
-    class Dim(Brightness):
-        def forward(self, x):
-            return super().forward(torch.relu(x))
-
-    class PoisonsOnce(CountingModel):
-        def forward(self, x, t):
-            output = super().forward(x, t)
-            if self.evaluations == evaluation + 1:
-                output[3] = torch.nan
-            return output
-
-    model = PoisonsOnce()
-    result = explained(EVERYONE, model=model, classifier=Dim(), l1_loss=0.0, classifier_scales=[5000.0])
-    assert model.evaluations == 7
-    assert result.finite.tolist() == [row != 3 for row in EVERYONE]
+    def forward(self, x):
+        return super().forward(torch.relu(x))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_no_method_hides_a_passing_nan(name):
     """Neither in its mask, which could leave the input in the place of what is broken, nor in a first pass."""
-
-    class PoisonsOnce(CountingModel):
-        poisoned_call = 0
-
-        def forward(self, x, t):
-            output = super().forward(x, t)
-            if self.evaluations == self.poisoned_call:
-                row = torch.arange(len(output)) == 3
-                output = torch.where(row[:, None, None, None], torch.nan, output)
-            return output
-
     method = METHODS[name](Settings(start_step=TAU, warmup_step=1, inner_steps="2"))
-    model = PoisonsOnce()
-    assert explained(EVERYONE, model=model, method=method, classifier_scales=[50.0]).finite.all()
+    options = {"method": method, "classifier_scales": [50.0], "l1_loss": 0.0, "classifier": Dim()}
+    healthy = explained(EVERYONE, model=(model := PoisonsOnce()), **options)
+    assert healthy.finite.all()
+    others = torch.arange(6) != 3
     for call in range(1, model.evaluations + 1):
         model = PoisonsOnce()
-        model.poisoned_call = call
-        result = explained(EVERYONE, model=model, method=method, classifier_scales=[50.0])
-        assert result.finite.tolist() == [row != 3 for row in EVERYONE], f"evaluation {call}"
+        model.poisoned = call
+        result = explained(EVERYONE, model=model, **options)
+        assert result.finite.tolist() == others.tolist() and not result.flipped[3], f"evaluation {call}"
+        assert torch.equal(result.cf[others], healthy.cf[others])
 
 
 def test_a_conditional_model_is_told_each_images_own_labels():
@@ -253,19 +179,15 @@ def test_the_users_network_comes_out_as_it_went_in(capsys):
     network.weight.requires_grad_(True)
     hook = network.register_forward_hook(lambda *_: None)
     before = {name: value.clone() for name, value in network.state_dict().items()}
+    torch.manual_seed(3)
     interface(network)(X)
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(2), drawn) and torch.is_grad_enabled()  # nothing global is touched
     assert "training mode" in capsys.readouterr().out
     assert network.training and network.norm.training and network.weight.requires_grad
     assert network.weight.grad is None and hook.id in network._forward_hooks
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-def test_nothing_global_is_touched():
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    interface(TwoShades().eval())(X)
-    assert torch.equal(torch.rand(2), expected) and torch.is_grad_enabled()
 
 
 def test_the_target_is_the_runner_up_unless_one_is_given():
@@ -273,16 +195,11 @@ def test_the_target_is_the_runner_up_unless_one_is_given():
     ranked = network(X).argsort(dim=1, descending=True)
     assert torch.equal(interface(network)(X).target, ranked[:, 1])
     third = ranked[:, 2]
-    assert torch.equal(interface(network)(X, third).target, third)
-    assert torch.equal(interface(network)(X, third.tolist()).target, third)
-
-
-def test_a_target_that_is_the_prediction_is_refused():
-    network = TwoShades().eval()
-    targets = network(X).argsort(dim=1, descending=True)[:, 1]
-    targets[2] = network(X[2:3]).argmax()
+    for given in (third, third.tolist()):
+        assert torch.equal(interface(network)(X, given).target, third)
+    third[2] = ranked[2, 0]
     with pytest.raises(InputError, match=r"image 2: its target \d is its prediction already"):
-        interface(network)(X, targets)
+        interface(network)(X, third)
 
 
 def test_pictures_files_and_tensors_give_the_same(tmp_path):
@@ -316,10 +233,8 @@ def test_images_that_do_not_fit_are_refused(images, message):
 def test_the_record_says_what_was_done():
     result = interface(TwoShades().eval())(X)
     assert torch.equal(result.label, result.pred)  # nobody said better
-    difference = (
-        np.abs(to_hwc(input_to_uint8(X)).astype(float) - to_hwc(to_uint8(result.cf))).mean(axis=(1, 2, 3)) / 255
-    )
-    np.testing.assert_allclose(result.l_1, difference, rtol=1e-6)
+    difference = np.abs(to_hwc(input_to_uint8(X)).astype(float) - to_hwc(to_uint8(result.cf))) / 255
+    np.testing.assert_allclose(result.l_1, difference.mean(axis=(1, 2, 3)), rtol=1e-6)
     assert set(result.scale.tolist()) <= {50.0, 5000.0}
 
 
@@ -336,3 +251,75 @@ def test_an_unusable_setting_is_refused_at_once():
         explainer(start_step=20)
     with pytest.raises(InputError, match="perceptual"):
         explainer(l_perc=1.0)
+
+
+CONFIDENCE = 0.9
+LOGIT = torch.logit(torch.tensor(CONFIDENCE))
+GREY = torch.zeros(3, 3, 32, 32)
+CORNER = (..., slice(4, 12), slice(4, 12))
+
+
+class Corner(nn.Module):
+    """One logit: how bright a square of the image is, of which a quarter would be enough."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 40 * (x[CORNER].flatten(1).mean(1, keepdim=True) - 0.1)
+
+
+def pull(confidence: float = 0.0, y: tuple[int, ...] = (1, 1, 1)):
+    guidance = Guidance(Corner(), Binary(use_logits=True), confidence=confidence)
+    return guidance.towards(GREY[: len(y)], None, torch.tensor(y), 1.0)
+
+
+def test_only_what_the_decision_needs_stays():
+    cf = GREY + 0.5 * rnd(1, 3, 3, 32, 32).sign()
+    cf[CORNER] = 0.5
+    small = shrunk(cf, pull())
+    changed = (small != GREY).any(dim=1).flatten(1).sum(dim=1)
+    # the square has 64 pixels; a fifth of its brightness suffices, with a border of two pixels around that
+    assert (changed < 100).all()
+    assert torch.equal(small[..., 20:, 20:], GREY[..., 20:, 20:])
+
+
+@pytest.mark.parametrize("confidence", [0.0, CONFIDENCE, 0.999])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_reached_is_never_lost(confidence, seed):
+    cf = GREY + rnd(seed, 3, 3, 32, 32) / 4 + 0.15
+    asked = pull(confidence)
+    before = asked.reached(cf)
+    small = shrunk(cf, asked)
+    assert (asked.reached(small) | ~before).all()
+    assert ((small - GREY).abs() <= (cf - GREY).abs() + 1e-6).all()  # nothing is changed that was not
+
+
+def test_what_fails_and_what_is_no_number_stays_as_it_is():
+    cf = torch.stack([GREY[0], GREY[1] - 0.5, GREY[2] + 0.5])
+    cf[2, 0, 0, 0] = torch.nan
+    small = shrunk(cf, pull())
+    assert torch.equal(small[:2], cf[:2])
+    assert not small[2].isfinite().all()
+
+
+def test_the_pull_eases_off_beyond_the_confidence():
+    levels = torch.tensor([0.0, float(LOGIT) / 40 + 0.1, 0.3])  # p below, at, and far beyond
+    image = GREY + levels.view(3, 1, 1, 1)
+    full, eased = pull().class_gradient(image), pull(CONFIDENCE).class_gradient(image)
+    torch.testing.assert_close(eased[:2], full[:2])
+    share = (1 - Corner()(image[2:]).sigmoid()) / (1 - CONFIDENCE)
+    torch.testing.assert_close(eased[2], full[2] * share.item())
+    assert share < 0.01
+
+
+def test_scales_are_tried_until_the_confidence_is_reached():
+    def explained(**settings):
+        scales, diffusion = [1.2**k for k in range(20)], DiffusionModel(CountingModel(), toy_diffusion(20), {})
+        settings = Settings(start_step=4, use_logits=True, classifier_scales=scales, method="inverted", **settings)
+        explainer = Explainer(Corner(), diffusion, Binary(use_logits=True), settings)
+        return explainer.explain(Batch([0, 1, 2], GREY + rnd(1, 3, 3, 32, 32) / 20))
+
+    plain, sure = explained(), explained(confidence=CONFIDENCE)
+    assert plain.flipped.all() and (plain.cf_p_target < CONFIDENCE).any()
+    assert sure.flipped.all() and (sure.cf_p_target >= CONFIDENCE).all()
+    assert (sure.scale > plain.scale).any()
+    small = explained(confidence=CONFIDENCE, shrink=True)
+    assert (small.cf_p_target >= CONFIDENCE).all() and (small.l_1 <= sure.l_1).all() and (small.l_1 < sure.l_1).any()

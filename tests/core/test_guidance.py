@@ -1,16 +1,12 @@
 """Gradients of the losses against the published code's figures and against closed forms."""
 
-from __future__ import annotations
-
-import functools
-
 import pytest
 import torch
 from torch import nn
 
 from dime.core.guidance import Binary, Guidance, MultiClass
 from tests.helpers import golden, reference_arithmetic, relative_error, rnd
-from tests.networks import classifier, vgg19_features
+from tests.toys import classifier, vgg19_features
 
 SMILING = 31
 TOLERANCE = 2e-5  # float32 through a hundred layers, summed in another order (reference_arithmetic)
@@ -18,24 +14,19 @@ X, Z = rnd(20, 3, 3, 64, 64).clamp(-1, 1), rnd(21, 3, 3, 64, 64)
 INPUT = rnd(22, 3, 3, 64, 64).clamp(-1, 1)
 
 
-def sliced(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient[:, :, ::4, ::4]
-
-
 @reference_arithmetic
-@pytest.mark.parametrize("use_logits, name", [(True, "class_logits"), (False, "class_logsigmoid")])
-def test_binary_class_gradient_is_the_published_one(use_logits, name):
-    pull = Guidance(classifier(), Binary(SMILING, use_logits)).towards(X, None, torch.tensor([1, 0, 1]), scale=8)
-    gradient = pull.class_gradient(X)
-    assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
-
-
-@reference_arithmetic
-@pytest.mark.parametrize("use_logits, name", [(True, "multi_logits"), (False, "multi_logsoftmax")])
-def test_multi_class_gradient_is_the_published_one(use_logits, name):
-    pull = Guidance(classifier(), MultiClass(use_logits)).towards(X, None, torch.tensor([3, 31, 0]), scale=8)
-    gradient = pull.class_gradient(X)
-    assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
+@pytest.mark.parametrize(
+    ("decision", "y", "name"),
+    [
+        (Binary(SMILING, True), [1, 0, 1], "class_logits"),
+        (Binary(SMILING, False), [1, 0, 1], "class_logsigmoid"),
+        (MultiClass(True), [3, 31, 0], "multi_logits"),
+        (MultiClass(False), [3, 31, 0], "multi_logsoftmax"),
+    ],
+)
+def test_class_gradients_are_the_published_ones(decision, y, name):
+    gradient = Guidance(classifier(), decision).towards(X, None, torch.tensor(y), scale=8).class_gradient(X)
+    assert relative_error(gradient[:, :, ::4, ::4], golden("guidance")[name]) < TOLERANCE
 
 
 @reference_arithmetic
@@ -52,7 +43,7 @@ def test_distance_gradients_are_the_published_ones(weights, name):
     guidance = Guidance(classifier(), Binary(SMILING), vgg19_features(18), **weights)
     pull = guidance.towards(INPUT, guidance.input_features(INPUT), torch.ones(3), scale=8)
     gradient = pull.distance_gradient(Z) + pull.perceptual_gradient(X) / 0.7
-    assert relative_error(sliced(gradient), golden("guidance")[name]) < TOLERANCE
+    assert relative_error(gradient[:, :, ::4, ::4], golden("guidance")[name]) < TOLERANCE
 
 
 class Linear(nn.Module):
@@ -68,14 +59,6 @@ class Linear(nn.Module):
 
 X4, Z4 = rnd(2, 5, 3, 4, 4), rnd(3, 5, 3, 4, 4)
 Y5 = torch.tensor([0, 1, 1, 0, 1])
-
-
-def test_linear_classifier_has_its_weights_as_gradient():
-    linear = Linear()
-    pull = Guidance(linear, Binary(1, use_logits=True)).towards(X4, None, Y5, scale=3)
-    gradient = pull.class_gradient(X4)
-    sign = torch.where(Y5 == 1, -1.0, 1.0)[:, None]
-    torch.testing.assert_close(gradient.flatten(1), 3 * sign * linear.weight[1], atol=1e-6, rtol=0)
 
 
 def all_gradients(guidance: Guidance, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
@@ -97,11 +80,6 @@ def test_class_gradient_through_what_the_estimate_was_computed_from():
     torch.testing.assert_close(gradient.flatten(1), -2 * Z4.flatten(1) * linear.weight[1], atol=1e-6, rtol=1e-5)
 
 
-def test_perceptual_gradient_in_closed_form():
-    pull = Guidance(Linear(), Binary(0), nn.Flatten(), l_perc=2).towards(X4, Z4.flatten(1), Y5, scale=1)
-    torch.testing.assert_close(pull.perceptual_gradient(X4.clone()), 4 * (X4 - Z4) / (3 * 4 * 4), atol=1e-6, rtol=1e-5)
-
-
 def test_perceptual_gradient_at_the_input_is_not_computed():
     calls = []
     features = lambda u: calls.append(u) or u.flatten(1)  # noqa: E731
@@ -110,19 +88,8 @@ def test_perceptual_gradient_at_the_input_is_not_computed():
     assert pull.perceptual_gradient(X4) == 0
     assert len(calls) == 1
     assert pull.perceptual_gradient(X4.clone()).abs().max() == 0  # it is exactly zero there
-
-
-def test_distance_gradient_is_zero_where_nothing_changed():
-    pull = Guidance(Linear(), Binary(0), l1=0.3, l2=0.7).towards(X4, None, Y5, scale=1)
-    assert pull.distance_gradient(X4).abs().max() == 0
-
-
-def test_distance_gradient_equals_autograd():
-    pull = Guidance(Linear(), Binary(0), l1=0.3, l2=0.7).towards(X4, None, Y5, scale=1)
-    z = Z4.clone().requires_grad_()
-    pixel_norm = functools.partial(torch.linalg.vector_norm, z - X4, dim=1)
-    (0.3 * pixel_norm(ord=1).sum() + 0.7 * pixel_norm(ord=2).sum()).backward()
-    torch.testing.assert_close(pull.distance_gradient(Z4), z.grad, atol=1e-6, rtol=1e-6)
+    distances = Guidance(Linear(), Binary(0), l1=0.3, l2=0.7).towards(X4, None, Y5, scale=1)
+    assert distances.distance_gradient(X4).abs().max() == 0  # likewise
 
 
 def test_decisions():

@@ -1,7 +1,5 @@
 """What the methods do that no golden tree shows: evaluations, edges, settings, masks in closed form."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -52,8 +50,13 @@ def run(method: str, ids: list[int] | None = None, observe=None, **settings) -> 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_evaluations(method):
-    assert run(method)[1] == EVALUATIONS[method]
+def test_every_method(method):
+    """Its evaluations, a result that is finite whatever the neighbours, what it shows once per step."""
+    seen = []
+    cf, evaluations = run(method, observe=lambda step, x_t, z_t: seen.append(step), warmup_step=3)
+    assert evaluations == EVALUATIONS[method] and cf.isfinite().all() and not cf.requires_grad
+    assert seen == list(range(TAU))
+    assert torch.equal(run(method, [2, 0], warmup_step=3)[0], cf[[2, 0]])
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,9 @@ def test_evaluations(method):
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_evaluations_of_shorter_chains(inner_steps, evaluations, sampler):
     """A chain of K costs K - 1, the first being the step's own; the first step has none, the last has one index."""
-    assert run("dime", inner_steps=inner_steps, inner_sampler=sampler)[1] == evaluations
+    flags = {"inner_steps": inner_steps, "inner_sampler": sampler}
+    cf, found = run("dime", **flags)
+    assert found == evaluations and torch.equal(run("dime", [2, 0], **flags)[0], cf[[2, 0]])
 
 
 def test_maskdime2_changes_only_where_maskdime_did():
@@ -82,19 +87,6 @@ def test_a_chain_of_all_indices_is_dimes_bit_for_bit(inner_steps, stochastic):
     full = run("dime", use_sampling_on_x_t=stochastic)[0]
     assert torch.equal(run("dime", inner_steps=inner_steps, use_sampling_on_x_t=stochastic)[0], full)
     assert not torch.equal(run("dime", inner_steps="7:2,1", use_sampling_on_x_t=stochastic)[0], full)
-
-
-def test_neighbours_do_not_matter_to_shorter_chains():
-    for flags in ({"inner_steps": "1"}, {"inner_steps": "3"}, {"inner_steps": "3", "inner_sampler": "ddim"}):
-        assert torch.equal(run("dime", [2, 0], **flags)[0], run("dime", **flags)[0][[2, 0]])
-
-
-@pytest.mark.parametrize("ddim", [True, False])
-def test_a_chain_of_one_is_the_steps_own_prediction(ddim):
-    step = step_at(z_t=2 * X, i=6)
-    x_t = InnerChain(evaluations=[1] * TAU, ddim=ddim)(step)
-    assert torch.equal(x_t, step.p.pred_xstart)
-    assert (x_t.abs() == 1).any(), "the example must be clipped somewhere"
 
 
 def step_at(z_t: torch.Tensor, i: int) -> Step:
@@ -138,29 +130,18 @@ def test_a_shorter_ddim_chain_in_closed_form():
         eps = (z - alpha_bars[i] ** 0.5 * x_start) / (1 - alpha_bars[i]) ** 0.5
         z = alpha_bar_prev**0.5 * x_start + (1 - alpha_bar_prev) ** 0.5 * eps
     torch.testing.assert_close(x_t, z.float(), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_neighbours_do_not_matter(method):
-    together = run(method, warmup_step=3)[0]
-    assert torch.equal(run(method, [2, 0], warmup_step=3)[0], together[[2, 0]])
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_results_are_finite_and_observed_once_per_step(method):
-    seen = []
-    cf, _ = run(method, observe=lambda step, x_t, z_t: seen.append((step, x_t.requires_grad, z_t.requires_grad)))
-    assert cf.isfinite().all() and not cf.requires_grad
-    assert [step for step, *_ in seen] == list(range(TAU))
+    for ddim in (True, False):  # a chain of one is the step's own prediction, which is clipped
+        step = step_at(z_t=2 * X, i=6)
+        x_t = InnerChain(evaluations=[1] * TAU, ddim=ddim)(step)
+        assert torch.equal(x_t, step.p.pred_xstart) and (x_t.abs() == 1).any()
 
 
 def test_methods_differ():
     results = [run(method, warmup_step=3, dilation=1, masking_threshold=0.9)[0] for method in METHODS]
     for k, one in enumerate(results):
         assert not any(torch.equal(one, other) for other in results[k + 1 :])
-
-
-def test_scale_grads_divides():
+    kept = (dict(zip(METHODS, results, strict=True))["fastdime"] == X).all(dim=1)
+    assert kept.any() and not kept.all()  # the input is pasted back outside the mask
     assert not torch.equal(run("fastdimenomask")[0], run("fastdimenomask", scale_grads=True)[0])
     assert torch.equal(run("gmd")[0], run("gmd", scale_grads=True)[0])  # it has no effect there
 
@@ -172,16 +153,6 @@ def test_guided_iterations():
     assert run("maskdime", guided_iterations=2)[0].isfinite().all()
 
 
-def test_the_input_is_pasted_back_outside_the_mask():
-    cf, _ = run("fastdime", warmup_step=2, dilation=1, masking_threshold=0.9)
-    kept = (cf == X).all(dim=1)
-    assert kept.any() and not kept.all()
-
-
-def test_no_change_no_mask_division():
-    assert not changed_region(X, X, 5, 0.15).any()
-
-
 def test_changed_region_in_closed_form():
     other = X.clone()
     other[:, :, 2, 5] += 0.5  # the largest change
@@ -191,6 +162,7 @@ def test_changed_region_in_closed_form():
     expected[:, :, 1:4, 4:7] = True
     assert torch.equal(region, expected)
     assert changed_region(X, other, dilation=1, threshold=0.09).sum() == 2 * 3
+    assert not changed_region(X, X, 5, 0.15).any()
 
 
 def step_with(region: Region | None, number: int = 3) -> Step:
@@ -222,22 +194,15 @@ def test_gradient_mask_takes_the_largest():
     assert wide.z_t.sum() == 4 * 3  # one pixel in the corner, widened
     channels = GradientMask(topk_ratio=0.0, width=1, per_channel=True)(step_with(None), g_class)
     assert channels.z_t.shape == X.shape
-
-
-def test_no_gradient_no_mask():
-    mask = GradientMask()
     assert mask(step_with(None), None) is None
     region = mask(step_with(None), torch.zeros_like(X))
     assert region.z_t.all() and region.x_t.all()
 
 
-def test_self_optimised_mask_waits():
-    mask = SelfOptimisedMask(warmup_step=4)
-    assert mask(step_with(None, number=3), None) is None
-    assert mask(step_with(None, number=4), None) is not None
-
-
-def test_fixed_mask_is_fixed():
+def test_other_masks():
+    waiting = SelfOptimisedMask(warmup_step=4)
+    assert waiting(step_with(None, number=3), None) is None
+    assert waiting(step_with(None, number=4), None) is not None
     changed = torch.ones(3, 1, 8, 8, dtype=torch.bool)
     assert FixedMask(changed)(step_with(None), None) == Region(changed, changed)
 
@@ -277,10 +242,6 @@ def test_a_repainted_part_is_the_only_one_that_changes():
 def test_spread_limit():
     gradient = rnd(3, 2, 3, 4, 4)
     gradient[0] *= 100
-    alone = SpreadLimit(sigma=1.0)(gradient)
-    for limited, image in zip(alone, gradient, strict=True):
-        torch.testing.assert_close(limited, image.clamp(image.mean() - image.std(), image.mean() + image.std()))
-    whole = SpreadLimit(sigma=1.0, per_image=False)(gradient)
-    torch.testing.assert_close(
-        whole, gradient.clamp(gradient.mean() - gradient.std(), gradient.mean() + gradient.std())
-    )
+    alone, whole = SpreadLimit(sigma=1.0)(gradient), SpreadLimit(sigma=1.0, per_image=False)(gradient)
+    for limited, g in ((alone[0], gradient[0]), (alone[1], gradient[1]), (whole, gradient)):
+        torch.testing.assert_close(limited, g.clamp(g.mean() - g.std(), g.mean() + g.std()))

@@ -4,8 +4,6 @@ torch's fake tensors know device, shape and type but hold no numbers: whatever w
 its value there, raises an error.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -50,7 +48,6 @@ class Watch(TorchDispatchMode):
 
 
 def moved(network: nn.Module) -> nn.Module:
-    """The network, its weights on the pretended GPU."""
     for module in network.modules():
         for table in (module._parameters, module._buffers):
             for name, value in table.items():
@@ -61,7 +58,8 @@ def moved(network: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(("name", "precision"), [("dime", "fp32"), *((name, "fp16") for name in CASES)])
 def test_a_chain_stays_on_the_device(name, precision):
-    model = prepare_unet(create_model_and_diffusion(**BASE)[0].eval(), precision, GPU)
+    tiny = {"image_size": 16, "channel_mult": "1", "attention_resolutions": "16"}
+    model = prepare_unet(create_model_and_diffusion(**BASE | tiny)[0].eval(), precision, GPU)
     diffusion = create_gaussian_diffusion(steps=500, learn_sigma=True, timestep_respacing="20")
     method = METHODS[name.split(",")[0]](Settings(start_step=TAU, **CASES[name]))
     with FakeTensorMode():
@@ -78,9 +76,8 @@ def test_a_chain_stays_on_the_device(name, precision):
 
 
 def test_gradients_ask_nothing_of_the_host():
-    guidance = Guidance(
-        SmallCNN().eval(), Binary(31, use_logits=True), lambda u: u.square(), l1=0.05, l2=0.1, l_perc=1.0
-    )
+    weights = {"l1": 0.05, "l2": 0.1, "l_perc": 1.0}
+    guidance = Guidance(SmallCNN().eval(), Binary(31, use_logits=True), lambda u: u.square(), **weights)
     x, u = rnd(0, 2, 3, 16, 16), rnd(1, 2, 3, 16, 16)
     pull = guidance.towards(x, guidance.input_features(x), torch.tensor([1, 0]), scale=8)
     with Watch() as watch:

@@ -1,7 +1,5 @@
 """Tables from records, chunks into one, and the files they are kept in: figures by hand."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -38,18 +36,17 @@ FOUR = [
 """CC/CCF twice, CC/ICF once, IC/CCF once."""
 
 
-def test_info_text_begins_with_the_six_published_lines():
-    text = replace(FOUR[0], bkl=FLOAT32, l_1=float(np.float32(0.1))).text()
-    lines = text.split("\n")
+def test_the_text_of_a_record():
+    """It begins with the published lines; confidences are the attribute's own: for target 0, from 0.75 to 0.1."""
+    record = replace(FOUR[0], bkl=FLOAT32, l_1=float(np.float32(0.1)))
+    lines = record.text().split("\n")
     published = ["label: 1", "pred: 1", "target: 0", "cf pred: 0", f"BKL: {FLOAT32!r}", "l_1: 0.10000000149011612"]
-    assert lines[:6] == published
-    assert lines[-1]
-    assert all(line.count(": ") == 1 for line in lines)
-
-
-def test_a_record_is_rebuilt_from_its_text():
-    for each in (*FOUR, replace(FOUR[0], bkl=FLOAT32, orig_conf=FLOAT32, scale=float(np.float32(0.1)))):
+    assert lines[:6] == published and lines[-1]
+    for each in (*FOUR, record):
         assert ImageRecord.from_text(each.id, each.text()) == each
+    for each, expected in ((FOUR[0], (0.75, 0.1, 0.65)), (FOUR[1], (0.25, 0.7, 0.45))):
+        found = dict(line.split(": ") for line in each.text().splitlines())
+        assert [float(found[key]) for key in ("orig_conf", "cf_conf", "MAD")] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("cut", range(1, 120, 7))
@@ -58,17 +55,6 @@ def test_a_part_of_a_text_is_no_record(cut):
     for damaged in (text[:-cut], text[cut:], "\n".join(text.split("\n")[:6])):  # the last one as published
         with pytest.raises(ValueError):
             ImageRecord.from_text(0, damaged)
-
-
-def test_info_confidences_are_the_attributes_own():
-    """Target 0 at 0.25 before and 0.9 after: the attribute itself went from 0.75 to 0.1."""
-    lines = dict(line.split(": ") for line in FOUR[0].text().splitlines())
-    assert float(lines["orig_conf"]) == pytest.approx(0.75)
-    assert float(lines["cf_conf"]) == pytest.approx(0.1)
-    assert float(lines["MAD"]) == pytest.approx(0.65)
-    lines = dict(line.split(": ") for line in FOUR[1].text().splitlines())
-    assert float(lines["orig_conf"]) == pytest.approx(0.25)
-    assert float(lines["cf_conf"]) == pytest.approx(0.7)
 
 
 def figures(table: dict) -> tuple[float, float, float]:
@@ -89,18 +75,10 @@ def test_summary_by_hand():
     assert figures(s["class-inc"]) == (1, 0.4, 0.75)
     assert figures(s["class-inc"]["cf-cor"]) == (1, 0.4, 0.75)
     assert figures(s["class-inc"]["cf-inc"]) == (0, 0, 0)
-
-
-def test_failed_images_enter_no_other_figure():
-    whole, partly = summarise(FOUR), summarise(FOUR, failed=2)
-    assert partly.pop("failed") == 2 and whole.pop("failed") == 0
-    assert partly == whole
-
-
-def test_summary_of_nothing_is_zero():
-    s = summarise([], failed=3)
-    assert s["n"] == 0 and s["clean acc"] == 0 and s["cf acc"] == 0 and s["bkl"] == 0
-    assert figures(s["class-cor"]["cf-inc"]) == (0, 0, 0)
+    assert summarise(FOUR, failed=2) == s | {"failed": 2}  # what failed enters no other figure
+    nothing = summarise([], failed=3)
+    assert figures(nothing) == figures(nothing["class-cor"]["cf-inc"]) == (0, 0, 0)
+    assert nothing["clean acc"] == nothing["cf acc"] == 0
 
 
 def assert_close(a: dict, b: dict) -> None:
@@ -112,20 +90,10 @@ def assert_close(a: dict, b: dict) -> None:
             assert value == pytest.approx(b[key], rel=1e-12), key
 
 
-@pytest.mark.parametrize("num_chunks", [1, 2, 3, 4, 6])
-def test_merged_chunks_are_the_whole(num_chunks):
-    """Also chunks without an image."""
-    chunks = [summarise(FOUR[chunk::num_chunks], failed=chunk) for chunk in range(num_chunks)]
-    assert_close(merge(chunks), summarise(FOUR, failed=sum(range(num_chunks))))
-
-
-def test_each_table_is_weighted_by_its_own_count():
+def test_each_table_is_weighted_by_its_own_count_and_what_a_chunk_lacks_counts_as_zero():
     a = {"n": 10, "bkl": 0.1, "clean acc": 90.0, "cf-inc": {"n": 1, "bkl": 0.9, "l_1": 0.2}}
     b = {"n": 2, "bkl": 0.7, "clean acc": 30.0, "cf-inc": {"n": 3, "bkl": 0.5, "l_1": 0.4}}
     assert_close(merge([a, b]), {"n": 12, "bkl": 0.2, "clean acc": 80.0, "cf-inc": {"n": 4, "bkl": 0.6, "l_1": 0.35}})
-
-
-def test_figures_and_tables_that_a_chunk_lacks_count_as_zero():
     merged = merge([{"n": 1, "FVA": 0.8, "cf-cor": {"n": 1, "bkl": 0.5}}, {"n": 3, "MNAC": 4.0}])
     assert_close(merged, {"n": 4, "FVA": 0.2, "MNAC": 3.0, "cf-cor": {"n": 1, "bkl": 0.5}})
 
@@ -152,17 +120,13 @@ def test_stats_file(tmp_path):
     assert arrays["target"].tolist() == [0, 1, 0, 0]
     assert arrays["cf pred"].tolist() == [0, 1, 1, 0]
     assert arrays["label"].tolist() == [1, 0, 1, 0]
-
-
-def test_records_are_rebuilt_from_the_stats_file(tmp_path):
-    records = [
-        replace(
-            each, **{name: float(np.float32(value)) for name, value in vars(each).items() if isinstance(value, float)}
-        )
-        for each in FOUR
-    ]
+    rounded = [{k: float(np.float32(v)) if isinstance(v, float) else v for k, v in vars(r).items()} for r in FOUR]
+    records = [ImageRecord(**values) for values in rounded]
     write_stats(tmp_path / "stats.pth", records)
     assert read_stats(tmp_path / "stats.pth") == records
+    write_stats(tmp_path / "stats.pth", [])
+    stats = torch.load(tmp_path / "stats.pth", weights_only=True)
+    assert stats["n"] == 0 and len(stats["bkl"]) == 0 and not math.isnan(stats["acc"])
 
 
 @pytest.mark.parametrize("content", [{"n": 3}, [1, 2], {"bkl": 1.0}])
@@ -170,12 +134,6 @@ def test_other_stats_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "stats.pth")
     with pytest.raises(InputError, match=r"stats\.pth"):
         read_stats(tmp_path / "stats.pth")
-
-
-def test_stats_of_nothing(tmp_path):
-    write_stats(tmp_path / "stats.pth", [])
-    stats = torch.load(tmp_path / "stats.pth", weights_only=True)
-    assert stats["n"] == 0 and len(stats["bkl"]) == 0 and not math.isnan(stats["acc"])
 
 
 def chunk_files(tree: ResultTree, *contents: str) -> list[Path]:
@@ -186,14 +144,13 @@ def chunk_files(tree: ResultTree, *contents: str) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("num_chunks", [1, 2, 5])
-def test_merge_chunks_writes_the_whole_summary(tmp_path, num_chunks):
+@pytest.mark.parametrize("num_chunks", [1, 2, 3, 4, 6])
+def test_merged_chunks_are_the_whole(tmp_path, num_chunks):
     tree = ResultTree(tmp_path, "a/b")
-    chunk_files(tree, *(yaml.safe_dump(summarise(FOUR[chunk::num_chunks])) for chunk in range(num_chunks)))
-    returned = merge_chunks(tree, num_chunks)
-    written = yaml.safe_load((tmp_path / "Results/a/b/summary.yaml").read_text())
-    assert_close(returned, summarise(FOUR))
-    assert_close(written, summarise(FOUR))
+    chunks = [summarise(FOUR[chunk::num_chunks], failed=chunk) for chunk in range(num_chunks)]
+    chunk_files(tree, *map(yaml.safe_dump, chunks))
+    for found in (merge_chunks(tree, num_chunks), yaml.safe_load((tmp_path / "Results/a/b/summary.yaml").read_text())):
+        assert_close(found, summarise(FOUR, failed=sum(range(num_chunks))))
 
 
 @pytest.mark.parametrize("content", ["", "n: [", "just text", "- n\n", "bkl: 1\n", "n: 1.5\n", "n: 1\nl_1: none\n"])

@@ -1,6 +1,4 @@
-"""Files that would run code, or do other harm, if they were loaded carelessly: content by the folder it would make."""
-
-from __future__ import annotations
+"""Files that would do harm if they were loaded carelessly, and the ways in which an image can be none or a rare one."""
 
 import io
 import json
@@ -8,18 +6,20 @@ import pickle
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from tests.helpers import filled
 
 
-class _Payload:
+class Payload:
     """Makes the folder `marker` when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
@@ -31,14 +31,14 @@ class _Payload:
         return os.mkdir, (str(self.marker),)
 
 
-class _Indirect(_Payload):  # through builtins.eval
+class Indirect(Payload):  # through builtins.eval
     def __reduce__(self) -> tuple:
         return eval, (f"__import__('os').mkdir({str(self.marker)!r})",)
 
 
-class _ThroughTorch(_Payload):  # through a function of torch that loads a second, plain pickle
+class ThroughTorch(Payload):  # through a function of torch that loads a second, plain pickle
     def __reduce__(self) -> tuple:
-        return partial(torch.load, weights_only=False), (io.BytesIO(pickle.dumps(_Payload(self.marker))),)
+        return partial(torch.load, weights_only=False), (io.BytesIO(pickle.dumps(Payload(self.marker))),)
 
 
 def _saved(content: object, save: Callable = torch.save, **options: object) -> bytes:
@@ -52,7 +52,7 @@ def _old_tar(marker: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in ("sys_info", "pickle", "tensors", "storages"):
-            content = pickle.dumps(_Payload(marker), protocol=2)
+            content = pickle.dumps(Payload(marker), protocol=2)
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -62,7 +62,7 @@ def _old_tar(marker: Path) -> bytes:
 def _zip_by_hand(marker: Path) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(_Payload(marker), protocol=2))
+        archive.writestr("archive/data.pkl", pickle.dumps(Payload(marker), protocol=2))
         archive.writestr("archive/version", "3\n")
     return buffer.getvalue()
 
@@ -70,7 +70,7 @@ def _zip_by_hand(marker: Path) -> bytes:
 def _module(marker: Path) -> bytes:
     """A whole network, as torch.save(model) writes it, with a payload among its attributes."""
     network = nn.Linear(2, 2)
-    network.hook = _Payload(marker)
+    network.hook = Payload(marker)
     return _saved(network)
 
 
@@ -80,19 +80,19 @@ def _safetensors(header: object, length: int | None = None) -> bytes:
 
 
 WEIGHTS: dict[str, Callable[[Path], bytes]] = {
-    "pickle0.pt": lambda marker: pickle.dumps({"feat_extract": _Payload(marker)}, protocol=0),
-    "pickle5.pkl": lambda marker: pickle.dumps({"feat_extract": _Payload(marker)}, protocol=5),
-    "eval.pkl": lambda marker: pickle.dumps({"feat_extract": _Indirect(marker)}, protocol=2),
-    "zip-eval.pt": lambda marker: _saved(_Indirect(marker)),
-    "legacy.pth": lambda marker: _saved([_Payload(marker)], _use_new_zipfile_serialization=False),
-    "dressed-up.pt": lambda marker: _saved({**filled({"time_embed.0.weight": (128, 32)}), "extra": _Payload(marker)}),
-    "second-load.pt": lambda marker: _saved({"weight": torch.zeros(2), "more": _ThroughTorch(marker)}),
+    "pickle0.pt": lambda marker: pickle.dumps({"feat_extract": Payload(marker)}, protocol=0),
+    "pickle5.pkl": lambda marker: pickle.dumps({"feat_extract": Payload(marker)}, protocol=5),
+    "eval.pkl": lambda marker: pickle.dumps({"feat_extract": Indirect(marker)}, protocol=2),
+    "zip-eval.pt": lambda marker: _saved(Indirect(marker)),
+    "legacy.pth": lambda marker: _saved([Payload(marker)], _use_new_zipfile_serialization=False),
+    "dressed-up.pt": lambda marker: _saved({**filled({"time_embed.0.weight": (128, 32)}), "extra": Payload(marker)}),
+    "second-load.pt": lambda marker: _saved({"weight": torch.zeros(2), "more": ThroughTorch(marker)}),
     "tar.pt": _old_tar,
     "zip-by-hand.pt": _zip_by_hand,
     "torchscript.pt": lambda marker: _saved(torch.jit.script(nn.Linear(2, 2)), torch.jit.save),
     "module.pt": _module,
     "objects.npy": lambda marker: _saved(
-        np.array([_Payload(marker)], dtype=object), lambda array, file: np.save(file, array, allow_pickle=True)
+        np.array([Payload(marker)], dtype=object), lambda array, file: np.save(file, array, allow_pickle=True)
     ),
     "exabytes.pt": lambda marker: _saved({"weight": torch.zeros(7)}).replace(  # a header that claims 2^60 numbers
         b"K\x07", b"\x8a\x08\x00\x00\x00\x00\x00\x00\x00\x10", 1
@@ -126,3 +126,56 @@ JSON: dict[str, bytes] = {
     "a list": b"[1, 2]",
 }
 """Files of JSON, in which nothing can run, that cost memory or time, or hold no table."""
+
+
+def bomb(path: Path) -> None:
+    """100,000 pixels square in a hundred bytes."""
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(b"\0" * 1000), b"IEND"]
+    packed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+def saved(mode: str, format: str = "PNG", **options) -> Callable[[Path], None]:
+    return lambda path: Image.open(path).convert(mode).save(path, format, **options)
+
+
+def turned(path: Path) -> None:
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, "PNG", exif=exif)
+
+
+def transparent(path: Path) -> None:
+    image = Image.open(path).convert("RGB")
+    image.putalpha(128)
+    image.save(path, "PNG")
+
+
+Kinds = dict[str, Callable[[Path], object]]
+
+BAD: Kinds = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:300]),
+    "empty": lambda path: path.write_bytes(b""),
+    "not an image": lambda path: path.write_text("#!/bin/sh\ntouch executed\n"),
+    "bomb": bomb,
+    "unreadable": lambda path: path.unlink() or path.mkdir(),  # root may read everything, so permissions would not do
+    "vanished": lambda path: path.unlink(),
+}
+UNSCALED: Kinds = {
+    "16 bit": lambda path: Image.fromarray(np.full((218, 178), 40_000, np.uint16)).save(path, "PNG"),
+    "float": saved("F", "TIFF"),
+}
+"""Nobody states the range of these; 8 bits cannot hold them."""
+
+UNUSUAL: Kinds = {
+    "CMYK": saved("CMYK", "JPEG"),
+    "palette": saved("P"),
+    "palette with transparency": saved("P", transparency=0),
+    "EXIF rotation": turned,
+    "transparent": transparent,
+    "grey": saved("L"),
+    "black and white": saved("1"),
+}
+"""What can be converted without guessing."""

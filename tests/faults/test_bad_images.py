@@ -3,8 +3,6 @@
 And images of rare kinds, which can be converted, and broken ones that nobody asks for.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path
@@ -13,11 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.faults.forks import EXIT_SOME_FAILED, images, without
-from tests.faults.images import BAD, UNSCALED, UNUSUAL
-from tests.worlds import SMALL_FLAGS, World, run_main, tree_of
+from tests.faults.forks import EXIT_SOME_FAILED, without
+from tests.faults.hostile import BAD, UNSCALED, UNUSUAL
+from tests.worlds import SMALL_FLAGS, World, images, run_main, tree_of
 
-RECORDING = SMALL_FLAGS | {"on_bad_image": "record"}
+RECORDING = SMALL_FLAGS | {"on_bad_image": "record", "noise": "stream"}
 
 FIRST = 31
 """The number of the val partition's first file, whose id is 0."""
@@ -25,9 +23,8 @@ FIRST = 31
 
 @pytest.fixture(scope="module")
 def clean(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """All images of a run without a fault."""
     out = tmp_path_factory.mktemp("clean") / "out"
-    world.explain(out)
+    world.explain(out, noise="stream")
     return images(out)
 
 
@@ -45,6 +42,7 @@ def failed(out: Path) -> dict[int, str]:
 
 
 def test_all_kinds_are_recorded_and_the_same_command_takes_up_the_repaired(world, clean, data, tmp_path):
+    """Under a stream of noise, which bad images draw from as others do."""
     victims = dict(zip((0, 1, 2, 3, 7, 13), BAD, strict=True))  # the first batch is all bad
     for id, kind in victims.items():
         BAD[kind](photo(data, id))
@@ -72,20 +70,18 @@ def test_all_kinds_are_recorded_and_the_same_command_takes_up_the_repaired(world
     assert not list(out.rglob("failed.yaml"))
 
 
-def test_abort_ends_at_the_first_bad_image(world, data, tmp_path):
+def test_abort_ends_at_the_first_bad_image_and_one_that_is_not_asked_for_ends_nothing(world, data, tmp_path):
+    """By default every chosen image must be there; of the others nothing is asked."""
     BAD["truncated"](photo(data, 5))
-    run = run_main(*world.command(tmp_path / "out", SMALL_FLAGS | {"data_dir": data, "on_bad_image": "abort"}))
+    photo(data, 14).unlink()
+    photo(data, 14).symlink_to(tmp_path / "nowhere.jpg")
+    photo(data, 13).unlink()
+    photo(data, 13).mkdir()
+    flags = SMALL_FLAGS | {"data_dir": data, "num_batches": 3}
+    run = run_main(*world.command(tmp_path / "out", flags | {"on_bad_image": "abort"}))
     assert run.code == 2 and str(photo(data, 5)) in run.err.splitlines()[-1]
     assert len(list((tmp_path / "out").rglob("Info/*.txt"))) == 4
     assert not [name for name in tree_of(tmp_path / "out") if name.endswith(".tmp")]
-
-
-def test_stream_noise_is_the_same_for_the_neighbours_of_a_bad_image(world, data, tmp_path):
-    world.explain(tmp_path / "clean", noise="stream")
-    BAD["vanished"](photo(data, 1))
-    run = run_main(*world.command(tmp_path / "out", RECORDING | {"data_dir": data, "noise": "stream"}))
-    assert run.code == EXIT_SOME_FAILED
-    assert images(tmp_path / "out") == without(images(tmp_path / "clean"), {1})
 
 
 def test_what_takes_too_long_or_too_much_memory_is_bad_too(world, data, tmp_path, monkeypatch):
@@ -106,15 +102,3 @@ def test_what_can_be_converted_is_explained_and_what_cannot_is_recorded(world, d
     assert f"{12 - len(UNSCALED)} images" in run.out, run.err
     assert list(failed(tmp_path / "out")) == [7, 8]
     assert all("16-bit or float" in reason for reason in failed(tmp_path / "out").values())
-
-
-@pytest.mark.parametrize("what", ["dangling link", "folder", "nothing"])
-def test_a_broken_image_that_is_not_asked_for_ends_nothing(world, data, tmp_path, what):
-    """By default every chosen image must be there; of the others nothing is asked."""
-    other = photo(data, 14)
-    other.unlink()
-    if what == "dangling link":
-        other.symlink_to(tmp_path / "nowhere.jpg")
-    elif what == "folder":
-        other.mkdir()
-    world.explain(tmp_path / "out", **SMALL_FLAGS | {"data_dir": data, "num_batches": 1})

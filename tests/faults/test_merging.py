@@ -1,21 +1,18 @@
 """Merging proves that it has all chunks of one run, or says which it has not."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.worlds import SMALL_FLAGS, World, refused, run_main, tree_of
+from tests.worlds import SMALL_FLAGS, World, refused, run_main, succeeded, tree_of
 
 FLAGS = {"num_chunks": 3, "save_images": False, "num_batches": 2}
 
 
 @pytest.fixture(scope="module")
 def chunks(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three finished chunks of 3, 3 and 2 images."""
     out = tmp_path_factory.mktemp("chunks") / "out"
     for chunk in range(3):
         world.explain(out, **FLAGS, chunk=chunk)
@@ -45,7 +42,12 @@ def test_a_chunk_that_is_not_whole(world, out, damage):
     said = {"missing": " is missing", "cut": "", "lacks images": " is about 3 images instead of 300"}[damage]
     assert path.name + said in merge(world, out)
     flags = SMALL_FLAGS | {"merge_and_eval": True, "num_chunks": 3, "allow_partial": True}
-    assert run_main(*world.command(out, flags)).code == 0
+    before = tree_of(out)
+    succeeded(run_main(*world.command(out, flags)))
+    after = tree_of(out)  # the chunks stay as they are
+    assert before == {name: after[name] for name in before} and after.keys() - before.keys() == {
+        "Results/exp/summary.yaml"
+    }
     summary = yaml.safe_load((out / "Results/exp/summary.yaml").read_text())
     assert summary["missing"] == {"chunks": [1], "images": 3} and summary["n"] == 5
 
@@ -57,6 +59,14 @@ def test_chunk_under_anothers_name(world, out):
     assert "chunk 1 of 3" in merge(world, out, allow_partial=True)
 
 
+def test_chunk_of_another_split_and_none_at_all(world, out):
+    file(out, 0, num_chunks=4).write_bytes(file(out, 0).read_bytes())
+    assert "chunk-0_num-chunks-4_summary.yaml" in merge(world, out)
+    for path in out.rglob("*_summary.yaml"):
+        path.unlink()
+    assert "3 of 3" in merge(world, out, allow_partial=True)
+
+
 def test_chunk_of_another_run(world, out, tmp_path):
     world.explain(tmp_path / "other", **FLAGS, chunk=2, seed=5)
     for name in ("summary.yaml", "config.yaml", "stats.pth"):
@@ -64,22 +74,3 @@ def test_chunk_of_another_run(world, out, tmp_path):
     for flags in ({}, {"allow_partial": True}):
         line = merge(world, out, **flags)
         assert file(out, 2).name in line and "--seed" in line and "5" in line and "4" in line
-
-
-def test_chunk_of_another_split(world, out):
-    file(out, 0, num_chunks=4).write_bytes(file(out, 0).read_bytes())
-    assert "chunk-0_num-chunks-4_summary.yaml" in merge(world, out)
-
-
-def test_nothing_to_merge_is_never_partial(world, out):
-    for chunk in range(3):
-        file(out, chunk).unlink()
-    assert "3 of 3" in merge(world, out, allow_partial=True)
-
-
-def test_merging_leaves_the_chunks_as_they_are(world, out):
-    before = tree_of(out)
-    run_main(*world.command(out, SMALL_FLAGS | {"merge_and_eval": True, "num_chunks": 3}))
-    after = tree_of(out)
-    assert {name: after[name] for name in before} == before
-    assert after.keys() - before.keys() == {"Results/exp/summary.yaml"}

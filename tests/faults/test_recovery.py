@@ -1,23 +1,20 @@
 """Memory that runs out, and numbers that are none: halves and second attempts with the results of an ordinary run.
 
-The bench has the results of halved batches, and that what fails in full precision has failed.
+The bench has both in main.py, and that what fails in full precision has failed.
 """
-
-from __future__ import annotations
 
 import pytest
 import torch
 
-from dime.core.explain import Batch, Explainer, Explanations
+from dime.core.errors import InputError
+from dime.core.explain import Batch, Explainer
 from dime.core.guidance import Binary
 from dime.core.job.recovery import RecoveringExplainer
 from dime.core.networks.diffusion import DiffusionModel
 from dime.core.settings import Settings
-from guided_diffusion.unet import UNetModel
 from tests.core.test_explain import Brightness
 from tests.helpers import rnd
 from tests.toys import CountingModel, toy_diffusion
-from tests.worlds import SMALL_FLAGS, Run, World, run_main
 
 OUT_OF_MEMORY = [
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
@@ -25,41 +22,51 @@ OUT_OF_MEMORY = [
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     MemoryError(),
 ]
+BATCH = Batch(ids=list(range(7)), x=rnd(5, 7, 3, 4, 4).clamp(-1, 1))
 
 
-@pytest.fixture
-def small_machine(world: World, tmp_path, monkeypatch):
-    """Runs main.py where evaluations of more than `room` images end with the error."""
+def explainer(model: CountingModel, pad_to: int | None = None, **flags) -> Explainer:
+    settings = Settings(start_step=4, l1_loss=0.01, classifier_scales=(1.0, 50.0), **flags)
+    diffusion = DiffusionModel(model, toy_diffusion(20), {})
+    return Explainer(Brightness(), diffusion, Binary(use_logits=True), settings, pad_to=pad_to)
 
-    def run(room: int, error: Exception = OUT_OF_MEMORY[0], **flags: object) -> Run:
-        forward = UNetModel.forward
 
-        def limited(self, x, *rest, **more):
-            if len(x) > room:
-                raise error
-            return forward(self, x, *rest, **more)
+class SmallMachine(CountingModel):
+    """Evaluations of more than `room` images end with the error."""
 
-        monkeypatch.setattr(UNetModel, "forward", limited)
-        return run_main(*world.command(tmp_path / "out", SMALL_FLAGS | {"num_batches": 2} | flags))
+    def __init__(self, room: int, error: Exception = OUT_OF_MEMORY[0]) -> None:
+        super().__init__()
+        self.room, self.error = room, error
 
-    return run
+    def forward(self, x, t):
+        if len(x) > self.room:
+            raise self.error
+        return super().forward(x, t)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_batches_are_halved_whatever_the_error_is_called(small_machine, error):
-    run = small_machine(3, error, pad_batches=True)
-    assert run.code == 0 and run.out.count("Out of memory") == 1, run.err  # the second batch begins with halves
+@pytest.mark.parametrize("pad_to", [None, 8])
+def test_batches_are_halved_whatever_the_error_is_called(error, pad_to, capsys):
+    recovering = RecoveringExplainer(explainer(SmallMachine(3, error), pad_to))
+    for _ in range(2):  # the second batch begins with halves
+        # sums of other lengths
+        torch.testing.assert_close(
+            recovering(BATCH).cf, explainer(CountingModel()).explain(BATCH).cf, rtol=1e-5, atol=1e-6
+        )
+    assert capsys.readouterr().out.count("Out of memory") == 1
 
 
-@pytest.mark.parametrize(("flags", "room", "said"), [({}, 0, "single image"), ({"noise": "stream"}, 3, "--batch_size")])
-def test_what_cannot_be_halved_is_one_line(small_machine, flags, room, said):
-    run = small_machine(room, **flags)
-    assert run.code == 2 and said in run.err.splitlines()[-1] and "Traceback" not in run.err
-
-
-def test_other_errors_are_not_swallowed(small_machine):
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        small_machine(3, RuntimeError("an illegal memory access"))
+@pytest.mark.parametrize(
+    ("model", "flags", "error", "said"),
+    [
+        (SmallMachine(0), {}, InputError, "single image"),
+        (SmallMachine(3), {"noise": "stream"}, InputError, "--batch_size"),
+        (SmallMachine(3, RuntimeError("an illegal memory access")), {}, RuntimeError, "illegal memory access"),
+    ],
+)
+def test_what_cannot_be_halved_and_other_errors(model, flags, error, said):
+    with pytest.raises(error, match=said):
+        RecoveringExplainer(explainer(model, **flags))(BATCH)
 
 
 class Overflowing(CountingModel):
@@ -70,22 +77,14 @@ class Overflowing(CountingModel):
 
 
 def test_what_overflows_is_tried_again_in_full_precision():
-    x = rnd(5, 7, 3, 4, 4).clamp(-1, 1)
-    batch = Batch(ids=list(range(7)), x=x)
-
-    def explainer(model: CountingModel) -> Explainer:
-        settings = Settings(start_step=4, l1_loss=0.01, classifier_scales=(1.0, 50.0))
-        diffusion = DiffusionModel(model, toy_diffusion(20), {})
-        return Explainer(Brightness(), diffusion, Binary(use_logits=True), settings)
-
-    plain, precise = explainer(Overflowing()).explain(batch), explainer(CountingModel()).explain(batch)
+    plain, precise = explainer(Overflowing()).explain(BATCH), explainer(CountingModel()).explain(BATCH)
     lost = ~plain.finite
     assert 0 < int(lost.sum()) < 7, "the example must have both"
     built = []
     recovering = RecoveringExplainer(explainer(Overflowing()), lambda: built.append(1) or explainer(CountingModel()))
-    found: Explanations = recovering(batch)
+    found = recovering(BATCH)
     assert found.finite.all()
     assert torch.equal(found.cf[~lost], plain.cf[~lost])  # neighbours keep their bytes
     torch.testing.assert_close(found.cf[lost], precise.cf[lost], rtol=1e-5, atol=1e-6)  # sums of other lengths
-    recovering(batch)
+    recovering(BATCH)
     assert built == [1]

@@ -1,17 +1,17 @@
-"""Batches from a folder of images."""
-
-from __future__ import annotations
+"""Images of a folder in endless batches: their crops, their position, their workers, and what fails there."""
 
 import multiprocessing
+import os
 import subprocess
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset, get_worker_info
 
 from guided_diffusion.batches import EndlessBatches
-from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, open_image, random_crop_arr
+from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, random_crop_arr
 
 
 @pytest.fixture
@@ -27,7 +27,6 @@ def folder(tmp_path):
 
 
 def level(images: torch.Tensor) -> list[int]:
-    """Which of the images these are."""
     return ((images[:, 0, 0, 0] + 1) * 127.5 / 20).round().int().tolist()
 
 
@@ -35,19 +34,16 @@ def load(folder, batch_size: int = 4, **more):
     return load_data(data_dir=str(folder), batch_size=batch_size, image_size=8, deterministic=True, **more)
 
 
-def test_batches_in_order(folder):
+def test_batches_in_order(folder, monkeypatch):
     data = load(folder)
     images, cond = next(data)
     assert images.shape == (4, 3, 8, 8) and images.dtype == torch.float32 and cond == {}
     assert [level(images), *(level(next(data)[0]) for _ in range(2))] == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
     labels = next(load(folder, class_cond=True))[1]["y"]  # names up to the underscore
     assert labels.tolist() == [0, 1, 0, 1] and labels.dtype == torch.int64
-
-
-def test_ranks_share_the_files(folder, monkeypatch):
     monkeypatch.setattr("guided_diffusion.dist_util.rank", lambda: 1)
     monkeypatch.setattr("guided_diffusion.dist_util.world_size", lambda: 3)
-    assert level(next(load(folder, 3))[0]) == [1, 4, 7]
+    assert level(next(load(folder, 3))[0]) == [1, 4, 7]  # ranks share the files
 
 
 def test_a_pass_shows_every_image_once_in_another_order(folder):
@@ -80,42 +76,75 @@ def test_flips_happen_half_of_the_time(tmp_path):
     assert all(still[0][0][0, 0, 0] == -1 for _ in range(10))
 
 
-def test_images_are_opened_as_everybody_opens_them(tmp_path):
-    """All kinds that are converted or refused: tests/core/test_datasets.py."""
-    pixels = np.array([[0, 255]] * 4, dtype=np.uint8).repeat(2, axis=1)
-    clear = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
-    clear.putalpha(Image.fromarray(pixels))  # its left half cannot be seen
-    for name, image in {"alpha.png": clear, "palette.png": clear.quantize(method=2)}.items():
-        image.save(tmp_path / name)
-        assert (np.array(open_image(tmp_path / name)) == 255 - pixels[..., None]).all(), name
-    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "red.tif")
-    assert open_image(tmp_path / "red.tif").getpixel((0, 0)) == (255, 0, 0)
-    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "white.png")
+def test_bad_input(folder, tmp_path):
+    """Kinds of images: tests/core/test_datasets.py."""
+    Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(tmp_path / "white.png")
     with pytest.raises(ValueError, match=r"white\.png: .*16-bit or float"):
         ImageDataset(4, [str(tmp_path / "white.png")])[0]
+    for place, batch_size, said in (
+        ("", 4, "no folder of images"),
+        (tmp_path / "nowhere", 4, "no jpg, jpeg, png or gif"),
+        (folder, 12, "batch_size 12: the data set has only 11 image"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load(place, batch_size)
 
 
-class Numbers(torch.utils.data.Dataset):
-    """Item i is (i, a random number)."""
+class Numbers(Dataset):
+    """Ten random numbers, drawn as augmentations are; `fail` is called for item 7 first."""
+
+    def __init__(self, fail=lambda: None):
+        self.fail = fail
 
     def __len__(self):
-        return 7
+        return 10
 
     def __getitem__(self, index):
-        return index, torch.rand(())
+        if index == 7:
+            self.fail()
+        return torch.rand(()) + index
 
 
-def take(batches, count):
-    return [(items.tolist(), randoms.tolist()) for items, randoms in (next(batches) for _ in range(count))]
+def die_in_a_worker():
+    if get_worker_info():
+        os._exit(1)
+
+
+def bad_image():
+    raise OSError("000007.jpg: not a readable image")
+
+
+def take(batches: EndlessBatches, count: int = 5) -> list[list[float]]:
+    return [next(batches).tolist() for _ in range(count)]
+
+
+def test_where_workers_die_the_same_batches_are_read_without_them(capsys):
+    found = take(EndlessBatches(Numbers(die_in_a_worker), 2, num_workers=2))
+    assert found == take(EndlessBatches(Numbers(), 2))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and "images are read without them" in said[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_arrives_as_it_is(workers):
+    with pytest.raises(OSError, match=r"^000007\.jpg: not a readable image$"):
+        take(EndlessBatches(Numbers(bad_image), 2, num_workers=workers))
+
+
+def test_an_incomplete_batch_is_dropped_or_not():
+    for drop_last, expected in ((False, [*range(10), 0, 1]), (True, [*range(8), *range(4)])):
+        batches = EndlessBatches(Numbers(), 4, shuffle=False, drop_last=drop_last)
+        drawn = torch.tensor([number for batch in take(batches, 4) for number in batch])
+        assert drawn.long().tolist()[:12] == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_any_position_can_be_resumed(workers):
     before = torch.get_rng_state()
-    whole = take(EndlessBatches(Numbers(), 2, seed=5), 8)
-    first = EndlessBatches(Numbers(), 2, seed=5, num_workers=workers)
+    whole = take(EndlessBatches(Numbers(), 3, seed=5), 8)
+    first = EndlessBatches(Numbers(), 3, seed=5, num_workers=workers)
     assert take(first, 4) == whole[:4]
-    second = EndlessBatches(Numbers(), 2, seed=0, num_workers=workers)
+    second = EndlessBatches(Numbers(), 3, seed=0, num_workers=workers)
     second.load_state_dict(first.state_dict())
     assert take(second, 4) == whole[4:]
     assert torch.equal(torch.get_rng_state(), before)  # reading leaves the global generator alone
@@ -138,12 +167,3 @@ def test_a_signal_to_every_process_disturbs_no_reading():
         subprocess.run(["bash", "-c", f"kill -TERM {worker.pid}"], check=True)
         worker.join(10)
     assert begun + take(data, 20) == take(EndlessBatches(Numbers(), 2), 22)
-
-
-def test_bad_input(folder, tmp_path):
-    with pytest.raises(ValueError, match="no folder of images"):
-        load("")
-    with pytest.raises(ValueError, match="no jpg, jpeg, png or gif"):
-        load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"batch_size 11: the data set has only 10 image"):
-        load(folder, 11)

@@ -1,7 +1,5 @@
 """Which timesteps are kept, and that the shorter process agrees with the longer one."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ from guided_diffusion.gaussian_diffusion import (
 )
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from tests.helpers import golden, rnd
-from tests.processes import wave
+from tests.toys import wave
 
 SETTINGS = {
     "model_mean_type": ModelMeanType.EPSILON,
@@ -32,9 +30,8 @@ def spaced(timesteps, steps: int = 500, schedule: str = "linear", **more) -> Spa
     ("steps", "sections"), [(500, "200"), (500, "50"), (1000, "ddim25"), (300, "10,15,20"), (500, [500])]
 )
 def test_timesteps_are_the_published_ones(steps, sections):
-    np.testing.assert_array_equal(
-        sorted(space_timesteps(steps, sections)), golden("diffusion")[f"space_{steps}_{sections}"]
-    )
+    expected = golden("diffusion")[f"space_{steps}_{sections}"]
+    np.testing.assert_array_equal(sorted(space_timesteps(steps, sections)), expected)
 
 
 def test_sections_differ_by_one_step_at_most():
@@ -103,8 +100,6 @@ def test_a_subset_is_the_process_respaced_once_more():
         # the first indices change no bit
         np.testing.assert_array_equal(getattr(whole.subset(range(20)), name), getattr(whole, name)[:20])
 
-
-def test_a_subset_of_one_index_jumps_to_the_prediction():
-    whole = spaced(space_timesteps(500, "50"))
+    # of one index: a jump to the prediction
     p = whole.subset([40]).interpret_output(rnd(0, 2, 3, 2, 2), rnd(1, 2, 3, 2, 2), torch.tensor([0, 0]))
     assert torch.equal(p["mean"], p["pred_xstart"])

@@ -1,7 +1,5 @@
 """The classic flags: defaults, parsing, what they build, what they refuse."""
 
-from __future__ import annotations
-
 import argparse
 import json
 
@@ -48,8 +46,6 @@ def test_defaults_are_the_published_ones():
     predict_xstart=False rescale_timesteps=False rescale_learned_sigmas=False"""
     assert {f"{key}={value!r}" for key, value in model_and_diffusion_defaults().items()} == set(published.split())
 
-
-def test_every_flag_has_help():
     assert FLAG_HELP.keys() == model_and_diffusion_defaults().keys()
     parser = argparse.ArgumentParser()
     add_dict_to_argparser(parser, {**model_and_diffusion_defaults(), "other": None})
@@ -71,9 +67,6 @@ def test_flags_are_typed_like_their_defaults():
     args = parse("--a 3 --b 0.5 --c yes --d x,y --e z", {"a": 1, "b": 1.0, "c": False, "d": "", "e": None, "f": None})
     assert vars(args) == {"a": 3, "b": 0.5, "c": True, "d": "x,y", "e": "z", "f": None}
     assert args_to_dict(args, ["a", "f"]) == {"a": 3, "f": None}
-
-
-def test_words_for_true_and_false():
     assert all(str2bool(text) is True for text in ["yes", "true", "t", "y", "1", "True", "YES", True])
     assert all(str2bool(text) is False for text in ["no", "false", "f", "n", "0", "False", "NO", False])
     with pytest.raises(argparse.ArgumentTypeError, match="'maybe'"):
@@ -88,8 +81,6 @@ def test_config_holds_every_flag_as_a_plain_value():
     model, diffusion = create_model_and_diffusion(**{**BASE, "timestep_respacing": [10, 5]})
     assert model.config["timestep_respacing"] == "10,5" and diffusion.num_timesteps == 15
 
-
-def test_grey_images_and_sizes_without_default_widths():
     model, _ = create_model_and_diffusion(**{**BASE, "image_size": 96, "channel_mult": "1,2"}, image_channels=1)
     assert model.image_size == 96
     assert (model.in_channels, model.out[2].out_channels) == (1, 2)  # the noise, and its variance
@@ -98,22 +89,17 @@ def test_grey_images_and_sizes_without_default_widths():
 @pytest.mark.parametrize(
     ("flags", "attribute", "value"),
     [
-        ({}, "model_mean_type", ModelMeanType.EPSILON),
-        ({"predict_xstart": True}, "model_mean_type", ModelMeanType.START_X),
         ({"predict_v": True}, "model_mean_type", ModelMeanType.V),
         ({"steps": 3, "betas": np.array([0.1, 0.2, 0.3])}, "original_num_steps", 3),
         ({}, "model_var_type", ModelVarType.FIXED_LARGE),
         ({"sigma_small": True}, "model_var_type", ModelVarType.FIXED_SMALL),
-        ({"learn_sigma": True}, "model_var_type", ModelVarType.LEARNED_RANGE),
-        ({}, "loss_type", LossType.MSE),
-        ({"rescale_learned_sigmas": True}, "loss_type", LossType.RESCALED_MSE),
         ({"use_kl": True, "rescale_learned_sigmas": True}, "loss_type", LossType.RESCALED_KL),
-        ({"rescale_timesteps": True}, "rescale_timesteps", True),
         ({"timestep_respacing": "ddim25"}, "num_timesteps", 25),
         ({"noise_schedule": "cosine", "steps": 1}, "betas", [0.999]),
     ],
 )
 def test_diffusion_flags(flags, attribute, value):
+    """The others are behind the figures of test_gaussian_diffusion.py."""
     assert getattr(create_gaussian_diffusion(**flags), attribute) == value
 
 
@@ -135,7 +121,9 @@ def test_default_widths():
         ({"attention_resolutions": "16;8"}, "--attention_resolutions '16;8'"),
         ({"attention_resolutions": "16,0"}, "--attention_resolutions '16,0'"),
         ({"timestep_respacing": "501"}, "--timestep_respacing: cannot take 501"),
-        ({"noise_schedule": "sqrt"}, "--noise_schedule 'sqrt' is unknown"),
+        ({"noise_schedule": "sqrt"}, "--noise_schedule 'sqrt' is unknown: expected linear or cosine"),
+        ({"diffusion_steps": 10}, "--diffusion_steps 10: the linear schedule needs at least 21"),
+        ({"diffusion_steps": 0, "noise_schedule": "cosine"}, "--diffusion_steps 0: expected at least 1"),
         ({"num_chanels": 128}, "unknown flags num_chanels;"),
     ],
 )

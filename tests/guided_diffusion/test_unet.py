@@ -1,24 +1,12 @@
 """The U-Net and its small pieces: published outputs and names, precision, memory layout, labels, bad shapes."""
 
-from __future__ import annotations
-
-import json
 import re
 
 import pytest
 import torch
 from torch import nn
 
-from guided_diffusion.nn import (
-    avg_pool_nd,
-    conv_nd,
-    linear,
-    normalization,
-    scale_module,
-    timestep_embedding,
-    update_ema,
-    zero_module,
-)
+from guided_diffusion import nn as layers
 from guided_diffusion.script_util import create_model_and_diffusion
 from guided_diffusion.unet import (
     AttentionBlock,
@@ -31,24 +19,16 @@ from guided_diffusion.unet import (
     UNetModel,
     Upsample,
 )
-from tests.helpers import BASE, GOLDEN, fill_, filled, golden, relative_error, rnd
+from tests.helpers import BASE, KEYS, fill_, filled, golden, relative_error, rnd
 
 VARIANTS = {
     "base": {},
-    "head_channels": {"num_head_channels": 16},
-    "new_attention": {"use_new_attention_order": True},
-    "conv_resample": {"resblock_updown": False},
     "additive_emb": {"use_scale_shift_norm": False},
-    "fixed_sigma": {"learn_sigma": False},
-    "labels_index": {"class_cond": True, "num_classes": 10},
     "labels_multi": {"class_cond": True, "num_classes": 40, "multiclass": True},
-    "res2_mult124": {"num_res_blocks": 2, "channel_mult": "1,2,4", "num_channels": 64, "num_heads": 2},
 }
-"""Flags of the networks behind unet.npz, where they differ from BASE."""
-
-PAPER = {"image_size": 128, "num_channels": 128, "num_heads": 4, "attention_resolutions": "32,16,8"}
-PAPER |= {"learn_sigma": True, "diffusion_steps": 500, "timestep_respacing": "200", "resblock_updown": True}
-"""The U-Net of the DiME paper."""
+PAPER = {"image_size": 128, "num_channels": 128, "num_res_blocks": 2, "channel_mult": ""}
+PAPER |= {"attention_resolutions": "32,16,8", "timestep_respacing": "200"}
+"""The U-Net of the DiME paper, where it differs from BASE."""
 
 ROUNDING = 2e-5
 """Float32 sums in another order, relative to the largest value."""
@@ -58,51 +38,20 @@ def build(**flags) -> UNetModel:
     return create_model_and_diffusion(**{**BASE, **flags})[0]
 
 
-def load(model: UNetModel, published: dict[str, list[int]]) -> None:
-    """Fill it; its names and shapes are the published ones, in their order: optimiser states number the parameters."""
+@torch.no_grad()
+def test_the_papers_network():
+    """The other published ones, from files: tests/core/networks/test_diffusion.py."""
+    model, published = build(**PAPER), KEYS["unet_celeba128"]
     assert {name: list(tensor.shape) for name, tensor in model.state_dict().items()} == published
-    assert list(model.state_dict()) == list(published)
+    assert list(model.state_dict()) == list(published)  # optimiser states number the parameters
     model.load_state_dict(filled(published))
-
-
-@pytest.fixture(scope="module")
-def published_shapes() -> dict[str, dict[str, list[int]]]:
-    return json.loads((GOLDEN / "state_dict_keys.json").read_text())
+    output = model.eval()(rnd(1, 1, 3, 128, 128), torch.tensor([250.0]))
+    assert relative_error(output[:, :, ::8, ::8], golden("unet")["celeba128"]) <= ROUNDING
 
 
 @pytest.fixture(scope="module")
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return rnd(1, 2, 3, 64, 64), torch.tensor([3.0, 480.0])
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.no_grad()
-def test_output_is_the_published_one(variant, inputs, published_shapes):
-    model = build(**VARIANTS[variant])
-    load(model, published_shapes[f"unet_{variant}"])
-    labels = {"labels_index": torch.tensor([1, 7]), "labels_multi": (rnd(2, 2, 40) > 0).float()}.get(variant)
-    output = model.eval()(*inputs, labels)
-    assert relative_error(output[:, :, ::4, ::4], golden("unet")[variant]) <= ROUNDING
-
-
-@torch.no_grad()
-def test_the_papers_network(published_shapes):
-    model, _ = create_model_and_diffusion(**PAPER)
-    load(model, published_shapes["unet_celeba128"])
-    output = model.eval()(rnd(1, 1, 3, 128, 128), torch.tensor([250.0]))
-    assert relative_error(output[:, :, ::8, ::8], golden("unet")["celeba128"]) <= ROUNDING
-
-
-@pytest.mark.parametrize("resblock_updown", [False, True])
-@torch.no_grad()
-def test_channels_last_changes_nothing_but_the_layout(inputs, resblock_updown):
-    x, t = inputs
-    model = fill_(build(resblock_updown=resblock_updown))
-    expected = model(x, t).numpy()
-    output = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), t)
-    assert output.is_contiguous(memory_format=torch.channels_last)
-    assert relative_error(output, expected) <= ROUNDING
-    assert model(x, t).is_contiguous()  # of the weights alone: the caller notices nothing
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -119,7 +68,7 @@ def test_one_timestep_for_all_images(inputs, variant, dtype):
 
 @pytest.mark.parametrize("side", [8, 32])
 def test_a_norm_in_half_precision_computes_in_float32(side):
-    norm, x = fill_(normalization(64)), (3 + rnd(0, 2, 64, side, side)).bfloat16()
+    norm, x = fill_(layers.normalization(64)), (3 + rnd(0, 2, 64, side, side)).bfloat16()
     expected = norm(x.float()).bfloat16()
     assert torch.equal(norm(x), expected)
     gradients = []
@@ -183,22 +132,19 @@ def test_num_heads_upsample_counts_on_the_way_up_alone():
     assert heads(model.output_blocks) == {2}
     assert heads(build(num_heads=4)) == {4}
     assert heads(build(num_head_channels=32, num_heads_upsample=8)) == {2}
-
-
-@torch.no_grad()
-def test_resampling_without_convolution():
-    model = fill_(UNetModel(16, 3, 32, 3, 1, (), channel_mult=(1, 2), conv_resample=False))
-    assert not any("op" in name or name.endswith("conv.weight") for name in model.state_dict())
-    assert model(rnd(0, 1, 3, 16, 16), torch.tensor([1])).shape == (1, 3, 16, 16)
+    with torch.no_grad():
+        pooled = UNetModel(16, 3, 32, 3, 1, (), channel_mult=(1, 2), conv_resample=False)
+        assert not any("op" in name or name.endswith("conv.weight") for name in pooled.state_dict())
+        assert pooled(rnd(0, 1, 3, 16, 16), torch.tensor([1])).shape == (1, 3, 16, 16)
 
 
 def test_timestep_embedding_is_the_formula():
     t = torch.tensor([0, 3, 499])
-    embedding = timestep_embedding(t, 9).double()
+    embedding = layers.timestep_embedding(t, 9).double()
     angles = t[:, None] * torch.tensor([10000.0]).double() ** (-torch.arange(4) / 4)
     expected = torch.cat([angles.cos(), angles.sin(), torch.zeros(3, 1)], dim=1)
     torch.testing.assert_close(embedding, expected, atol=1e-4, rtol=0)  # angles up to 499, in float32
-    assert torch.equal(timestep_embedding(t, 8), timestep_embedding(t.float(), 8))
+    assert torch.equal(layers.timestep_embedding(t, 8), layers.timestep_embedding(t.float(), 8))
 
 
 @pytest.mark.parametrize(
@@ -255,18 +201,15 @@ def test_attention_of_qkv_alone(attention, legacy):
     torch.testing.assert_close(attention(4)(qkv), torch.einsum("nhts,nhcs->nhct", weights, v).flatten(1, 2))
 
 
-def test_layers_of_one_two_and_three_dimensions():
+def test_pieces_that_forks_use():
     for dims in (1, 2, 3):
         x = rnd(0, 1, 2, *[4] * dims)
-        assert conv_nd(dims, 2, 3, 3, padding=1)(x).shape == (1, 3, *[4] * dims)
-        assert avg_pool_nd(dims, kernel_size=2, stride=2)(x).shape == (1, 2, *[2] * dims)
-
-
-def test_parameters_are_averaged_scaled_and_zeroed_in_place():
-    layer = fill_(linear(3, 2))
+        assert layers.conv_nd(dims, 2, 3, 3, padding=1)(x).shape == (1, 3, *[4] * dims)
+        assert layers.avg_pool_nd(dims, kernel_size=2, stride=2)(x).shape == (1, 2, *[2] * dims)
+    layer = fill_(layers.linear(3, 2))
     weight = layer.weight.detach().clone()
     averages = [torch.ones_like(p) for p in layer.parameters()]
-    update_ema(averages, layer.parameters(), rate=0.9)
+    layers.update_ema(averages, layer.parameters(), rate=0.9)
     torch.testing.assert_close(averages[0], 0.9 + 0.1 * weight)
-    assert scale_module(layer, 2.0) is layer and torch.equal(layer.weight, 2 * weight)
-    assert zero_module(layer) is layer and not layer.weight.any() and not layer.bias.any()
+    assert layers.scale_module(layer, 2.0) is layer and torch.equal(layer.weight, 2 * weight)
+    assert layers.zero_module(layer) is layer and not layer.weight.any() and not layer.bias.any()

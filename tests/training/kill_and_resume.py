@@ -7,8 +7,6 @@ checkpoint and its expected end, looks for a complete set, and runs the same com
 every trial ends in the same bytes and no kill left less than a complete set.
 """
 
-from __future__ import annotations
-
 import random
 import subprocess
 import sys
@@ -16,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from guided_diffusion.checkpoint_set import CheckpointFolder
-from tests.training.scripts import SMALL_UNET, unpack_celeba
-from tests.training.small import ROOT, environment
+from guided_diffusion.checkpoint_util import CheckpointFolder
+from tests.training.small import SMALL_UNET, environment
+from tests.worlds import ROOT, as_arguments, unpack_celeba
 
 FLAGS = {**SMALL_UNET, "channel_mult": "1", "dropout": 0.1, "schedule_sampler": "loss-second-moment", "batch_size": 2}
 FLAGS |= {"ema_rate": "0.9,0.99", "save_interval": 2, "samples": 0, "num_workers": 0}
@@ -28,8 +26,7 @@ NAMES = ["model", "ema_0.9_", "ema_0.99_", "opt"]
 def begin(data: Path, out: Path, updates: int) -> subprocess.Popen:
     """Start a training and wait for its first checkpoint."""
     flags = {**FLAGS, "data_dir": data, "output_path": out, "max_steps": updates, "lr_anneal_steps": updates}
-    arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, str(ROOT / "celeba-train-diffusion.py"), *arguments]
+    command = [sys.executable, str(ROOT / "celeba-train-diffusion.py"), *as_arguments(flags)]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(out.glob("opt*.pt")):
@@ -63,7 +60,6 @@ def trial(data: Path, out: Path, updates: int, delay: float, expected: dict[str,
 
 
 def run_trials(trials: int, seed: int, updates: int) -> list[str]:
-    """The outcome of every trial."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,18 +1,19 @@
-"""A network small enough to be trained in a test, and how to start several processes."""
-
-from __future__ import annotations
+"""Networks small enough to be trained in a test, and how to start several processes."""
 
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from guided_diffusion.script_util import create_model_and_diffusion
 from tests.helpers import fill_
+from tests.worlds import ROOT
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 FLAGS = {
@@ -25,6 +26,17 @@ FLAGS = {
     "learn_sigma": True,
     "diffusion_steps": 100,
 }
+
+SMALL_UNET = {
+    "image_size": 16,
+    "num_channels": 32,
+    "num_res_blocks": 1,
+    "channel_mult": "1,2",
+    "attention_resolutions": "8",
+    "learn_sigma": True,
+    "diffusion_steps": 100,
+}
+"""Flags for the scripts."""
 
 LAUNCHERS = {
     "mpiexec": [str(BIN / "mpiexec"), "-n", "2", sys.executable],
@@ -39,14 +51,12 @@ def network_and_diffusion(**flags):
 
 
 def endless(batch_size: int, seed: int = 0, size: int = 8):
-    """Batches of noise."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield torch.randn(batch_size, 3, size, size, generator=generator).clamp(-1, 1), {}
 
 
 def settings(**other) -> dict:
-    """Arguments of TrainLoop, without network, diffusion and data."""
     return {
         "batch_size": 4,
         "microbatch": -1,
@@ -77,3 +87,13 @@ def run(command: list[str], timeout: float = 240, **other: str) -> str:
     output, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, output
     return output
+
+
+def make_folders_of_classes(folder: Path) -> Path:
+    """Grey images of 16x16 in folders train and val: eight dark and eight bright ones, noisy, in each."""
+    rng = np.random.default_rng(0)
+    for part, name, number in product(("train", "val"), ("bright", "dark"), range(8)):
+        (folder / part / name).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 100, (16, 16)) + (150 if name == "bright" else 0)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{number}.png")
+    return folder

@@ -1,19 +1,15 @@
-"""Scripts in the manner of guided-diffusion's own, written against its names alone, run with this library."""
-
-from __future__ import annotations
+"""A script in the manner of guided-diffusion's own, written against its names alone, run with this library."""
 
 import re
 import sys
 
 import numpy as np
-import pytest
-from PIL import Image
 
-from tests.training.scripts import SMALL_UNET
-from tests.training.small import run
+from tests.training.small import SMALL_UNET, make_folders_of_classes, run
+from tests.worlds import as_arguments
 
-HEAD = """
-import argparse, os, sys
+SCRIPT = """
+import argparse, os
 import numpy as np, torch as th, torch.distributed as dist
 from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import load_data
@@ -22,17 +18,14 @@ from guided_diffusion.script_util import (
     NUM_CLASSES, add_dict_to_argparser, args_to_dict, create_model_and_diffusion, model_and_diffusion_defaults)
 from guided_diffusion.train_util import TrainLoop
 
-def parse(**defaults):
-    defaults = {**defaults, **model_and_diffusion_defaults()}
-    parser = argparse.ArgumentParser()
-    add_dict_to_argparser(parser, defaults)
-    return parser.parse_args()
-"""
+defaults = dict(data_dir="", schedule_sampler="uniform", lr=1e-4, weight_decay=0.0, lr_anneal_steps=0, batch_size=1,
+                microbatch=-1, ema_rate="0.9999", log_interval=10, save_interval=10000, resume_checkpoint="",
+                fp16_scale_growth=1e-3, clip_denoised=True, num_samples=4, use_ddim=False)
+defaults.update(model_and_diffusion_defaults())
+parser = argparse.ArgumentParser()
+add_dict_to_argparser(parser, defaults)
+args = parser.parse_args()
 
-TRAIN = """
-args = parse(data_dir="", schedule_sampler="uniform", lr=1e-4, weight_decay=0.0, lr_anneal_steps=0, batch_size=1,
-             microbatch=-1, ema_rate="0.9999", log_interval=10, save_interval=10000, resume_checkpoint="",
-             fp16_scale_growth=1e-3)
 dist_util.setup_dist()
 logger.configure()
 logger.log("creating model and diffusion...")
@@ -46,26 +39,21 @@ TrainLoop(model=model, diffusion=diffusion, data=data, batch_size=args.batch_siz
           resume_checkpoint=args.resume_checkpoint, use_fp16=args.use_fp16, fp16_scale_growth=args.fp16_scale_growth,
           schedule_sampler=schedule_sampler, weight_decay=args.weight_decay,
           lr_anneal_steps=args.lr_anneal_steps).run_loop()
-"""
 
-SAMPLE = """
-args = parse(clip_denoised=True, num_samples=4, batch_size=2, use_ddim=False, model_path="", data_dir="")
-dist_util.setup_dist()
-logger.configure()
+args.timestep_respacing = "4"
 model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_and_diffusion_defaults().keys()))
-model.load_state_dict(dist_util.load_state_dict(args.model_path, map_location="cpu"))
+path = os.path.join(logger.get_dir(), "ema_0.9999_000002.pt")
+model.load_state_dict(dist_util.load_state_dict(path, map_location="cpu"))
 model.to(dist_util.dev())
 if args.use_fp16:
     model.convert_to_fp16()
 model.eval()
 images = []
 while len(images) * args.batch_size < args.num_samples:
-    model_kwargs = {}
-    if args.class_cond:
-        model_kwargs["y"] = th.randint(low=0, high=NUM_CLASSES, size=(args.batch_size,), device=dist_util.dev())
+    y = th.randint(low=0, high=NUM_CLASSES, size=(args.batch_size,), device=dist_util.dev())
     sample_fn = diffusion.ddim_sample_loop if args.use_ddim else diffusion.p_sample_loop
     sample = sample_fn(model, (args.batch_size, 3, args.image_size, args.image_size),
-                       clip_denoised=args.clip_denoised, model_kwargs=model_kwargs)
+                       clip_denoised=args.clip_denoised, model_kwargs={"y": y})
     sample = ((sample + 1) * 127.5).clamp(0, 255).to(th.uint8).permute(0, 2, 3, 1).contiguous()
     gathered = [th.zeros_like(sample) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, sample)
@@ -84,31 +72,12 @@ dist.barrier()
 """
 
 
-@pytest.fixture
-def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
-    for number in range(4):
-        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{'ab'[number % 2]}_{number}.png")
-    return tmp_path
-
-
-def test_train_sample_and_measure(folder):
-    settings = {**SMALL_UNET, "class_cond": True}
-    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    environment = {"OPENAI_LOGDIR": str(folder / "logs")}
-
-    def script(body: str, *more: str) -> str:
-        path = folder / "script.py"
-        path.write_text(HEAD + body)
-        return run([sys.executable, str(path), *flags, *more], **environment)
-
-    output = script(TRAIN, "--data_dir", f"{folder}/images", "--batch_size", "2", "--lr_anneal_steps", "2")
-    assert "creating model and diffusion..." in output
-    assert "| step " in output
-    model = ("--model_path", f"{folder}/logs/ema_0.9999_000002.pt", "--timestep_respacing", "4")
-    output = script(SAMPLE, *model, "--data_dir", f"{folder}/images")
-    with np.load(folder / "logs" / "samples.npz") as arrays:
-        assert arrays["arr_0"].shape == (4, 16, 16, 3)
+def test_train_sample_and_measure(tmp_path):
+    make_folders_of_classes(tmp_path)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    flags = SMALL_UNET | {"class_cond": True, "batch_size": 2, "lr_anneal_steps": 2, "data_dir": tmp_path / "train"}
+    output = run([sys.executable, f"{tmp_path}/script.py", *as_arguments(flags)], OPENAI_LOGDIR=f"{tmp_path}/logs")
+    assert "creating model and diffusion..." in output and "| step " in output
     assert re.search(r"bpd=\d.* of torch.Size\(\[2, 4\]\)", output)
+    with np.load(tmp_path / "logs" / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (4, 16, 16, 3)

@@ -1,7 +1,5 @@
 """Two processes train as one with the double batch, however they are started; and what happens when one dies."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import sys
@@ -12,7 +10,8 @@ import pytest
 import torch
 
 from guided_diffusion import checkpoint_util
-from tests.training.small import LAUNCHERS, ROOT, run, start
+from tests.training.small import LAUNCHERS, run, start
+from tests.worlds import ROOT
 
 SCRIPT = str(ROOT / "tests" / "training" / "two_ranks.py")
 
@@ -36,8 +35,8 @@ def test_two_processes_equal_one_with_the_double_batch(launcher, alone, tmp_path
         assert (one - two).norm() < 1e-5 * one.norm(), name
 
 
-def training(folder: Path, number: int, updates: int) -> str:
-    """A script that trains without end, in which rank 1 sends itself a signal after some updates."""
+def training(folder: Path, number: int) -> str:
+    """A script that trains without end, in which rank 1 sends itself a signal after three updates."""
     (folder / "signalled.py").write_text(
         "import os\n"
         "from guided_diffusion import dist_util, logger\n"
@@ -45,7 +44,7 @@ def training(folder: Path, number: int, updates: int) -> str:
         "from tests.training.small import endless, network_and_diffusion, settings\n"
         "class Signal(TrainObserver):\n"
         "    def on_update(self, loop):\n"
-        f"        if dist_util.rank() == 1 and loop.updates == {updates}:\n"
+        "        if dist_util.rank() == 1 and loop.updates == 3:\n"
         f"            os.kill(os.getpid(), {int(number)})\n"
         "dist_util.setup_dist()\n"
         f"logger.configure(dir={str(folder)!r}, format_strs=[])\n"
@@ -55,21 +54,20 @@ def training(folder: Path, number: int, updates: int) -> str:
     return str(folder / "signalled.py")
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_the_others_end_when_a_process_dies(launcher, tmp_path):
-    """Rank 1 kills itself after two updates, and rank 0 neither hangs nor ends in success."""
+def test_the_others_end_when_a_process_dies(tmp_path):
+    """Rank 0 neither hangs nor ends in success."""
     began = time.monotonic()
-    process = start([*LAUNCHERS[launcher], training(tmp_path, signal.SIGKILL, updates=2)])
+    process = start([*LAUNCHERS["mpiexec"], training(tmp_path, signal.SIGKILL)])
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert time.monotonic() - began < 90  # the start of the interpreters, and torchrun's patience
+    assert time.monotonic() - began < 90  # most of it for the start of the interpreters
     assert checkpoint_util.load_state_dict(tmp_path / "model000000.pt"), output
 
 
 def test_sigterm_to_one_of_two_processes_stops_both_after_a_save(tmp_path):
     # each rank in a shell, as in wrappers and containers: the ranks' parents differ, and may not be asked after
     mpiexec, *two, python = LAUNCHERS["mpiexec"]
-    run([mpiexec, *two, "bash", "-c", f"{python} {training(tmp_path, signal.SIGTERM, updates=3)}; exit $?"])
+    run([mpiexec, *two, "bash", "-c", f"{python} {training(tmp_path, signal.SIGTERM)}; exit $?"])
     assert (tmp_path / "model000003.pt").exists()
 
 

@@ -1,7 +1,5 @@
 """The grid of samples never delays, ends or changes a training."""
 
-from __future__ import annotations
-
 import os
 import signal
 
@@ -38,7 +36,6 @@ class Clock:
 
 
 def train(monkeypatch, clock: Clock, steps: int = 3, hook=lambda *args: None, **flags) -> TrainLoop:
-    """Grids of 16 images and 10 evaluations, a set after every update."""
     monkeypatch.setattr(monitor, "time", clock)
     model, diffusion = network_and_diffusion()
     model.register_forward_hook(hook)
@@ -76,28 +73,14 @@ def test_a_grid_takes_ten_seconds_at_most(cost, images, seconds, tmp_path, monke
 def test_grids_take_three_per_cent_of_the_time(tmp_path, monkeypatch):
     clock = Clock(0.01)  # 1.6 seconds a grid: the next one may come 53 seconds later
 
-    def training_takes(seconds):
-        def hook(network, args, output):
-            clock.now += seconds if network.training else 0
+    def training_takes_twenty_seconds(network, args, output):
+        clock.now += 20 if network.training else 0
 
-        return hook
-
-    train(monkeypatch, clock, 5, training_takes(20))
+    train(monkeypatch, clock, 5, training_takes_twenty_seconds)
     assert grids(tmp_path) == ["000000.png", "000003.png", "000004.png"]  # and one at the end
 
 
-def test_a_stop_does_not_wait_for_the_grid(tmp_path, monkeypatch):
-    def interrupt(network, args, output):
-        if not network.training:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    clock = Clock(0.0)
-    loop = train(monkeypatch, clock, hook=interrupt)
-    assert clock.evaluations == 1 and loop.updates == 1
-    assert grids(tmp_path) == [] and (tmp_path / "model000000.pt").exists()
-
-
-def test_a_grid_that_fails_ends_nothing(tmp_path, monkeypatch, capsys):
+def test_a_stop_does_not_wait_for_the_grid_and_one_that_fails_ends_nothing(tmp_path, monkeypatch, capsys):
     def fail(network, args, output):
         if not network.training:
             raise RuntimeError("out of\nmemory")
@@ -105,3 +88,12 @@ def test_a_grid_that_fails_ends_nothing(tmp_path, monkeypatch, capsys):
     assert train(monkeypatch, Clock(0.0), hook=fail).updates == 3
     assert "000000.png: not drawn (out of memory); training goes on" in capsys.readouterr().out
     assert (tmp_path / "model000002.pt").exists()
+
+    def interrupt(network, args, output):
+        if not network.training:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    clock = Clock(0.0)
+    loop = train(monkeypatch, clock, hook=interrupt, output_path=str(tmp_path / "stopped"))
+    assert clock.evaluations == 1 and loop.updates == 1
+    assert grids(tmp_path) == [] and (tmp_path / "stopped/model000000.pt").exists()

@@ -1,7 +1,5 @@
 """The queue that the processes of a run share: each item once, nothing lost with the dead, nobody held up."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

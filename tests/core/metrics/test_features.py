@@ -1,7 +1,5 @@
 """Features of image files: each file once, in any batches, remembered only while nothing changed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +9,7 @@ from PIL import Image
 
 from dime.core.errors import InputError
 from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures, batches
-
-CPU = torch.device("cpu")
+from tests.helpers import CPU
 
 
 class Counting:
@@ -29,7 +26,6 @@ class Counting:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Seven grey images of different levels."""
     paths = [tmp_path / f"{level}.png" for level in range(0, 210, 30)]
     for path in paths:
         Image.new("RGB", (8, 8), (int(path.stem), 0, 255)).save(path)
@@ -44,21 +40,6 @@ def test_batches_change_nothing(files, batch_size, num_workers):
     assert np.allclose(features.numpy(), expected, atol=1e-6)
 
 
-def test_a_file_is_computed_once(files):
-    network = Counting()
-    features = ImageFeatures(network, Machine(CPU, 2))
-    first = features([*files[:3], files[0]])
-    assert network.images == 3 and torch.equal(first[0], first[3])
-    assert torch.equal(features(files)[:3], first[:3])
-    assert network.images == 7
-
-
-def test_a_damaged_image_is_named(files):
-    files[4].write_bytes(files[4].read_bytes()[:40])
-    with pytest.raises(InputError, match=r"120\.png"):
-        ImageFeatures(Counting(), Machine(CPU, 2))(files)
-
-
 def test_reading_runs_at_most_two_batches_ahead(files):
     read = []
     stream = batches(files, lambda path: read.append(path) or path, Machine(CPU, 2))
@@ -70,8 +51,14 @@ def test_reading_runs_at_most_two_batches_ahead(files):
 def test_networks_compute_without_tf32_and_gradients_and_leave_the_setting_as_it_was(files, monkeypatch, before):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
     network = Counting()
-    ImageFeatures(network, Machine(CPU))(files[:1])
+    features = ImageFeatures(network, Machine(CPU, 2))
+    first = features([*files[:3], files[0]])
     assert network.settings == {(False, False)} and torch.backends.cudnn.allow_tf32 == before
+    assert network.images == 3 and torch.equal(first[0], first[3])  # a file is computed once
+    assert torch.equal(features(files)[:3], first[:3]) and network.images == 7
+    files[4].write_bytes(files[4].read_bytes()[:40])
+    with pytest.raises(InputError, match=r"120\.png"):
+        ImageFeatures(network, Machine(CPU, 2))(files)
 
 
 class Stored:
@@ -111,9 +98,5 @@ def test_a_damaged_memory_is_replaced(tmp_path, files, content):
     stored.file.write_bytes(stored.file.read_bytes()[:-9] if content is None else content)
     assert stored.ask(files)[1] == 7
     assert stored.ask(files)[1] == 0
-
-
-def test_a_place_that_cannot_be_written_is_no_error(tmp_path, files):
-    stored = Stored(tmp_path)
-    stored.file = tmp_path / "absent" / "features.npz"
+    stored.file = tmp_path / "absent" / "features.npz"  # a place that cannot be written is no error
     assert stored.ask(files)[1] == 7

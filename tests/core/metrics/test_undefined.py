@@ -1,8 +1,7 @@
-"""A value that does not exist is never a number: every metric, on trees of flat grey images that leave it none."""
+"""A value that does not exist is never a number, on trees of flat grey images; the report in each of its forms."""
 
-from __future__ import annotations
-
-import importlib
+import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +14,19 @@ from PIL import Image
 from dime.core.errors import InputError
 from dime.core.guidance import Binary
 from dime.core.metrics.features import Machine
+from dime.core.metrics.measurement import Measurement
 from dime.core.metrics.metric import Context, Metric
-from dime.core.metrics.protocol import METRICS, evaluate
-from dime.core.metrics.report import Report, as_json, markdown
+from dime.core.metrics.protocol import METRIC_NAMES, METRICS, evaluate
+from dime.core.metrics.report import PUBLISHED, Report, as_csv, as_json, caveats, markdown
 from dime.core.results import ResultTree
-from tests.grey_world import BOTH_WAYS, POISON, grey_of, make_tree, stand_ins
-from tests.metric_world import run_script
+from tests.helpers import CPU
+from tests.metric_world import BOTH_WAYS, POISON, grey_of, make_tree, stand_ins
+from tests.worlds import run_script
 
 
 @pytest.fixture
 def networks(monkeypatch) -> dict[str, object]:
     return stand_ins(monkeypatch)
-
-
-CPU = torch.device("cpu")
 
 
 def measure(trees: list[ResultTree], **flags) -> Report:
@@ -57,11 +55,12 @@ EVERY = {"flip rate", "FVA", "FS", "MNAC", "CD", "MAD", "COUT", "FID", "sFID", "
 
 
 def test_everything_has_a_value(tmp_path, networks):
-    """And what CD rests on is said."""
     report = measure(make_tree(tmp_path, BOTH_WAYS))
     assert any("CD of a: 2 attributes never change" in line for line in report.caveats["a"])
     assert any("CD of a: rests on 6 informative images" in line for line in report.caveats["a"])
     assert set(report.measurements["a"]) == EVERY and not reasons(report)
+    nobody = measure(make_tree(tmp_path, BOTH_WAYS), partition="inc")
+    assert set(reasons(nobody)) == EVERY
 
 
 @pytest.mark.parametrize(
@@ -100,23 +99,22 @@ def test_what_is_undefined_says_so(tmp_path, networks, images, expected):
         assert reason in found[name], (name, found[name])
 
 
-def test_a_partition_without_images(tmp_path, networks):
-    assert set(reasons(measure(make_tree(tmp_path, BOTH_WAYS), partition="inc"))) == EVERY
-
-
-def test_features_that_never_vary(tmp_path, networks):
+def test_networks_that_do_not_fit(tmp_path, networks):
     networks["faces.load_vggface2"] = networks["fid.load_inception"] = lambda x: torch.ones(len(x), 3)
-    found = reasons(measure(make_tree(tmp_path, BOTH_WAYS)))
-    assert set(found) == {"FVA", "FS", "FID", "sFID"} and all(
-        "the same features" in reason for reason in found.values()
-    )
+    networks["mnac.load_oracle"] = lambda x: (grey_of(x), grey_of(x).expand(-1, 12))
+    report = measure(make_tree(tmp_path, BOTH_WAYS))
+    found = reasons(report)
+    assert found.keys() == {"FVA", "FS", "FID", "sFID"} and all("the same features" in why for why in found.values())
+    assert sum("has 12 outputs, but CelebA has 40 attributes" in line for line in report.missing["a"]) == 2
+    report = measure(make_tree(tmp_path, BOTH_WAYS, CLASSES))
+    assert sum("has 40 outputs, but a explains 3 classes" in line for line in report.missing["a"]) == 2
 
 
 def test_the_script_says_what_the_protocol_says(tmp_path, networks):
     """One direction: the same words on stderr and in evaluate.py's list, no number, exit 0."""
     trees = make_tree(tmp_path, BOTH_WAYS[1::2])
     run = run_script(
-        importlib.import_module("compute_CD"),
+        "compute_CD",
         *["--output-path", tmp_path, "--exp-name", "a", "--celeba-path", "celeba", "--gpu", "cpu"],
         *["--json", tmp_path / "cd.json"],
     )
@@ -143,7 +141,7 @@ class Three(torch.nn.Module):
 def test_classes(tmp_path, networks):
     """MAD is the change of the target's softmax; CD and MNAC say what they need; the rest works as it does."""
     networks["metric.load_classifier"] = Three()
-    report = measure(make_tree(tmp_path, BOTH_WAYS, CLASSES))
+    report = measure(trees := make_tree(tmp_path, BOTH_WAYS, CLASSES))
     assert set(report.measurements["a"]) == EVERY - {"CD", "MNAC"} and not reasons(report)
     logits = (np.array([greys for _, *greys in BOTH_WAYS])[..., None] - 128) / 50 * np.array([0, 1, -1])
     p = (np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True))[..., 1]  # of the target, class 1
@@ -152,6 +150,10 @@ def test_classes(tmp_path, networks):
     missing = " ".join(report.missing["a"])
     assert "CD: needs one of CelebA's 40 attributes" in missing
     assert "MNAC: needs images of CelebA and the oracle of its 40 attributes" in missing
+    path = tmp_path / "Results/a/CC/CCF/Info/0000003.txt"
+    for info in ("label: 0", "target: cat", None):
+        path.unlink() if info is None else path.write_text(info)
+        assert "0000003.txt: names no target" in reasons(measure(trees))["MAD"]
 
 
 def test_grey_images_have_one_channel_for_the_classifier(tmp_path, networks):
@@ -161,20 +163,6 @@ def test_grey_images_have_one_channel_for_the_classifier(tmp_path, networks):
     for path in tmp_path.rglob("*.png"):
         Image.open(path).convert("L").save(path)
     assert not reasons(measure(trees)) and channels == {1}
-
-
-@pytest.mark.parametrize("info", [None, "label: 0", "target: cat"])
-def test_mad_of_classes_needs_the_target(tmp_path, networks, info):
-    networks["metric.load_classifier"] = Three()
-    trees = make_tree(tmp_path, BOTH_WAYS, CLASSES)
-    path = tmp_path / "Results/a/CC/CCF/Info/0000003.txt"
-    path.unlink() if info is None else path.write_text(info)
-    assert "0000003.txt: names no target" in reasons(measure(trees))["MAD"]
-
-
-def test_a_classifier_of_other_classes(tmp_path, networks):
-    report = measure(make_tree(tmp_path, BOTH_WAYS, CLASSES))
-    assert sum("has 40 outputs, but a explains 3 classes" in line for line in report.missing["a"]) == 2
 
 
 RECORDED = """dataset: bdd
@@ -214,12 +202,6 @@ def test_a_strangers_configuration_runs_nothing(tmp_path, config, expected):
         Context(Machine(CPU)).explained(tree)
 
 
-def test_an_oracle_of_other_attributes(tmp_path, networks):
-    networks["mnac.load_oracle"] = lambda x: (grey_of(x), grey_of(x).expand(-1, 12))
-    report = measure(make_tree(tmp_path, BOTH_WAYS))
-    assert sum("has 12 outputs, but CelebA has 40 attributes" in line for line in report.missing["a"]) == 2
-
-
 def test_the_metric_of_the_documentation(tmp_path):
     """A file of one's own is all that it takes; with asked_by it is computed only when asked for."""
     code = (Path(__file__).parents[3] / "docs/metrics.md").read_text().split("```python\n")[1].split("```")[0]
@@ -235,3 +217,57 @@ def test_the_metric_of_the_documentation(tmp_path):
     assert evaluate(context, trees, ["--robust"], [robust]).measurements == {
         exp: {"brightness": measured["brightness"]} for exp, measured in found.measurements.items()
     }
+
+
+REPORT = Report(
+    measurements={
+        "a": {"FVA": Measurement("FVA", 0.5, 12, (0.25, 0.75)), "FID": Measurement("FID", 3.25, 12)},
+        "b/c": {"FVA": Measurement("FVA", 1.0, 11, (1.0, 1.0)), "FID": Measurement("FID", None, 0, reason="one image")},
+    },
+    missing={"a": ["MNAC: oracle.pth: no such file"], "b/c": ["MNAC: oracle.pth: no such file", "CD of b/c: none"]},
+    caveats={"a": ["few images", "JPEG"], "b/c": ["JPEG"]},
+    rows=METRIC_NAMES,
+)
+
+
+def test_markdown():
+    lines = markdown(REPORT, ["DiME"]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
+    assert cells[0] == ["metric", "a", "b/c", "DiME (paper)"]
+    assert cells[2] == ["FVA", "0.5 [0.25, 0.75] (12)", "1 [1, 1] (11)", "0.983"]
+    assert cells[3] == ["FID", "3.25 (12)", "undefined", "3.17"]
+    assert len({len(line) for line in lines[:4]}) == 1  # columns are aligned
+    assert lines[lines.index("Not computed:") + 2 :][:2] == ["- MNAC: oracle.pth: no such file", "- CD of b/c: none"]
+    assert [line for line in lines if line.startswith("- ")][2:] == ["- few images", "- JPEG"]
+    text = markdown(Report({"a": REPORT.measurements["a"]}, {"a": []}, {"a": []}, METRIC_NAMES))
+    assert "Not computed" not in text and "Compare" not in text
+    own = REPORT.of("b/c")
+    assert list(own.measurements) == ["b/c"] and own.caveats == {"b/c": ["JPEG"]}
+    assert "CD of b/c: none" in markdown(own) and "CD of b/c: none" not in markdown(REPORT.of("a"))
+    assert {name for figures in PUBLISHED.values() for name in figures} <= set(METRIC_NAMES)
+
+
+def test_csv_and_json_hold_the_same():
+    rows = list(csv.DictReader(io.StringIO(as_csv(REPORT))))
+    assert [(row["experiment"], row["metric"], row["value"], row["low"], row["n"]) for row in rows] == [
+        ("a", "FVA", "0.5", "0.25", "12"),
+        ("a", "FID", "3.25", "", "12"),
+        ("b/c", "FVA", "1.0", "1.0", "11"),
+        ("b/c", "FID", "", "", "0"),
+    ]
+    content = json.loads(as_json(REPORT))
+    assert content["measurements"]["a"]["FVA"] == {"name": "FVA", "value": 0.5, "n": 12, "interval": [0.25, 0.75]}
+    undefined = {"name": "FID", "value": None, "n": 0, "interval": None, "reason": "one image"}
+    assert content["measurements"]["b/c"]["FID"] == undefined
+    assert content["missing"] == REPORT.missing and content["caveats"] == REPORT.caveats
+
+
+def test_the_mini_validation_set_is_a_caveat(tmp_path):
+    tree = ResultTree(tmp_path, "exp")
+    tree.create()
+    tree.report("config.yaml", 2, 1).write_text("dataset: CelebA\n")
+    assert caveats(tree) == []
+    tree.report("config.yaml", 2, 0).write_text("dataset: CelebAMV\n")
+    assert "mini-validation" in caveats(tree)[0]
+    tree.report("config.yaml", 2, 0).write_text("[")
+    assert caveats(tree) == []

@@ -1,8 +1,5 @@
 """Models in OpenAI's format: what comes back, what is inferred, asked for and refused; flags from weights and back."""
 
-from __future__ import annotations
-
-import json
 from pathlib import Path
 
 import pytest
@@ -19,9 +16,8 @@ from guided_diffusion.script_util import (
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
-from tests.helpers import BASE, GOLDEN, fill_, filled, golden, relative_error, rnd
+from tests.helpers import BASE, KEYS, fill_, filled, golden, relative_error, rnd
 
-KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
 VARIANTS = {
     "base": {},
     "head_channels": {},
@@ -80,6 +76,8 @@ def test_the_published_output_with_nothing_said_but_the_heads(tmp_path, variant)
     assert (model.image_size, model.channels, model.class_cond) == (64, 3, labels is not None)
     assert model.network.config is model.flags and model.flags.keys() >= FLAGS.keys()
     assert model.flags.items() >= (OF_BASE | VARIANTS[variant]).items()
+    published = KEYS[f"unet_{variant}"]  # in their order: optimiser states number the parameters
+    assert [(k, list(v.shape)) for k, v in model.network.state_dict().items()] == list(published.items())
 
 
 def test_flags_that_nobody_gave_keep_their_published_defaults(tmp_path):
@@ -110,37 +108,31 @@ def test_what_weights_do_not_tell_is_asked_for(tmp_path, flags, asked):
 @pytest.mark.parametrize(
     ("variant", "given", "needed"),
     [
-        ("conv_resample", {}, {"resblock_updown": "False instead of True"}),
-        ("additive_emb", {}, {"use_scale_shift_norm": "False instead of True"}),
-        ("fixed_sigma", {}, {"learn_sigma": "False instead of True"}),
-        *[(name, {}, {"class_cond": "True instead of False"}) for name in ("labels_multi", "labels_index")],
-        ("base", {"class_cond": True}, {"class_cond": "False instead of True"}),
-        ("base", {"attention_resolutions": "32,16"}, {"attention_resolutions": "16 instead of 32,16"}),
-        ("res2_mult124", {}, {key: f"{v} instead of {BASE[key]}" for key, v in VARIANTS["res2_mult124"].items()}),
+        *[(name, {}, VARIANTS[name]) for name in ("conv_resample", "additive_emb", "fixed_sigma", "res2_mult124")],
+        *[(name, {}, {"class_cond": True}) for name in ("labels_multi", "labels_index")],
+        ("base", {"class_cond": True}, {"class_cond": False}),
+        ("base", {"attention_resolutions": "32,16"}, {"attention_resolutions": "16"}),
     ],
 )
 def test_a_unet_of_other_flags_says_which_flags_fit(tmp_path, variant, given, needed):
     message = refusal(unet_file(tmp_path, variant), FLAGS | given)
-    assert all(f"--{key} {text}" in message for key, text in needed.items())
+    for key, value in needed.items():
+        assert f"--{key} {value} instead of {(FLAGS | given)[key]}" in message
     assert message.count("instead of") == len(needed)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"image_size": 60, "channel_mult": ""}, "image_size 60"),
         ({"image_size": 62}, "--image_size 62: 3 levels need"),
-        ({"num_heads": 5}, "--num_heads (or --num_heads_upsample) 5 does not divide"),
-        ({"timestep_respacing": "501"}, "--timestep_respacing: cannot take 501"),
-        ({"noise_schedule": "sqrt"}, "--noise_schedule 'sqrt' is unknown"),
         ({"learn_sigma": "perhaps"}, "--learn_sigma 'perhaps': expected True or False"),
         ({"num_channels": "wide"}, "--num_channels 'wide': expected a number"),
         ({"num_chanels": 32}, "'num_chanels' is no flag of a diffusion model"),
-        ({"attention_resolutions": "a,b"}, "--attention_resolutions 'a,b': expected positive numbers"),
-        ({"channel_mult": "1,x"}, "--channel_mult '1,x': expected positive numbers"),
+        ({"timestep_respacing": "501"}, "--timestep_respacing: cannot take 501"),
     ],
 )
 def test_flags_that_no_network_has(tmp_path, flags, message):
+    """What networks and processes themselves refuse: tests/guided_diffusion."""
     assert message in refusal(unet_file(tmp_path), FLAGS | flags)
 
 
@@ -159,18 +151,16 @@ def test_the_stored_configuration_tells_what_weights_cannot(tmp_path, key, value
     assert f"--{key} is {value}" in refusal(path, {key: value})
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-def test_images_of_other_channels(tmp_path, channels):
-    network, _ = create_model_and_diffusion(**BASE, image_channels=channels)
+def test_grey_images(tmp_path):
+    network, _ = create_model_and_diffusion(**BASE, image_channels=1)
     torch.save(fill_(network).state_dict(), tmp_path / "m.pt")
-    model = load_diffusion(tmp_path / "m.pt", TOLD, "cpu")
-    assert model.channels == channels and model.process.model_var_type is ModelVarType.LEARNED_RANGE
-    x = rnd(0, 1, channels, 64, 64)
+    model, x = load_diffusion(tmp_path / "m.pt", TOLD, "cpu"), rnd(0, 1, 1, 64, 64)
     model.check(x)
+    assert model.channels == 1 and model.process.model_var_type is ModelVarType.LEARNED_RANGE
     denoiser = Denoiser(model.network, model.process)
     with torch.no_grad():
         assert denoiser.reverse(denoiser.output(x, 3), x, 3).mean.shape == x.shape
-    with pytest.raises(InputError, match=rf"has {channels} channels, the images have 3"):
+    with pytest.raises(InputError, match="has 1 channels, the images have 3"):
         model.check(rnd(0, 1, 3, 64, 64))
 
 
@@ -258,9 +248,6 @@ def test_round_trip_of_other_networks(image_size, flags):
 )
 def test_differing_flags(change, differing):
     assert set(differing_flags(FLAGS, {**FLAGS, **change})) == set(differing.split())
-
-
-def test_what_makes_no_difference():
     assert not differing_flags(*({**FLAGS, "num_head_channels": 16, "num_heads": heads} for heads in (1, 4)))
     assert not differing_flags(*({**FLAGS, "channel_mult": text} for text in ("", "1,2,3,4")))
     assert not differing_flags({"num_heads": 2}, {"predict_xstart": True})  # known to one alone
