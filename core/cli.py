@@ -22,6 +22,7 @@ from dime.core.errors import InputError
 from guided_diffusion.script_util import model_and_diffusion_defaults, str2bool
 
 EXIT_INPUT_ERROR = 2
+EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 EXIT_CONTINUE = 75
 """EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command continues."""
