@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tests.training.scripts import error_line
+from tests.training.scripts import run_script as run_training
 
 from dime.core.datasets import open_dataset
 from dime.core.job.writer import write_image
@@ -24,8 +26,6 @@ from dime.models.classifiers import SmallCNN
 from tests.core.test_digits import write_idx
 from tests.helpers import GOLDEN
 from tests.metric_world import run_script
-from tests.training.scripts import error_line
-from tests.training.scripts import run_script as run_training
 from tests.worlds import Run, as_arguments, run_main
 
 NETWORKS = Path(__file__).parent.parent / "models/digits"
