@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dime.core.cli import Parser, boolean, integer, number, run
+from dime.core.cli import Parser, boolean, integer, number, number_list, run
 from dime.core.errors import InputError
 from dime.core.networks.features import load_vggface2
 from dime.core.training.classifier import ARCHITECTURES, ClassifierTraining, positive_weights
@@ -28,10 +28,17 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
+    """The flags."""
     parser = Parser(description=__doc__.splitlines()[0])
     add_training_flags(parser.add_argument_group("data, output and machine"))
     add = parser.add_argument_group("training").add_argument
     add("--arch", choices=tuple(ARCHITECTURES), default="densenet", help="which network")
+    add(
+        "--widths",
+        type=number_list(1, int),
+        default=(),
+        help="channels of each level of --arch small, such as 32,64,128",
+    )
     add("--decision", choices=("binary", "multiclass"), default="binary", help="on each attribute, or between classes")
     add("--attributes", default="", metavar="NAMES", help="names separated by commas; unset: all of the data set")
     add("--image_size", type=integer(16), default=128, help="side of the images in pixels")
@@ -48,6 +55,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.image_channels == 1 and args.arch != "small":
         raise InputError(f"--image_channels 1: --arch {args.arch} sees colour, grey images too; leave it out")
+    if args.widths and args.arch != "small":
+        raise InputError(f"--widths: --arch {args.arch} has its own; leave it out")
     if args.decision == "multiclass" and (args.attributes or args.pos_weight):
         raise InputError("--attributes and --pos_weight choose and weigh attributes: not with --decision multiclass")
     return args
@@ -62,6 +71,9 @@ def build_training(args: argparse.Namespace) -> ClassifierTraining:
         found, wanted = ("classes", "multiclass") if images.exclusive else ("attributes", "binary")
         raise InputError(f"--decision {args.decision}: the images have {found}; give --decision {wanted}")
     class_names = images.names if exclusive else None
+    lacking = set(range(len(images.names))) - set(images.targets(None)) if exclusive else ()
+    if lacking:
+        raise InputError(f"{args.data_dir}: there is no training image of class {images.names[min(lacking)]}")
     validation = open_part(*place, "val", args.image_size, args.image_channels, class_names)
     if args.dataset == "folder" and validation.folder == images.folder:
         raise InputError(f"{args.data_dir}: expected two folders in it, train and val, each with those of the classes")
@@ -72,7 +84,10 @@ def build_training(args: argparse.Namespace) -> ClassifierTraining:
     seed = args.seed + dist_util.rank()
     batches = EndlessBatches(LabelledImages(images, columns), args.batch_size, seed=seed, num_workers=args.num_workers)
 
-    network = ARCHITECTURES[args.arch](len(columns), **({"channels": 1} if args.image_channels == 1 else {}))
+    shape = {"channels": 1} if args.image_channels == 1 else {}
+    if args.widths:
+        shape["widths"] = args.widths
+    network = ARCHITECTURES[args.arch](len(columns), **shape)
     if args.arch == "oracle":
         network.trunk.load_state_dict(load_vggface2(args.weights_path, torch.device("cpu")).state_dict())
     labels = np.stack([images.targets(column) for column in columns], axis=1)  # of all processes' images

@@ -1,9 +1,11 @@
 """Every metric of the papers whose weights are present, for one experiment or several side by side."""
 
+import argparse
 from pathlib import Path
 
 from dime.core.cli import Parser, run
 from dime.core.errors import InputError
+from dime.core.job.world import World
 from dime.core.metrics.protocol import METRICS, evaluate
 from dime.core.metrics.report import PUBLISHED, as_csv, as_json, markdown
 from dime.core.metrics.scripts import (
@@ -17,12 +19,24 @@ from dime.core.metrics.scripts import (
 )
 from dime.core.results import ResultTree
 
-ASKED = {metric.asked_by: f"computes {', '.join(metric.rows)} too" for metric in METRICS if metric.asked_by}
+ASKED = tuple(dict.fromkeys(metric.asked_by for metric in METRICS if metric.asked_by))
 
 
-def main() -> None:
-    """Evaluate, print the table, and leave it in every experiment's folder."""
-    args = build_parser().parse_args()
+def main() -> int | None:
+    """Evaluate, alone or with other processes, print the table, and leave it in every experiment's folder."""
+    world = World()
+    with world.one_voice():
+        args = world.parsed(build_parser().parse_args)
+        if (code := world.several(args.gpu)) is not None:
+            return code
+        args.gpu = str(world.device(args.gpu))
+        with world.in_step():
+            evaluate_and_write(args, world.speaks)
+    return None
+
+
+def evaluate_and_write(args: argparse.Namespace, speaks: bool) -> None:
+    """Evaluate; the one process that speaks prints and writes."""
     seeds = seed_trees(args) if args.exp_pattern or args.exp_values else []
     names = dict.fromkeys([*args.exp_name, *(seed.exp_name for seed in seeds)])
     if not names:
@@ -31,6 +45,8 @@ def main() -> None:
     args.partition = None if args.partition == "all" else args.partition  # COUT's own choice is cor
     asked = [flag for flag in ASKED if getattr(args, flag[2:].replace("-", "_"))]
     report = evaluate(context_of(args, seeds), trees, asked)
+    if not speaks:
+        return
     print(markdown(report, args.papers), end="", flush=True)
     if args.json:
         write_file(args.json, as_json(report))
@@ -51,8 +67,9 @@ def build_parser() -> Parser:
     add("--papers", nargs="*", choices=tuple(PUBLISHED), default=[], help="columns with papers' figures (Smile)")
     folder = "folder for evaluation.md, .csv and .json, in EXP_NAME there; unset: in the experiment's own folder"
     add("--report-path", type=Path, metavar="FOLDER", help=folder)
-    for flag, help in ASKED.items():
-        add(flag, action="store_true", help=help)
+    for flag in ASKED:
+        rows = [row for metric in METRICS if metric.asked_by == flag for row in metric.rows]
+        add(flag, action="store_true", help=f"measure {', '.join(rows)} too")
     return parser
 
 

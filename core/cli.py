@@ -22,6 +22,7 @@ from dime.core.errors import InputError
 from guided_diffusion.script_util import model_and_diffusion_defaults, str2bool
 
 EXIT_INPUT_ERROR = 2
+EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 EXIT_CONTINUE = 75
 """EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command continues."""
@@ -97,9 +98,9 @@ def integer(low: int | None = None, high: int | None = None) -> Callable[[str], 
     return number(low, high, int)
 
 
-def number_list(low: float | None = None) -> Callable[[str], tuple[float, ...]]:
+def number_list(low: float | None = None, kind: type = float) -> Callable[[str], tuple[float, ...]]:
     """Flag type: numbers separated by commas, at least one of them."""
-    parse_one = number(low)
+    parse_one = number(low, None, kind)
     return lambda text: tuple(parse_one(part) for part in text.split(","))
 
 

@@ -32,8 +32,11 @@ class Data:
 
     data_dir: str = flag("", "folder of the data set, local or gs://, az://; '' is the current one")
     dataset: str = flag(
-        "CelebA", "CelebA's val partition, its mini-val set of 1000, a folder of images, ...", choices=lambda: DATASETS
+        "CelebA",
+        "CelebA's val partition, its mini-val set of 1000, a folder of images, mnist, ...",
+        choices=lambda: DATASETS,
     )
+    download: bool = flag(False, "fetch the data set into data_dir first, where it is not there (mnist)")
     images: Sequence[str] = flag((), "explain these files instead of a data set")
     resize: str = flag(
         "crop",
@@ -109,7 +112,9 @@ class Networks:
     oracle_figures: bool = flag(
         False, "FVA and MNAC in summary.yaml, when chunks are merged or there is one chunk; else they are 0"
     )
-    gpu: str = flag("0", "index of the CUDA GPU, or cpu")
+    gpu: str = flag(
+        "0", "index of the CUDA GPU, or cpu; several, such as 0,1, start a process each, which share the run"
+    )
     precision: str | None = flag(
         None,
         "arithmetic of the U-Net's convolutions; unset: fp16 with --use_fp16, else fp32",

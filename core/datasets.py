@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from dime.core import folders
+from dime.core import digits, folders
 from dime.core.errors import InputError
 from dime.core.folders import FILE, Listing, Sample, Source, read_table, require_plain
 from dime.core.photos import existing, holdings, image_transform, is_image_name, names_in, read_image
@@ -88,6 +88,13 @@ def open_dataset(
     return Source(listing, image_transform(image_size, resize=resize), channels)
 
 
+def download(name: str, data_dir: str) -> None:
+    """Fetch the data set that `--dataset` names into data_dir. Raises InputError where that cannot be."""
+    if name not in DOWNLOADS:
+        raise InputError(f"--download: not for --dataset {name}; it fetches {', '.join(DOWNLOADS)}")
+    DOWNLOADS[name](data_dir or ".")
+
+
 def list_celeba(data_dir: str, partition: str) -> Listing:
     """A partition of CelebA, wherever its images lie and whatever they end on."""
     table = read_annotations(data_dir, partition)
@@ -134,8 +141,10 @@ DATASETS: dict[str, Callable[[str, bool, Sequence[str] | None], Listing]] = {
     "folder": folders.list_folder,
     "imagenet": folders.list_imagenet,
     "bdd": folders.list_bdd,
+    "mnist": digits.list_mnist,
 }
 """What --dataset may be -> (folder, use_train, class_names) -> the images. A new kind is one function, entered here."""
+DOWNLOADS = {"mnist": digits.download}
 
 
 def read_annotations(data_dir: str, partition: str) -> pd.DataFrame:

@@ -35,12 +35,13 @@ class Listing:
 
     folder: where they lie. table: their names in it (column image_id), in order; besides these either nothing, or
     `label`, the number of the one class of each, or a column of 0 and 1 for every attribute. classes: the classes'
-    names; None where the columns are attributes.
+    names; None where the columns are attributes. pixels: of all images, uint8 (n, H, W), where they lie in one file.
     """
 
     folder: str
     table: pd.DataFrame
     classes: list[str] | None = None
+    pixels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Source(Dataset):
     """
 
     def __init__(self, listing: Listing, transform: Callable[[Image.Image], torch.Tensor], channels: int = 3) -> None:
-        self.folder, self.table = listing.folder, listing.table
+        self.folder, self.table, self.pixels = listing.folder, listing.table, listing.pixels
         self.exclusive = listing.classes is not None
         self.names = list(self.table.columns[1:]) if listing.classes is None else list(listing.classes)
         self.transform = transform
@@ -73,7 +74,7 @@ class Source(Dataset):
         return Sample(id, self.load(id), self.conditions(id))
 
     def image_path(self, id: int) -> str:
-        """Where the image lies."""
+        """Where the image lies, or would lie, were it a file of its own."""
         return _joined(self.folder, self.table[FILE].iat[id])
 
     def relative_name(self, id: int) -> str:
@@ -82,6 +83,8 @@ class Source(Dataset):
 
     def load(self, id: int) -> torch.Tensor:
         """The image (C, H, W) in [-1, 1]. Raises BadImageError, naming the file, if it cannot be read."""
+        if self.pixels is not None:
+            return self.transform(Image.fromarray(self.pixels[id]).convert("RGB" if self.channels == 3 else "L"))
         return self.transform(read_image(self.image_path(id), self.channels))
 
     def stand_in(self) -> torch.Tensor:
@@ -119,6 +122,8 @@ class Source(Dataset):
 
     def require_images(self, ids: Sequence[int], all_of_them: bool = True) -> None:
         """Raise InputError unless these images (or any of them) are there, and none is an empty file."""
+        if self.pixels is not None:
+            return
         if self.folder and not bf.isdir(self.folder):
             raise InputError(f"{self.folder}: no such folder; --data_dir must hold the images there")
         sizes = _file_sizes(self.folder, self.table[FILE].iloc[list(ids)].tolist())

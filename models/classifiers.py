@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torchvision.models import densenet121
 
 
 class DenseNetClassifier(nn.Module):
@@ -17,6 +16,8 @@ class DenseNetClassifier(nn.Module):
     """
 
     def __init__(self, num_outputs: int = 40) -> None:
+        from torchvision.models import densenet121  # takes seconds, which other classifiers need not wait
+
         super().__init__()
         self.num_outputs = num_outputs
         trunk = densenet121(weights=None)
@@ -39,7 +40,7 @@ class SmallCNN(nn.Module):
 
     def __init__(self, num_outputs: int = 40, widths: tuple[int, ...] = (32, 64, 128, 256), channels: int = 3) -> None:
         super().__init__()
-        self.num_outputs = num_outputs
+        self.num_outputs, self.channels = num_outputs, channels
         self.levels = len(widths)
 
         def convolution(width_in: int, width: int) -> tuple[nn.Module, ...]:

@@ -110,7 +110,7 @@ def test_nothing_is_forgotten_and_no_common_name_is_taken(installed):
     expected = {
         Path(place) / path.relative_to(ROOT / folder)
         for folder, place in FOLDERS.items()
-        for pattern in ("*.py", "templates/*", "demo/*")
+        for pattern in ("*.py", "templates/*", "demo/*", "digits/*")
         for path in (ROOT / folder).rglob(pattern)
     }
     found = {path.relative_to(installed) for path in installed.rglob("*") if path.is_file()}

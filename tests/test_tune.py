@@ -1,4 +1,4 @@
-"""tune.py: how it chooses, on trials in closed form; as a command it goes on where it was, as inversion does."""
+"""tune.py: how it chooses, on trials in closed form; as a command, with inversion, it goes on where it was."""
 
 import sys
 from pathlib import Path

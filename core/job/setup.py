@@ -9,7 +9,7 @@ import torch
 from dime.core.arithmetic import CompiledUNet, compile_unet, prepare_unet
 from dime.core.cli import say
 from dime.core.config import Config
-from dime.core.datasets import Source, open_dataset
+from dime.core.datasets import Source, download, open_dataset
 from dime.core.explain import Explainer
 from dime.core.job.question import Question, ask
 from dime.core.networks.checks import check_classifier
@@ -53,6 +53,8 @@ def set_up(config: Config, device: torch.device) -> Setup:
         say(f"{precision} does not run on {device}: the U-Net computes in fp32.")
         precision = "fp32"
     diffusion = load_model(config, device, precision)
+    if config.download:
+        download(config.dataset, config.data_dir)
     source = open_dataset(
         config.dataset, config.data_dir, diffusion.image_size, config.use_train, config.images, config.resize,
         diffusion.channels,

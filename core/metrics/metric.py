@@ -19,7 +19,6 @@ from dime.core.metrics.features import Machine
 from dime.core.metrics.measurement import Measurement
 from dime.core.networks.classifiers import load_classifier, output_column
 from dime.core.results import Pair, ResultTree
-from dime.core.run_config import configurations, recorded
 
 PARTITIONS = ("cor", "inc", "all")
 """Images classified correctly, incorrectly, or both."""
@@ -84,6 +83,7 @@ class Context:
     weights_path: Path = Path("models/resnet50_vggface2_model.pkl")
     oracle_path: Path = Path("models/oracle.pth")
     classifier_path: str | None = None
+    second_classifier_path: str | None = None
     trust_classifier: bool = False
     inception_weights: Path | None = None
     celeba_path: str | None = None
@@ -101,22 +101,26 @@ class Context:
         """The attribute, or the output of the classifier, that an experiment explains."""
         if self.query_label is not None:
             return self.query_label
-        known = {query for query in recorded(tree, "query_label") if isinstance(query, int)}
+        known = {query for query in tree.recorded("query_label") if isinstance(query, int)}
         return known.pop() if len(known) == 1 else SMILING
 
-    def explained(self, tree: ResultTree) -> tuple[nn.Module, Decision]:
-        """The classifier that an experiment explains, and its decision: exclusive classes, else one binary output.
+    def explained(self, tree: ResultTree, second: bool = False) -> tuple[nn.Module, Decision]:
+        """The classifier that an experiment explains (second: the one to compare with), and its decision: exclusive
+        classes, else one binary output.
 
         Raises InputError where it cannot be loaded, or has other classes or no such output.
         """
-        wanted = recorded_classifier(tree, self.classifier_path)
+        if second and not self.second_classifier_path:
+            raise InputError("--second-classifier-path names no classifier, such as one trained from another seed")
+        moved = self.second_classifier_path if second else self.classifier_path
+        wanted = recorded_classifier(tree, moved)
         with Image.open(tree.originals()[0]) as image:
             grey = image.mode == "L"
         classifier, path = self.once(load_recorded, wanted, self.machine.device, self.trust_classifier, grey), wanted[0]
         if not is_multiclass(tree):
             asked = classifier.num_outputs > 1 or (self.query_label is not None and classifier.names)
             return classifier, Binary(output_column(classifier, self.query_of(tree), path) if asked else 0)
-        for classes in recorded(tree, "classes"):
+        for classes in tree.recorded("classes"):
             if isinstance(classes, tuple) and len(classes) != classifier.num_outputs:
                 raise InputError(
                     f"{path}: has {classifier.num_outputs} outputs, but {tree.exp_name} explains {len(classes)} classes"
@@ -129,7 +133,7 @@ def recorded_classifier(tree: ResultTree, path: str | None = None) -> tuple:
 
     path: where the classifier lies now. Raises InputError where the file, which may be a stranger's, names code to run.
     """
-    config = next(iter(configurations(tree)), {})
+    config = next(iter(tree.configurations()), {})
     if not (spec := path or config.get("classifier_path")) or not isinstance(spec, str):
         spec = "models/classifier.pth"
     if not path and spec.startswith("python:"):
@@ -156,7 +160,7 @@ def load_recorded(wanted: tuple, device: torch.device, trust: bool, grey: bool) 
 
 def is_multiclass(tree: ResultTree) -> bool:
     """Whether the experiment explains a choice among exclusive classes."""
-    return recorded(tree, "decision") == {"multiclass"}
+    return tree.recorded("decision") == {"multiclass"}
 
 
 def select_pairs(tree: ResultTree, partition: str = "all", flipped_only: bool = True) -> list[Pair]:

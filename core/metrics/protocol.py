@@ -14,10 +14,11 @@ from dime.core.metrics.mad import MAD
 from dime.core.metrics.metric import Context, Features, Metric, select_pairs
 from dime.core.metrics.mnac import MNAC, changed_attributes
 from dime.core.metrics.report import Report, caveats
+from dime.core.metrics.robust import ROBUST
 from dime.core.metrics.sigma_l import SIGMA_L
 from dime.core.results import ResultTree
 
-METRICS: tuple[Metric, ...] = (FLIPS, FACES, MNAC, CD, MAD, COUT, FID, SIGMA_L)
+METRICS: tuple[Metric, ...] = (FLIPS, FACES, MNAC, CD, MAD, COUT, FID, SIGMA_L, *ROBUST)
 """The protocol, in the order of its table. A metric of your own is a file beside these, and an entry here."""
 
 METRIC_NAMES = tuple(name for metric in METRICS for name in metric.rows)

@@ -34,6 +34,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "--oracle-path": {"type": Path, "help": "the attribute oracle"},
     "--classifier-path": {"help": "the classifier explained; unset: as the run recorded, else models/classifier.pth"},
+    "--second-classifier-path": {"help": "one trained apart, for --robust: does it see the flips too?"},
     "--trust-classifier": {"type": boolean, "help": "load a classifier whose file is a program, which then runs here"},
     "--celeba-path": {"help": "folder in CelebA's layout, for CD's train labels"},
     "--query-label": {

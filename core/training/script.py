@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dime.core.cli import Parser, boolean, integer, number, say
-from dime.core.datasets import DATASETS, CelebA, Source, image_transform, open_dataset
+from dime.core.datasets import DATASETS, CelebA, Source, download, image_transform, open_dataset
 from dime.core.errors import InputError
 from guided_diffusion import dist_util, logger
 from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
@@ -32,6 +32,7 @@ def add_training_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--data_dir", default="", help="folder of the images; '' is the current directory")
     add("--dataset", choices=tuple(DATASETS), default="CelebA", help="layout of data_dir, as for main.py")
+    add("--download", type=boolean, default=False, help="fetch the data set into data_dir first (mnist)")
     add("--image_channels", type=int, choices=(1, 3), default=3, help="3: colour, 1: grey")
     add("--random_flip", type=boolean, default=True, help="mirror every second image")
     add("--random_crop", type=boolean, default=False, help="crop 95 to 100 %% of the area at random")
@@ -141,6 +142,8 @@ def train(args: argparse.Namespace, build: Callable[[argparse.Namespace], Traine
         formats = ["log", "csv", *(["tensorboard"] if importlib.util.find_spec("tensorboard") else [])]
         logger.configure(dir=args.output_path or None, format_strs=formats if dist_util.rank() == 0 else None)
         args.output_path = logger.get_dir()
+        if args.download:
+            dist_util.on_rank_0(lambda: download(args.dataset, args.data_dir))
         training = build(args)
         if dist_util.rank() == 0:
             say(f"{training.updates} updates done, checkpoints in {args.output_path}, training on {training.device}")

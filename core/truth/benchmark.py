@@ -19,8 +19,8 @@ from dime.core.metrics.metric import select_pairs
 from dime.core.metrics.report import Report
 from dime.core.results import Pair, ResultTree
 from dime.core.truth.cases import Case, Cases, Oracle
-from dime.core.truth.faces import DrawnFaces
 from dime.core.truth.rows import FLIPS, ROWS, Row
+from dime.core.truth.world import World
 
 TRUTH, INPUT = "(true cf)", "(input)"
 """The columns to compare with: the true counterfactuals, and the inputs themselves, measured as if explained."""
@@ -92,7 +92,7 @@ class Benchmark:
     """
 
     experiments: Sequence[Experiment]
-    truth: DrawnFaces
+    truth: World
     oracle: Oracle
     machine: Machine
     rows: Sequence[Row] = ROWS
@@ -102,7 +102,7 @@ class Benchmark:
         """Everything measured on every experiment."""
         for experiment in self.experiments:
             for id in experiment.ids:
-                self.truth.face(id)  # an unknown id shows before the work
+                self.truth.name_of(id)  # an unknown id shows before the work
         return {each.name: self._measure(each.pairs, (FLIPS, *self.rows, *each.rows)) for each in self.experiments}
 
     def report(self) -> Report:

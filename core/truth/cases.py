@@ -5,11 +5,13 @@ Pictures are 8-bit, (H, W, 3) in grey levels 0 to 255, and have passed through a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
@@ -17,7 +19,9 @@ from dime.core.images import from_image
 from dime.core.metrics.features import Machine, computing
 from dime.core.metrics.mnac import decide
 from dime.core.networks.classifiers import load_classifier
+from dime.core.networks.features import takes_grey
 from dime.core.results import Pair
+from dime.models.classifiers import SmallCNN
 
 Oracle = Callable[[np.ndarray], np.ndarray]
 """Pictures (N, H, W, 3) -> decisions (N, A), 0 or 1, on the attributes that a truth names."""
@@ -69,25 +73,44 @@ class Cases:
         self.shows = self.region.any(axis=(1, 2))
 
 
-def load_oracle(path: str, names: Sequence[str], machine: Machine, needs: Sequence[str]) -> tuple[Oracle, np.ndarray]:
-    """A network that says which of the attributes `names` (A of them) a picture shows, and which of them it knows, (A,)
-    bool; of the others it says 0. It must be independent of the classifier that is explained.
-
-    Raises InputError for a file that is no such network, or does not know one of those that it `needs`.
+def load_oracles(paths: Sequence[str], machine: Machine) -> dict[str, nn.Module]:
+    """Networks that say what pictures show, with `names` of their outputs, by their paths. They must be independent of
+    the classifier that is explained. Raises InputError for a file that is no such network.
     """
-    network = load_classifier(path, machine.device)
-    outputs = network.names or list(ATTRIBUTES)
-    if network.num_outputs != len(outputs):
-        raise InputError(f"{path}: has {network.num_outputs} outputs without names, expected {len(outputs)}")
+    networks = {str(path): load_classifier(path, machine.device) for path in paths}
+    for path, network in networks.items():
+        network.names = network.names or list(ATTRIBUTES)
+        if network.num_outputs != len(network.names):
+            raise InputError(f"{path}: has {network.num_outputs} outputs without names, expected {len(network.names)}")
+        if isinstance(network, SmallCNN):
+            takes_grey(network)
+    return networks
+
+
+def oracle_of(
+    networks: Mapping[str, nn.Module], names: Sequence[str], exclusive: bool, machine: Machine, needs: Sequence[str]
+) -> tuple[Oracle, np.ndarray]:
+    """What load_oracles gave, as one that says which of the attributes `names` (A of them) a picture shows; and which
+    of them it knows, (A,) bool; of the others it says 0.
+
+    exclusive: whether a network's outputs are classes, of which a picture shows one. Raises InputError where none
+    decides on one of those that it `needs`.
+    """
+    outputs = [name for network in networks.values() for name in network.names]
     for name in needs:
         if name not in outputs:
+            path = ", ".join(networks)
             raise InputError(f"{path}: does not decide on {name}; give an oracle trained on it as --oracle-path")
     known = np.array([name in outputs for name in names])
     columns = [outputs.index(name) for name in names if name in outputs]
 
+    def decided(logits: torch.Tensor) -> np.ndarray:
+        return F.one_hot(logits.argmax(dim=1), logits.shape[1]).numpy() if exclusive else decide(logits)
+
     def oracle(pictures: np.ndarray) -> np.ndarray:
+        found = [decided(outputs_on(pictures, network, machine)) for network in networks.values()]
         seen = np.zeros((len(pictures), len(names)), dtype=int)
-        seen[:, known] = decide(outputs_on(pictures, network, machine)[:, columns])
+        seen[:, known] = np.concatenate(found, axis=1)[:, columns]
         return seen
 
     return oracle, known

@@ -1,5 +1,5 @@
-"""The truth benchmark for people: its tables, and its figure of some counterfactuals beside the true ones, the tables'
-rows as dots, and quality against cost.
+"""The truth benchmark for people: its tables, and its figure of some counterfactuals beside the true ones, and of
+quality against cost.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from dime.core.metrics.report import Report
 from dime.core.table import cell, listed, markdown_table
-from dime.core.truth.benchmark import INPUT, TRUTH
+from dime.core.truth.benchmark import INPUT
 from dime.core.truth.cases import Case
-from dime.core.truth.rows import EVALUATIONS, SHARES, Row
+from dime.core.truth.rows import EVALUATIONS
 
-COLUMN_INCHES = 1.15
-REFERENCE_MARKERS = {TRUTH: "D", INPUT: "X"}
+COLUMN_INCHES, COST_INCHES = 1.15, 3.6
 
 
 def markdown(report: Report, tables: Mapping[str, Sequence[str]]) -> str:
@@ -48,34 +47,19 @@ def _number(value: float) -> str:
     return text.lstrip("-") if not float(text) else text
 
 
-def truth_plot(
-    examples: Mapping[str, Sequence[Case | None]], report: Report, rows: Sequence[Row], against_cost: Sequence[str]
-) -> Figure:
+def truth_plot(examples: Mapping[str, Sequence[Case | None]], report: Report, against_cost: Sequence[str]) -> Figure:
     """The figure.
 
-    examples: experiment -> the same images, None where it does not have one; the first one's has them all. rows: what
-    is drawn as dots, where it was measured. against_cost: rows over the evaluations that they cost, likewise.
+    examples: experiment -> the same images, None where it does not have one; the first one's has them all.
+    against_cost: rows to draw over the evaluations that they cost, where these are known.
     """
-    measured, panels = report.measurements.values(), {}
-    for row in rows:
-        if row.axis and any(row.name in found for found in measured):
-            panels.setdefault(row.axis, {})[row.name] = row
-    drawn = [(axis, list(names)) for axis, names in panels.items()]
-    costs = against_cost if any(EVALUATIONS in found for found in measured) else []
-    panel_height = 0.9 + (0.1 + 0.06 * len(measured)) * max(len(rows) for _, rows in drawn)
-    lines = [*(drawn[i : i + 2] for i in range(0, len(drawn), 2)), *([costs] if costs else [])]
-    heights = [COLUMN_INCHES * (3 + len(examples)) + 0.4, *[panel_height] * len(lines)]
+    costs = against_cost if any(EVALUATIONS in found for found in report.measurements.values()) else []
+    heights = [COLUMN_INCHES * (3 + len(examples)) + 0.4, *[COST_INCHES] * bool(costs)]
     figure = Figure(figsize=(12, sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(heights), height_ratios=heights)
+    parts = figure.subfigures(len(heights), height_ratios=heights, squeeze=False)[:, 0]
     _draw_examples(parts[0], examples)
-    for part, line in zip(parts[1:], lines, strict=True):
-        for axes, item in zip(part.subplots(1, len(line), squeeze=False)[0], line, strict=True):
-            _draw_cost(axes, item, report) if line is costs else _draw_panel(axes, *item, report)
-            axes.tick_params(labelsize=8)
-            for label in (axes.xaxis.label, axes.yaxis.label):
-                label.set_size(8)
-    handles = parts[1].axes[0].get_legend_handles_labels()
-    parts[-1].legend(*handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    for axes, row in zip(parts[-1].subplots(1, len(costs)) if costs else (), costs, strict=True):
+        _draw_cost(axes, row, report)
     return figure
 
 
@@ -98,23 +82,6 @@ def _draw_examples(part: SubFigure, examples: Mapping[str, Sequence[Case | None]
         line[0].set_ylabel(title.replace("/", "/\n"), rotation=0, ha="right", va="center", fontsize=8)
 
 
-def _draw_panel(axes: Axes, label: str, rows: Sequence[str], report: Report) -> None:
-    """Dots with their intervals; the experiments of a row stand below each other, references are hollow."""
-    count = len(report.measurements)
-    for number, (column, found) in enumerate(report.measurements.items()):
-        shift = (count / 2 - 0.5 - number) * 0.7 / count
-        places = [len(rows) - 1 - i + shift for i, row in enumerate(rows) if row in found]
-        values = np.array([found[row].value for row in rows if row in found])
-        bounds = [found[row].interval or (found[row].value,) * 2 for row in rows if row in found]
-        errors = np.maximum((np.array(bounds).reshape(-1, 2) - values[:, None]) * [-1, 1], 0).T
-        colour, fill = ("black", "white") if column in REFERENCE_MARKERS else (f"C{number}", f"C{number}")
-        marker = {"marker": REFERENCE_MARKERS.get(column, "o"), "mfc": fill, "ms": 4}
-        axes.errorbar(values, places, xerr=errors, ls="none", color=colour, elinewidth=1, label=column, **marker)
-    axes.set_yticks(range(len(rows)), rows[::-1])
-    axes.grid(axis="x", alpha=0.3)
-    axes.set(ylim=(-0.6, len(rows) - 0.4), xlim=(-0.02, 1.02) if label == SHARES else None, xlabel=label)
-
-
 def _draw_cost(axes: Axes, row: str, report: Report) -> None:
     """A row over the evaluations that it cost, a dot for each experiment; a line for the input itself."""
     for number, (column, found) in enumerate(report.measurements.items()):
@@ -129,3 +96,6 @@ def _draw_cost(axes: Axes, row: str, report: Report) -> None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.minorticks_off()
     axes.margins(x=0.15, y=0.15)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.label.set_size(8)
+    axes.yaxis.label.set_size(8)

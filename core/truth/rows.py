@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +21,9 @@ from dime.core.metrics.attribute_scores import area_under_curve
 from dime.core.metrics.faces import SMALL_FS, face_features, face_similarity
 from dime.core.metrics.features import Machine
 from dime.core.metrics.flip_rate import FLIP_RATE
+from dime.core.metrics.metric import Context, select_pairs
+from dime.core.metrics.robust import ROBUST
 from dime.core.results import ResultTree
-from dime.core.run_config import configurations
 from dime.core.sampler import Denoiser
 from dime.core.summary import ImageRecord
 from dime.core.truth.cases import Cases, outputs_on
@@ -48,8 +50,7 @@ class Row:
     per_image: N cases -> values (N,) or (N, K), NaN on images that have none. combine: the values of the images that
     count -> the number, NaN where it is undefined. among: which images count: all, those whose counterfactual reached
     its target (flipped), or those that have a true counterfactual which can be seen (true). interval: whether
-    resampling the images says how sure the number is. axis: what the figure's axis says that it shares with others; ''
-    leaves it out.
+    resampling the images says how sure the number is.
     """
 
     name: str
@@ -57,7 +58,6 @@ class Row:
     combine: Callable[[np.ndarray], float] = np.mean
     among: Literal["all", "flipped", "true"] = "true"
     interval: bool = True
-    axis: str = ""
 
 
 def within(values: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -94,37 +94,49 @@ def recovered(distances: np.ndarray) -> float:
     return float(1 - left / start) if start else float("nan")
 
 
-SHARES, OF_TRUTH = "share or probability", "1: as the true counterfactual"
-LEVELS = "grey levels (0 to 255), mean over pixels"
 ROWS = (
-    Row(TURNED, lambda c: c.cf_seen[:, c.query] == c.target, axis=SHARES),
+    Row(TURNED, lambda c: c.cf_seen[:, c.query] == c.target),
     Row(OTHERS, lambda c: ((c.seen != c.cf_seen) & ~c.expected).sum(axis=1)),
     Row(CHANGE, lambda c: c.changed.mean(axis=(1, 2))),
-    Row(INSIDE, lambda c: within(c.changed, c.region), axis=LEVELS),
-    Row(OUTSIDE, lambda c: within(c.changed, ~c.region), axis=LEVELS),
-    Row(SHARE_OUTSIDE, share_outside, axis=SHARES),
-    Row(LOCALISATION, localisation, axis=SHARES),
-    Row(ALIGNMENT, alignment, axis=OF_TRUTH),
-    Row(DISTANCE, lambda c: c.missed.mean(axis=(1, 2)), axis=LEVELS),
+    Row(INSIDE, lambda c: within(c.changed, c.region)),
+    Row(OUTSIDE, lambda c: within(c.changed, ~c.region)),
+    Row(SHARE_OUTSIDE, share_outside),
+    Row(LOCALISATION, localisation),
+    Row(ALIGNMENT, alignment),
+    Row(DISTANCE, lambda c: c.missed.mean(axis=(1, 2))),
     Row(RECOVERED, lambda c: np.stack([c.missed.mean(axis=(1, 2)), c.needed.mean(axis=(1, 2))], axis=1), recovered),
     Row(
         RECOVERED_INSIDE,
         lambda c: np.stack([within(d, c.region) for d in (c.missed, c.needed)], axis=1),
         recovered,
-        axis=OF_TRUTH,
     ),
 )
-"""What is right about a counterfactual: measured on the true counterfactuals and on the inputs as well. The figure has
-no `recovered`, whose scale would hide all else: the distance to the truth does.
-"""
+"""What is right about a counterfactual: measured on the true counterfactuals and on the inputs as well."""
 
-FLIPS = Row(FLIP_RATE, lambda c: c.flipped, among="all", axis=SHARES)
+FLIPS = Row(FLIP_RATE, lambda c: c.flipped, among="all")
 
 
 def similarity(path: str, machine: Machine) -> Row:
     """FS by the features of a small CNN: cosine of input and counterfactual."""
     network = face_features(path, machine).network
     return Row(SMALL_FS, lambda c: face_similarity(*(outputs_on(each, network, machine) for each in (c.x, c.cf))))
+
+
+def robustness(trees: Sequence[ResultTree], context: Context) -> list[Row]:
+    """The rows of core/metrics/robust.py. Raises InputError where what they need is not there."""
+    made = []
+    for metric in ROBUST:
+        known = {}
+        for tree in trees:
+            pairs = select_pairs(tree, flipped_only=metric.flipped_only)
+            values = metric.measure(pairs, *metric.needs(context, tree))[0].detail
+            known |= {pair.info: value for pair, value in zip(pairs, values, strict=True)}
+
+        def per_image(c: Cases, known: Mapping[Path, float] = known) -> np.ndarray:
+            return np.array([known.get(case.pair.info, np.nan) for case in c.each])
+
+        made.append(Row(metric.rows[0], per_image, among="all"))
+    return made
 
 
 def evaluations(flags: Mapping[str, Any], attempts: int = 1) -> int:
@@ -152,7 +164,7 @@ def evaluations_spent(trees: Sequence[ResultTree]) -> Row:
     """The row of evaluations per image, all scales tried together. Raises InputError where a run does not say them."""
     spent = {}
     for tree in trees:
-        flags = next(iter(configurations(tree)), {})
+        flags = next(iter(tree.configurations()), {})
         try:
             scales = np.float32(flags["classifier_scales"]).tolist()
             after = [evaluations(flags, attempts) for attempts in range(1, len(scales) + 1)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dime.core.drawn_faces.attributes import require_drawn
+from dime.core.drawn_faces.face import require_drawn
 from dime.core.errors import InputError
 from dime.core.metrics.cd import correlation_difference, correlations
 from dime.core.metrics.features import Machine, batches
@@ -32,11 +32,6 @@ class Shortcut:
         require_drawn(self.name)
         if self.name == self.query:
             raise InputError(f"--shortcut {self.name}: is the attribute explained; name another one")
-
-    @property
-    def axis(self) -> str:
-        """What the figure's axis says."""
-        return f"{self.name} as a shortcut to {self.query}"
 
     @property
     def row_names(self) -> tuple[str, ...]:
@@ -71,8 +66,8 @@ class Shortcut:
 
         return (
             Row(self.row_names[0], changes, cd, "flipped", interval=False),
-            Row(self.row_names[1], changes, correlation, "flipped", axis=self.axis),
-            Row(self.row_names[2], along, among="flipped", axis=self.axis),
+            Row(self.row_names[1], changes, correlation, "flipped"),
+            Row(self.row_names[2], along, among="flipped"),
         )
 
     def true(
@@ -104,7 +99,7 @@ class Shortcut:
 
         *_, by_query, by_shortcut, relied_on = self.row_names
         return (
-            Row(by_query, lambda c: turned[np.searchsorted(ids, c.ids), 0], among="all", axis=self.axis),
-            Row(by_shortcut, lambda c: turned[np.searchsorted(ids, c.ids), 1], among="all", axis=self.axis),
+            Row(by_query, lambda c: turned[np.searchsorted(ids, c.ids), 0], among="all"),
+            Row(by_shortcut, lambda c: turned[np.searchsorted(ids, c.ids), 1], among="all"),
             Row(relied_on, lambda c: effects[np.searchsorted(ids, c.ids)], reliance, "all"),
         )

@@ -12,8 +12,8 @@ from PIL import Image
 
 from dime.core.datasets import ATTRIBUTES, CelebA
 from dime.core.drawn_faces import DRAWN, Correlation, Face, counterfactual, draw, folder, labels_of, region, sample_face
-from dime.core.drawn_faces.attributes import EXCLUSIVE, HAIR_COLOURS, natural_probability
 from dime.core.drawn_faces.drawing import counterfactual_sheet, thumbnail
+from dime.core.drawn_faces.face import EXCLUSIVE, HAIR_COLOURS, natural_probability
 from dime.core.drawn_faces.folder import Plan, load_faces, write_folder
 from dime.core.errors import InputError
 from tests.helpers import golden

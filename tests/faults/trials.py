@@ -20,9 +20,11 @@ import torch
 import yaml
 from PIL import Image
 from torch import nn
+from torch.distributed import TCPStore
 from torch.nn.modules.module import register_module_forward_hook
 
 from dime.core.files import write_atomically
+from dime.core.job.queue import Queue
 from guided_diffusion.unet import UNetModel
 from tests.faults import forks
 from tests.faults.forks import EXIT_OK, Fork, wait_for
@@ -177,6 +179,35 @@ def eight_writers(bench: Bench, number: int) -> float:
     require(summary_of(out)["n"] == sum(map(len, bench.rows)), "the merged summary does not count all images")
     require_same(images(out), images(expected))
     return 0
+
+
+def kill_one_of_four(bench: Bench, number: int) -> float:
+    """The share of the batches that was given out when one of four processes was killed; the others do all of them."""
+    flags = {"batch_size": 1, "num_batches": 4 * bench.batches - 1, "classifier_scales": "8,30", "query_label": 1}
+    expected, seconds = bench.undisturbed(**flags)
+    place, store = bench.place(), TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+    def start(rank: int) -> Fork:
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", **meeting}
+        return bench.start(place, lambda: os.environ.update(own), log=f"log{rank}", **flags)
+
+    forks, victim = [start(rank) for rank in range(4)], bench.rng.randrange(4)
+    queue = Queue(place / "out/Results/exp/running")
+    wait_for(lambda: (state := queue.peek()) and state.given)  # they have met
+    time.sleep(bench.rng.uniform(0, seconds / 3))
+    state, batches = queue.peek(), 4 * bench.batches - 1
+    given = state.given if state else batches
+    forks[victim].kill()
+    codes = [fork.wait() for fork in forks]
+    said = "".join(fork.said() for fork in forks)
+    others = [code for rank, code in enumerate(codes) if rank != victim]
+    require(others == [EXIT_OK] * 3 and "Traceback" not in said, f"{codes}: {said}")
+    require_same(comparable(place / "out"), comparable(expected))
+    require(
+        codes[victim] == EXIT_OK or f"rank {victim}) has ended" in said or not given, f"its end was not said: {said}"
+    )
+    return given / batches
 
 
 def signalled(bench: Bench, number: int) -> float:

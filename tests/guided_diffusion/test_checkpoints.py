@@ -14,7 +14,7 @@ from torch import nn
 
 from guided_diffusion import checkpoint_util as cu
 from guided_diffusion import files
-from guided_diffusion.checkpoint_set import CheckpointFolder, SetPaths, parse_resume_step_from_filename
+from guided_diffusion.checkpoint_util import CheckpointFolder, SetPaths, parse_resume_step_from_filename
 
 NAMES = ["model", "ema_0.9_", "opt"]
 
@@ -66,10 +66,10 @@ def _die_at(moment: int) -> None:
 
         return operation
 
-    half = dying(lambda path: cu.partial_path(path).write_bytes(b"PK\x03\x04 half of it"))
-    whole = dying(cu.write_partial)
-    cu.write_partial = lambda path, content: (half(path), whole(path, content))
-    cu.publish, Path.unlink = dying(cu.publish), dying(Path.unlink)
+    half = dying(lambda temporary: temporary.write_bytes(b"PK\x03\x04 half of it"))
+    whole = dying(files.write_to_disk)
+    files.write_to_disk = lambda temporary, write, path: (half(temporary), whole(temporary, write, path))
+    files.publish, Path.unlink = dying(files.publish), dying(Path.unlink)
 
 
 @pytest.mark.parametrize("new", [7, 8], ids=["same number", "next number"])
@@ -97,13 +97,13 @@ def test_a_full_disk_leaves_the_old_set(tmp_path, monkeypatch):
     folder = CheckpointFolder(tmp_path, NAMES)
     folder.write(1, contents(1))
 
-    def full(path, content):
-        if "opt" in Path(path).name:
+    def full(temporary, write, path):
+        if "opt" in path.name:
             raise OSError("no room")
-        return write_partial(path, content)
+        return write_to_disk(temporary, write, path)
 
-    write_partial = cu.write_partial
-    monkeypatch.setattr(cu, "write_partial", full)
+    write_to_disk = files.write_to_disk
+    monkeypatch.setattr(files, "write_to_disk", full)
     with pytest.raises(OSError, match="no room"):
         folder.write(2, contents(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ema_0.9_000001.pt", "model000001.pt", "opt000001.pt"]

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from guided_diffusion.checkpoint_set import CheckpointFolder
+from guided_diffusion.checkpoint_util import CheckpointFolder
 from tests.training.small import SMALL_UNET, environment
 from tests.worlds import ROOT, as_arguments, unpack_celeba
 

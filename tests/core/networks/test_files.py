@@ -1,4 +1,4 @@
-"""Files of weights: whole ones come back in any wrapper, others are one line; networks beside the classifier."""
+"""Files of weights: whole ones come back, in whatever wrapper, others are one line; the other networks."""
 
 import pickle
 import zipfile

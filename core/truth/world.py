@@ -1,0 +1,122 @@
+"""What the truth benchmark knows of the images that runs explain: what a perfect explainer would have made of each.
+
+A world of your own is a subclass of World that says what it knows of an image.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, get_type_hints
+
+import numpy as np
+from PIL import Image
+
+from dime.core.datasets import ATTRIBUTES, open_dataset, read_image
+from dime.core.errors import InputError
+from dime.core.job.writer import SAME_IMAGE_TOLERANCE, encoded
+from dime.core.results import Pair, ResultTree
+from dime.core.truth.cases import Case
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run explained, as its config.yaml says; fields are flags of main.py."""
+
+    query_label: int
+    image_size: int
+    dataset: str
+    use_train: bool
+    data_dir: str
+
+    @classmethod
+    def of(cls, tree: ResultTree, data_dir: str | None = None) -> Task:
+        """The task of an experiment; data_dir: where the data set lies now, if not there any more.
+
+        Raises InputError where the experiment's configuration lacks a part, or chunks disagree.
+        """
+        tree.pairs()  # that there is an experiment at all
+        found = {flag: tree.recorded(flag) for flag in get_type_hints(cls)}
+        found |= {} if data_dir is None else {"data_dir": {data_dir}}
+        for flag, kind in get_type_hints(cls).items():
+            if len(found[flag]) != 1 or not all(isinstance(value, kind) for value in found[flag]):
+                what = "different values of" if len(found[flag]) > 1 else "no readable config.yaml with"
+                raise InputError(
+                    f"{tree.results}: {what} {flag}; the truth benchmark needs an experiment as main.py left it"
+                )
+        return cls(**{flag: values.pop() for flag, values in found.items()})
+
+    def __str__(self) -> str:
+        part = "train" if self.use_train else "val"
+        query = "the classes" if self.query_label < 0 else ATTRIBUTES[self.query_label]
+        return f"{query} at {self.image_size} pixels on {self.dataset} ({part}) of {self.data_dir or '.'}"
+
+
+class Known(NamedTuple):
+    """What is known of an image: picture, truth: (H, W, 3), 8-bit, it and its true counterfactual as a network sees
+    them; region, has, expected: as in Case.
+    """
+
+    picture: np.ndarray
+    truth: np.ndarray
+    region: np.ndarray
+    has: np.ndarray
+    expected: np.ndarray
+
+
+class World(ABC):
+    """Images that a task explained, and their true counterfactuals.
+
+    names: the A attributes that a picture may show. query: the one that was explained. exclusive: whether an oracle's
+    outputs are classes, of which a picture shows one. known: id -> what is known of the image that the run calls so;
+    what one experiment needs, all do. Raises InputError where the images are not there, or of another kind; and
+    everywhere for an id that the data set does not have.
+    """
+
+    names: Sequence[str]
+    query: str
+    exclusive = False
+
+    def __init__(self, task: Task) -> None:
+        self.data_dir = task.data_dir or "."
+        if not Path(self.data_dir).is_dir():
+            raise InputError(
+                f"{task.data_dir}: no such folder, but the run explained images of it; give its place as --celeba-path"
+            )
+        self.source = open_dataset(task.dataset, task.data_dir, task.image_size, task.use_train)
+        self.known = cache(self.know)
+
+    @abstractmethod
+    def know(self, id: int) -> Known:
+        """Find out what is known of an image."""
+
+    def name_of(self, id: int) -> str:
+        """What an image is called in its folder."""
+        if id >= len(self.source):
+            raise InputError(
+                f"{self.data_dir}: has {len(self.source)} images to explain, but the experiment holds number {id}; "
+                "give the folder that the run explained as --celeba-path"
+            )
+        return self.source.relative_name(id)
+
+    def case(self, pair: Pair) -> Case:
+        """A pair of files with its truth. Raises InputError when the tree's input is not the image it should be."""
+        known = self.known(pair.id)
+        x, cf = (np.asarray(read_image(str(path))) for path in (pair.original, pair.counterfactual))
+        ours = _as_file(known.picture, pair.original.suffix)
+        if x.shape != ours.shape or np.abs(x.astype(float) - ours).mean() > SAME_IMAGE_TOLERANCE:
+            raise InputError(
+                f"{pair.original}: is not {self.name_of(pair.id)} of {self.data_dir} as it is today; "
+                "give the folder that the run explained as --celeba-path, or make it and run again"
+            )
+        truth = _as_file(known.truth, pair.counterfactual.suffix)
+        return Case(pair, x, cf, truth, known.region, known.has, known.expected)
+
+
+def _as_file(picture: np.ndarray, suffix: str) -> np.ndarray:
+    """A picture as it comes back from a file of the tree."""
+    return np.asarray(Image.open(io.BytesIO(encoded(picture, suffix))).convert("RGB"))
