@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tests.training.scripts import error_line
-from tests.training.scripts import run_script as run_training
 
 from dime.core.datasets import open_dataset
 from dime.core.job.writer import write_image
@@ -25,8 +22,7 @@ from dime.core.truth import rows
 from dime.models.classifiers import SmallCNN
 from tests.core.test_digits import write_idx
 from tests.helpers import GOLDEN
-from tests.metric_world import run_script
-from tests.worlds import Run, as_arguments, run_main
+from tests.worlds import Run, as_arguments, refusal, run_main, run_script
 
 NETWORKS = Path(__file__).parent.parent / "models/digits"
 CLASSIFIER, ORACLE = NETWORKS / "classifier.safetensors", NETWORKS / "oracle.safetensors"
@@ -99,7 +95,7 @@ def test_grey_digits_are_measured_and_shown(explained, tmp_path):
     colour = tmp_path / "colour.pth"
     torch.save(to_file(SmallCNN(4, widths=(4, 4)), list("abcd")), colour)
     run = run_script(
-        importlib.import_module("evaluate"),
+        "evaluate",
         *("--output-path", explained, "--exp-name", "exp", "--gpu", "cpu", "--report-path", tmp_path),
         *("--oracle-path", colour, "--feature-network", "oracle", "--weights-path", ORACLE),
     )
@@ -109,7 +105,7 @@ def test_grey_digits_are_measured_and_shown(explained, tmp_path):
     assert wanted <= found.keys(), run.out
     assert found["flip rate"]["value"] >= 14 / 16 and found["MAD"]["value"] > 0.7
     page = tmp_path / "page.html"
-    shown = run_script(importlib.import_module("make-report"), explained, "exp", "--file", page, "--gpu", "cpu")
+    shown = run_script("make-report", explained, "exp", "--file", page, "--gpu", "cpu")
     assert shown.code == 0 and '"classes": ["0"' in page.read_text().replace("&#34;", '"'), shown.err
 
 
@@ -117,7 +113,7 @@ def test_a_matrix_of_all_classes(mnist, tmp_path):
     """The classes' first digits stand in its diagonal; a class without one is named."""
     flags = {"preset": "digits", "method": "naive", "start_step": 1, "l1_loss": 0, "l_perc": 0, "classifier_scales": 0}
     flags |= {"data_dir": mnist, "gpu": "cpu", "output_path": tmp_path}
-    script = importlib.import_module("class-matrix")
+    script = "class-matrix"
     run = run_script(script, *as_arguments(flags))
     assert run.code == 0 and "of 90 counterfactuals reached" in run.out, run.err
     sheet, digit = np.asarray(Image.open(tmp_path / "class-matrix.png").convert("L")), digits(mnist)[3, 0]
@@ -151,8 +147,8 @@ def test_a_class_without_images_is_not_learnt(tmp_path, capsys):
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte", np.array([0, 1, 2, 3, 4, 5, 6, 8, 9]))
     flags = {"dataset": "mnist", "decision": "multiclass", "arch": "small", "image_size": 32, "num_workers": 0}
     place = {"data_dir": tmp_path, "output_path": tmp_path / "out"}
-    assert run_training("celeba-train-classifier.py", **flags, **place) == 2
-    assert "there is no training image of class 7" in error_line(capsys)
+    line = refusal(run_script("celeba-train-classifier", **flags, **place))
+    assert "there is no training image of class 7" in line
 
 
 # strokes, and digits beside their true counterfactuals
@@ -187,9 +183,9 @@ def paired(mnist, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple
     """The thirty digits beside their true counterfactuals, and the two classes."""
     folder = tmp_path_factory.mktemp("pairs") / "out"
     flags = ("--data_dir", mnist, "--output_path", folder, "--change", "thickness")
-    run = run_script(importlib.import_module("make-digit-pairs"), *flags)
+    run = run_script("make-digit-pairs", *flags)
     assert run.code == 0, run.err
-    again = run_script(importlib.import_module("make-digit-pairs"), *flags)
+    again = run_script("make-digit-pairs", *flags)
     assert again.code == 2 and "is not empty" in again.err
     return folder, CHANGES["thickness"].classes
 
@@ -220,7 +216,7 @@ def test_the_truth_and_the_input_as_counterfactuals(paired, tmp_path):
     torch.save(to_file(SmallCNN(2, widths=(4, 4), channels=1), list(classes)), oracle)
     command = ["--output-path", tmp_path, "--exp-name", "right", "lazy", "--oracle-path", oracle, ORACLE]
     command += ["--weights-path", ORACLE, "--gpu", "cpu"]
-    script, file = importlib.import_module("benchmark-truth"), tmp_path / "truth.json"
+    script, file = "benchmark-truth", tmp_path / "truth.json"
     run = run_script(script, *command, "--json", file)
     assert run.code == 0, run.err
     found = json.loads(file.read_text())["measurements"]
