@@ -25,7 +25,7 @@ from dime.core.datasets import DATASETS, Source
 from dime.core.images import input_to_uint8, to_hwc
 from dime.core.metrics.features import Machine
 from dime.core.metrics.scripts import DEFAULT_WORKERS, png, write_file
-from dime.core.samples import FeatureNetwork, Images, open_images, table
+from dime.core.samples import FeatureNetwork, open_images, table
 from dime.core.training.generators import DDPM, GENERATORS, MOMENTS, GeneratorTraining, build, clock, parameters
 from dime.core.training.sampling import write_samples
 from dime.core.training.script import GPUS, open_part, train
@@ -88,34 +88,44 @@ def parse_args() -> argparse.Namespace:
 
 @torch.no_grad()
 def measured(name: str, training: GeneratorTraining, test: Source, args: argparse.Namespace) -> dict[str, Any]:
-    """A generator's columns without what rests on features; its samples go to files. Once measured, they are read.
+    """A generator's columns without what rests on features; one more for its quickest way to draw, if there is one.
 
-    There is a column for its quickest way to draw, too. Bounds rest on an eighth as many real images as samples.
+    Samples go to files, columns to NAME/figures.json; what is there is not measured again. Bounds rest on an eighth as
+    many real images as samples.
     """
     folder, network, ways = training.file.parent, training.average, {name: {}}
-    if (folder / "figures.json").exists():
-        return json.loads((folder / "figures.json").read_text())
+    if network.quick:
+        ways = {f"{name}, {network.quick['steps']} steps of DDIM": network.quick, **ways}
+    file = folder / "figures.json"
+    columns = json.loads(file.read_text()) if file.exists() else {}
     torch.manual_seed(args.seed)
-    common = {"parameters": parameters(network), "updates": training.updates, "seconds to train": training.spent}
-    x = torch.stack([test.load(i) for i in range(min(args.num_samples // 8, len(test)))]).to(training.device)
-    if isinstance(network, DDPM):
-        ways[f"{name}, {network.quick['steps']} steps of DDIM"] = network.quick
-        out = network.process.calc_bpd_loop(network, x)
-        write_file(folder / "terms.png", png(terms(out["vb"].mean(0).flip(0).cpu().numpy(), out["prior_bpd"].mean())))
-        common["bits per dimension"] = float(out["total_bpd"].mean())
-    elif isinstance(network, VAE):
-        common["bits per dimension"] = float(network.losses(x)["loss"].mean())
-        common["active units"] = f"{network.active_units(x)} of {LATENT}"
-    columns = {}
-    for label, way in ways.items():
+    for label in [label for label in ways if label not in columns]:
         say(f"{label}: drawing {args.num_samples} samples")
         began, sizes = clock(training.device), [250] * (args.num_samples // 250) + [args.num_samples % 250]
-        images = torch.cat([training.draw(size, **way) for size in tqdm(sizes, disable=None) if size])
+        images = torch.cat([training.draw(size, **ways[label]) for size in tqdm(sizes, disable=None) if size])
         seconds = (clock(training.device) - began) * 1000 / args.num_samples
         place = write_samples(folder.parent / label, to_hwc(images), None)
-        columns[label] = {**common, "seconds per 1000 samples": seconds, "samples": str(place)}
-    write_file(folder / "figures.json", json.dumps(columns, indent=2) + "\n")
+        columns[label] = {"seconds per 1000 samples": seconds, "samples": str(place)}
+        columns[label] |= {"parameters": parameters(network), "updates": training.updates}
+        columns[label] |= {"seconds to train": training.spent}
+        write_file(file, json.dumps(columns, indent=2) + "\n")
+    if "bits per dimension" not in columns[name]:
+        x = torch.stack([test.load(i) for i in range(min(args.num_samples // 8, len(test)))]).to(training.device)
+        columns[name] |= bounds(network, x, folder / "terms.png")
+        write_file(file, json.dumps(columns, indent=2) + "\n")
     return columns
+
+
+def bounds(network: torch.nn.Module, x: torch.Tensor, plot: Path) -> dict[str, Any]:
+    """The bound of real images in bits per dimension; of a DDPM its terms as a plot, of a VAE what is not collapsed."""
+    if isinstance(network, DDPM):
+        out = network.process.calc_bpd_loop(network, x)
+        write_file(plot, png(terms(out["vb"].mean(0).flip(0).cpu().numpy(), float(out["prior_bpd"].mean()))))
+        return {"bits per dimension": float(out["total_bpd"].mean())}
+    if isinstance(network, VAE):
+        bits = float(network.losses(x)["loss"].mean())
+        return {"bits per dimension": bits, "active units": f"{network.active_units(x)} of {LATENT}"}
+    return {"bits per dimension": "none"}
 
 
 def scored(
@@ -123,11 +133,8 @@ def scored(
 ) -> dict[str, dict[str, Any]]:
     """The columns with the figures of their samples in front, and one of training images, which nothing should beat."""
     sets = {label: open_images(column.pop("samples")) for label, column in columns.items()}
-    shape = next(iter(sets.values())).shape
-    sets["training images"] = Images("training images", len(learnt), shape, learnt.load)
-    reference = network(Images("real images", len(test), shape, test.load), count)
-    smaller, scores = min(count, len(test), len(learnt)), {}
-    for label, images in sets.items():
+    reference, smaller, scores = network(test, count), min(count, len(test), len(learnt)), {}
+    for label, images in {**sets, "training images": learnt}.items():
         found = network.figures(network(images, count), reference, min(10, smaller), subset_size=min(1000, smaller))
         scores[label] = found | columns.get(label, {})
     return scores
@@ -138,9 +145,9 @@ def over_time(trainings: dict[str, GeneratorTraining]) -> Figure:
     figure = Figure(figsize=(3 * len(MOMENTS), 3.2 * len(trainings)), layout="constrained")
     rows = figure.subplots(len(trainings), len(MOMENTS), squeeze=False)
     for row, (name, training) in zip(rows, trainings.items(), strict=True):
-        for axes, moment, picture in zip(row, MOMENTS, training.pictures, strict=True):
+        for axes, (seconds, picture) in zip(row, training.pictures, strict=True):
             axes.imshow(to_hwc(make_grid(picture, padding=1)))
-            axes.set(title=f"{name} after {training.spent * moment:.0f} s", xticks=[], yticks=[])
+            axes.set(title=f"{name} after {seconds:.0f} s", xticks=[], yticks=[])
     return figure
 
 

@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 
 from dime.core.cli import Parser, boolean, integer, run
-from dime.core.datasets import DATASETS, PARTITIONS
+from dime.core.datasets import DATASETS, PARTITIONS, Source
 from dime.core.errors import InputError
 from dime.core.metrics.scripts import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
-from dime.core.samples import FeatureNetwork, Images, open_images, table
+from dime.core.samples import FeatureNetwork, open_images, table
 from dime.core.training.script import open_part
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     network = FeatureNetwork(args.features, machine(args), args.inception_weights, args.trust_classifier)
     known = network(reference) if reference else None
     settings = args.splits, args.neighbours, args.kid_subsets, args.kid_subset_size
-    columns = {images.name: network.figures(network(images), known, *settings) for images in sets}
+    columns = {images.folder: network.figures(network(images), known, *settings) for images in sets}
     print(table(columns), end="")
     if args.json:
         write_file(args.json, json.dumps(columns, indent=2, ensure_ascii=False) + "\n")
@@ -54,15 +54,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_reference(args: argparse.Namespace, like: Images) -> Images | None:
+def open_reference(args: argparse.Namespace, like: Source) -> Source | None:
     """The real images, of a data set in the shape of the samples; None where there are none."""
     if args.dataset and args.reference:
         raise InputError("--reference and --dataset both name the real images; give one of them")
-    if not args.dataset:
-        return open_images(args.reference) if args.reference else None
-    channels, size, _ = like.shape
-    source = open_part(args.dataset, args.data_dir, args.partition, size, channels)
-    return Images(f"{args.dataset} {args.partition}", len(source), (channels, size, size), source.load)
+    if args.dataset:
+        return open_part(args.dataset, args.data_dir, args.partition, like.load(0).shape[-1], like.channels)
+    return open_images(args.reference) if args.reference else None
 
 
 if __name__ == "__main__":

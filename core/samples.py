@@ -5,8 +5,7 @@ The figures are functions of features, and those of pytorch-fid and torch-fideli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from dime.core.errors import InputError
+from dime.core.folders import Listing, Source, table_of
 from dime.core.images import from_image
 from dime.core.metrics.features import Machine, batches, computing
 from dime.core.metrics.fid import frechet_distance, gaussian
@@ -23,7 +23,7 @@ from dime.core.metrics.metric import require_one_size
 from dime.core.networks.classifiers import load_classifier
 from dime.core.networks.features import INCEPTION_URL, load_inception
 from dime.core.networks.files import pretrained_weights, read_state_dict
-from dime.core.photos import images_below, read_image
+from dime.core.photos import images_below
 from dime.core.table import UNDEFINED, markdown_table
 
 SPATIAL_CHANNELS = 7
@@ -34,29 +34,17 @@ GREY = ("1", "L", "I;16")
 """Pillow's modes of grey images."""
 
 
-@dataclass(frozen=True)
-class Images:
-    """A set of images: what it is called, how many, (C, H, W) of each, and i -> image number i in [-1, 1]."""
-
-    name: str
-    count: int
-    shape: tuple[int, ...]
-    read: Callable[[int], torch.Tensor]
-
-
-def open_images(path: str) -> Images:
-    """A folder of image files, at any depth, or an .npz whose arr_0 is uint8 (N, H, W, C).
+def open_images(path: str) -> Source:
+    """A folder of image files, at any depth, or an .npz whose arr_0 is uint8 (N, H, W, C); as they are, unlabelled.
 
     A folder is grey where all its files are. Raises InputError where there is no image, or they differ in size.
     """
     if not path.endswith(".npz"):
-        files = [Path(path, name) for name in images_below(path)]
+        names = images_below(path)
+        files = [Path(path, name) for name in names]
         require_one_size(files)
         channels = 1 if all(Image.open(file).mode in GREY for file in files) else 3
-        width, height = Image.open(files[0]).size
-        return Images(
-            path, len(files), (channels, height, width), lambda i: from_image(read_image(str(files[i]), channels))
-        )
+        return Source(Listing(path, table_of(names)), from_image, channels)
     try:
         with np.load(path) as content:
             pixels = content["arr_0"]
@@ -64,7 +52,10 @@ def open_images(path: str) -> Images:
         raise InputError(f"{path}: no images in it ({error}); expected an array arr_0 of them") from None
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3) or not len(pixels):
         raise InputError(f"{path}: no images in it: {pixels.dtype} {pixels.shape}, expected uint8 (N, H, W, 3 or 1)")
-    return Images(path, len(pixels), (pixels.shape[3], *pixels.shape[1:3]), lambda i: from_image(pixels[i]))
+    channels, names = pixels.shape[-1], [str(number) for number in range(len(pixels))]
+    return Source(
+        Listing(path, table_of(names), pixels=pixels.squeeze(-1) if channels == 1 else pixels), from_image, channels
+    )
 
 
 class Features(NamedTuple):
@@ -76,7 +67,7 @@ class Features(NamedTuple):
 
 
 class FeatureNetwork:
-    """Inception-V3 as the FID knows it, or a classifier: a set of Images -> Features. Sets must have one shape.
+    """Inception-V3 as the FID knows it, or a classifier: a set of images -> Features. Sets must have one shape.
 
     spec: "inception", or what load_classifier takes. Pooled features are what the last linear layer is given;
     spatial ones, Inception's alone, the first channels of mixed_6/conv. Inception sees grey images in three equal
@@ -104,17 +95,17 @@ class FeatureNetwork:
                 raise InputError(f"--features {spec}: has no linear layer, whose input could be its features")
         head.register_forward_pre_hook(lambda _, inputs: self.seen.update(pooled=inputs[0]))
 
-    def __call__(self, images: Images, count: int = 0) -> Features:
+    def __call__(self, images: Source, count: int = 0) -> Features:
         """The features of a set, or of its first `count` images. Raises InputError for another shape than before."""
-        self.shape = self.shape or (self.channels or images.shape[0], *images.shape[1:])
-        if images.shape != self.shape:
-            found, wanted = ("x".join(map(str, shape)) for shape in (images.shape, self.shape))
+        found = tuple(images.load(0).shape)
+        self.shape = self.shape or (self.channels or found[0], *found[1:])
+        if found != self.shape:
             raise InputError(
-                f"{images.name}: images of {found} (channels, height, width), but {self.spec} and the sets before "
-                f"it have {wanted}"
+                f"{images.folder}: images of {found} (channels, height, width), but {self.spec} and the sets before it "
+                f"have {self.shape}"
             )
         rows: dict[str, list[np.ndarray]] = {}
-        for batch in batches(range(min(count or images.count, images.count)), images.read, self.machine):
+        for batch in batches(range(min(count or len(images), len(images))), images.load, self.machine):
             x = torch.stack(batch).to(self.machine.device)
             with computing():
                 self.seen["logits"] = self.network(x if self.channels else x.expand(-1, 3, -1, -1))

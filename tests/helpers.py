@@ -1,7 +1,5 @@
 """What the tests share: deterministic weights and inputs, golden figures, the small U-Net of the golden figures."""
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What the metrics need: a golden tree, every network's weights, trees of flat grey images, stand-ins for networks."""
 
-from __future__ import annotations
-
 import pickle
 import shutil
 import tarfile

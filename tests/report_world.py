@@ -1,7 +1,5 @@
 """Small result trees for the report: flat and random pictures whose every figure is known."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,13 +36,11 @@ def record(id: int) -> ImageRecord:
 
 
 def picture(id: int, kind: int = 0) -> Image.Image:
-    """Noise that depends on both numbers."""
     values = np.random.default_rng((id, kind)).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
 
 def make_experiment(root: Path, name: str, ids: Sequence[int], with_frames: Sequence[int] = ()) -> ResultTree:
-    """An experiment with these images, its summary and its config.yaml."""
     tree = ResultTree(root, name)
     tree.create()
     for id in ids:

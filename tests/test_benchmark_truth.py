@@ -1,7 +1,5 @@
 """benchmark-truth.py: known counterfactuals on drawn faces, shortcuts, cost, and what a user may get wrong."""
 
-from __future__ import annotations
-
 import functools
 import io
 import json
@@ -49,7 +47,6 @@ def unchanged(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def make_network(path: Path, names: Sequence[str] = DRAWN) -> Path:
-    """A tiny classifier that decides on some attributes."""
     torch.save(to_file(SmallCNN(len(names), widths=(4, 4, 4, 4)), names), path)
     return path
 
@@ -91,7 +88,6 @@ def explain_faces(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A data set of drawn faces, in the val partition."""
     write_folder(folder := tmp_path_factory.mktemp("faces") / "data", PLAN)
     return folder
 

@@ -1,7 +1,5 @@
 """The models that come with the project: they load, know the drawn attributes, and their counterfactuals flip."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Every command in the documentation names scripts and flags that exist, and every link leads somewhere."""
 
-from __future__ import annotations
-
 import functools
 import re
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""The main job as its users meet it: the golden result tree, the published commands, the files it writes."""
-
-from __future__ import annotations
+"""The main job as its users meet it: the golden result trees, the published command, the files it writes."""
 
 import csv
 import os
@@ -16,8 +14,13 @@ import torch
 import yaml
 from PIL import Image
 
+from dime.core.metrics.faces import face_features, face_verification
+from dime.core.metrics.features import Machine
+from dime.core.metrics.metric import select_pairs
+from dime.core.metrics.mnac import changed_attributes, oracle_logits
+from dime.core.results import ResultTree
 from tests.helpers import GOLDEN
-from tests.worlds import GOLDEN_FLAGS, SCRIPT, World, run_command, run_main, succeeded, tree_of
+from tests.worlds import GOLDEN_FLAGS, SCRIPT, World, as_arguments, refused, run_command, run_main, succeeded, tree_of
 
 SMILE = """--attention_resolutions 32,16,8 --class_cond False --diffusion_steps 500 --learn_sigma True
     --noise_schedule linear --num_channels 128 --num_heads 4 --num_res_blocks 2 --resblock_updown True --use_fp16 True
@@ -40,7 +43,6 @@ def info_of(path: Path) -> dict[str, str]:
 
 
 def ids_in(folder: Path) -> list[int]:
-    """The ids of the counterfactuals of an experiment."""
     return sorted(int(path.stem) for path in folder.glob("*/*/CF/*"))
 
 
@@ -123,7 +125,6 @@ FAMILY_FLAGS = GOLDEN_FLAGS | {
 
 @pytest.mark.parametrize("method", ["fastdime", "fastdimenomask", "fastdime2", "fastdime2+", "gmd", "maskdime"])
 def test_golden_trees_of_the_relatives(world, tmp_path, method):
-    """The first batch of each."""
     with tarfile.open(GOLDEN / "family" / f"{method}.tar.gz") as archive:
         archive.extractall(tmp_path / "expected", filter="data")
     succeeded(run_main(*world.command(tmp_path / "ours", FAMILY_FLAGS | {"method": method})))
@@ -203,3 +204,34 @@ def test_what_a_run_says_and_keeps(world, tmp_path):
     world.explain(bare, seed=11, num_batches=1, save_images=False, save_x_t=True, save_z_t=True)
     assert {path.name for path in bare.rglob("*") if path.is_file()} == {"summary.yaml", "stats.pth", "config.yaml"}
     assert yaml.safe_load((bare / "Results/exp/summary.yaml").read_text()) == summary
+
+
+FLIPPING = {"query_label": 1, "classifier_scales": "30"}
+
+
+def figures(out: Path) -> tuple[float, float]:
+    summary = yaml.safe_load((out / "Results/exp/summary.yaml").read_text())
+    return summary["FVA"], summary["MNAC"]
+
+
+def test_figures_of_a_run_and_of_merged_chunks(world, metric_world, tmp_path):
+    asked_for = {"oracle_figures": True, "oracle_path": metric_world.oracle, "face_path": metric_world.faces}
+    for chunk in range(2):
+        world.explain(tmp_path, **FLIPPING, num_chunks=2, chunk=chunk)
+    merge = {"output_path": tmp_path, "exp_name": "exp", "gpu": "cpu", "merge_and_eval": True, "num_chunks": 2}
+    succeeded(run_main(*as_arguments(merge)))
+    assert figures(tmp_path) == (0, 0)
+    succeeded(run_main(*as_arguments(merge | asked_for)))
+
+    machine = Machine(torch.device("cpu"), batch_size=4)
+    pairs = select_pairs(ResultTree(tmp_path, "exp"))
+    fva, _ = face_verification(pairs, face_features(metric_world.faces, machine))
+    [mnac] = changed_attributes(pairs, oracle_logits(metric_world.oracle, machine))
+    assert mnac.value > 0
+    assert figures(tmp_path) == (fva.value, pytest.approx(mnac.value))
+
+    world.explain(tmp_path / "whole", **FLIPPING, **asked_for)
+    assert figures(tmp_path / "whole") == (fva.value, pytest.approx(mnac.value))
+
+    missing = asked_for | {"face_path": tmp_path / "no-faces.pkl"}  # before the run
+    assert "no-faces.pkl" in refused(world, tmp_path / "out", **missing)

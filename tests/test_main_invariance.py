@@ -1,7 +1,5 @@
 """What must not change a result, and what must: chunks, batches, order, annotations, seeds, failures of a neighbour."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 import random

@@ -1,7 +1,5 @@
 """The same command again continues: the same bytes as an undisturbed run, or a refusal that names what differs."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

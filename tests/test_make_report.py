@@ -1,7 +1,5 @@
 """make-report.py as a command."""
 
-from __future__ import annotations
-
 import io
 
 import pytest
@@ -20,7 +18,6 @@ def make_report(*arguments: object) -> Run:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> ResultTree:
-    """One experiment, to be read only."""
     return make_experiment(tmp_path_factory.mktemp("report"), "exp", range(8), with_frames=[1, 5])
 
 

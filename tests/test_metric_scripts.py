@@ -1,7 +1,5 @@
 """The metric scripts as commands: the published lines, what they print and write, and what they refuse."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -40,7 +38,6 @@ def networks(monkeypatch) -> dict[str, object]:
 
 @pytest.fixture
 def small(metric_world: MetricWorld, tmp_path: Path) -> Path:
-    """A small tree that a test may spoil."""
     return metric_world.small_tree(tmp_path / "tree")
 
 

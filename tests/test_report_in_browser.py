@@ -3,8 +3,6 @@
 The browser's clock depends on the machine's load, so these tests run where DIME_BROWSER_TESTS asks for them.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -48,7 +46,6 @@ def title(document: str) -> str:
 
 
 def shown(document: str) -> list[int]:
-    """The ids in the gallery, in order."""
     return [int(id) for id in re.findall(r'<li class="card" data-id="(\d+)"', document)]
 
 

@@ -4,8 +4,6 @@ The weights are those behind the golden figures. VGG19 is cut to the layers that
 gigabyte.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io
@@ -53,8 +51,6 @@ SMALL_FLAGS = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a command left behind: its exit code and what it said."""
-
     code: int
     out: str
     err: str
@@ -78,7 +74,6 @@ class World:
         return path
 
     def explain(self, output_path: Path, **flags: Any) -> Run:
-        """main.py on this world with SMALL_FLAGS and these ones; must succeed."""
         return succeeded(run_main(*self.command(output_path, SMALL_FLAGS | flags)))
 
     def command(self, output_path: Path, flags: Mapping[str, Any]) -> list[str]:
@@ -101,7 +96,6 @@ def unpack_celeba(folder: Path) -> Path:
 
 
 def make_world(root: Path) -> World:
-    """Unpack the images and write the weights."""
     unpack_celeba(root / "data")
     heads = golden("heads")
     head = {name: torch.from_numpy(heads[f"classifier_{name}"]) for name in ("weight", "bias")}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,11 +83,15 @@ def parameters(network: nn.Module) -> int:
 
 def build(name: str, image_size: int, channels: int, width: int) -> nn.Module:
     """A generator with as many parameters, within a tenth, as the DDPM of this width; ValueError where it cannot be."""
-    with torch.device("meta"):
-        goal = parameters(DDPM(image_size, channels, width))
-        if name != "DDPM":
-            sizes = {w: parameters(GENERATORS[name](image_size, channels, w)) for w in range(2, 4 * width, 2)}
-            width = min(sizes, key=lambda w: abs(sizes[w] - goal))
+
+    def size(kind: str, width: int) -> int:
+        with torch.device("meta"):
+            return parameters(GENERATORS[kind](image_size, channels, width))
+
+    goal = size("DDPM", width)
+    if name != "DDPM":
+        above = bisect.bisect_left(range(8 * width), goal, lo=1, key=partial(size, name))
+        width = min(above - 1, above, key=lambda w: abs(size(name, w) - goal))
     network = GENERATORS[name](image_size, channels, width).to(memory_format=torch.channels_last)
     if abs(parameters(network) - goal) > goal / 10:
         raise ValueError(f"{name}: {parameters(network)} parameters at best, where the DDPM has {goal}")
@@ -102,7 +108,7 @@ class GeneratorTraining(Trainer):
         settings: those of Trainer.
 
     Attributes: average: the network with the running average of the weights, to draw from. spent: seconds so far, over
-    resumes. pictures: 64 samples, uint8 (64, C, H, W), at each of MOMENTS that is past.
+    resumes. pictures: at each of MOMENTS that is past, the seconds spent and 64 samples, uint8 (64, C, H, W).
 
     Raises ValueError for a training.pt of another network, OSError for a folder that cannot be written.
     """
@@ -151,7 +157,7 @@ class GeneratorTraining(Trainer):
         while len(self.pictures) < len(MOMENTS) and self.done >= MOMENTS[len(self.pictures)]:
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(0)  # from the same noise every time
-                self.pictures.append(self.draw(64, **self.model.quick))
+                self.pictures.append((self.spent, self.draw(64, **self.model.quick)))
         if self.updates % self.save_interval == 0:
             self.save(self.updates)
 

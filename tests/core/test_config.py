@@ -1,7 +1,5 @@
 """The flags of the main job as such: defaults, presets, schedules of inner steps, and what contradicts."""
 
-from __future__ import annotations
-
 import pytest
 
 from dime.core.config import as_arguments, parse_config, preset

@@ -1,7 +1,5 @@
 """CelebA in all its layouts: annotations, partitions, the mini-val set, filters, chunks; images and the transform."""
 
-from __future__ import annotations
-
 import random
 import re
 from pathlib import Path
@@ -21,14 +19,13 @@ from dime.core.datasets import (
 )
 from dime.core.errors import InputError
 from dime.core.photos import BadImageError
-from tests.faults.images import BAD, UNSCALED, UNUSUAL
+from tests.faults.hostile import BAD, UNSCALED, UNUSUAL
 
 ROWS = {"a.jpg": 1, "b.jpg": 0, "c.jpg": 1, "d.jpg": 2, "e.jpg": 1}
 """Image -> partition, in file order; val are a, c and e."""
 
 
 def value(name: str, attribute: int) -> int:
-    """Some -1 or 1 for each image and attribute."""
     return 1 if (ord(name[0]) * 7 + attribute * attribute) % 3 == 0 else -1
 
 

@@ -1,7 +1,5 @@
 """Images of anybody: folders, single files, ImageNet's and BDD's layouts, their labels, and names of any kind."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

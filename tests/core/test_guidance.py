@@ -1,7 +1,5 @@
 """Gradients of the losses against the published code's figures and against closed forms."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

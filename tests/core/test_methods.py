@@ -1,7 +1,5 @@
 """What the methods do that no golden tree shows: evaluations, edges, settings, masks in closed form."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

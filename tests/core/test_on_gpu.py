@@ -4,8 +4,6 @@ torch's fake tensors know device, shape and type but hold no numbers: whatever w
 its value there, raises an error.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -50,7 +48,6 @@ class Watch(TorchDispatchMode):
 
 
 def moved(network: nn.Module) -> nn.Module:
-    """The network, its weights on the pretended GPU."""
     for module in network.modules():
         for table in (module._parameters, module._buffers):
             for name, value in table.items():

@@ -1,7 +1,5 @@
 """Tables from records, chunks into one, and the files they are kept in: figures by hand."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +146,6 @@ def chunk_files(tree: ResultTree, *contents: str) -> list[Path]:
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 3, 4, 6])
 def test_merged_chunks_are_the_whole(tmp_path, num_chunks):
-    """Also chunks without an image."""
     tree = ResultTree(tmp_path, "a/b")
     chunks = [summarise(FOUR[chunk::num_chunks], failed=chunk) for chunk in range(num_chunks)]
     chunk_files(tree, *map(yaml.safe_dump, chunks))

@@ -6,8 +6,6 @@ Every trial runs main.py in forks of this process, on small drawn images and sma
 tenth of the trials of each kind. Exits 0 when every trial survives.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random
@@ -60,7 +58,6 @@ def measure(bench: Bench, name: str, count: int) -> tuple[str, list[str]]:
 
 
 def main() -> int:
-    """Print the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--share", type=float, default=1.0, help="of the trials")
     parser.add_argument("--seed", type=int, default=0)

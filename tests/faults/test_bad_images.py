@@ -3,8 +3,6 @@
 And images of rare kinds, which can be converted, and broken ones that nobody asks for.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +12,7 @@ import yaml
 from PIL import Image
 
 from tests.faults.forks import EXIT_SOME_FAILED, without
-from tests.faults.images import BAD, UNSCALED, UNUSUAL
+from tests.faults.hostile import BAD, UNSCALED, UNUSUAL
 from tests.worlds import SMALL_FLAGS, World, images, run_main, tree_of
 
 RECORDING = SMALL_FLAGS | {"on_bad_image": "record", "noise": "stream"}
@@ -25,7 +23,6 @@ FIRST = 31
 
 @pytest.fixture(scope="module")
 def clean(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """All images of a run without a fault."""
     out = tmp_path_factory.mktemp("clean") / "out"
     world.explain(out, noise="stream")
     return images(out)

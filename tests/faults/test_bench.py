@@ -1,7 +1,5 @@
 """The quick part of the fault bench, on eight images, a twin and signals. All of it: python tests/faults/bench.py."""
 
-from __future__ import annotations
-
 import os
 import random
 import time

@@ -3,8 +3,6 @@
 The bench has both in main.py, and that what fails in full precision has failed.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 

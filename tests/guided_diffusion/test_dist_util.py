@@ -1,7 +1,5 @@
 """One process alone: everything works as without distribution. (Several: tests/training/test_launchers.py.)"""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import sys
@@ -46,6 +44,7 @@ def test_one_process_is_alone_with_and_without_a_group(no_launcher, grouped):
 
 STEP = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
 PMI = {"PMI_RANK": "1", "PMI_SIZE": "2"}
+OPEN_MPI = {f"OMPI_COMM_WORLD_{key}": value for key, value in (("RANK", "1"), ("SIZE", "2"), ("LOCAL_RANK", "0"))}
 POD = {"RANK": "1", "WORLD_SIZE": "2"}
 HYDRA = {**PMI, "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 
@@ -58,7 +57,7 @@ HYDRA = {**PMI, "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
         (POD, Launch("RANK and WORLD_SIZE", 1, 2, None, None)),  # Kubernetes: on one machine or two
         ({"RANK": "0", "WORLD_SIZE": "1"}, Launch("RANK and WORLD_SIZE", 0, 1, 0, 1)),
         (HYDRA, Launch("MPICH", 1, 2, 1, 2)),
-        ({f"OMPI_COMM_WORLD_{key}": "1" for key in ("RANK", "SIZE", "LOCAL_RANK")}, Launch("Open MPI", 1, 1, 1, None)),
+        (OPEN_MPI, Launch("Open MPI", 1, 2, 0, None)),
         # a batch script of four tasks: it runs once, and is no task of a step
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Launch("python")),
         (STEP, Launch("srun", 5, 8, 1, 4)),

@@ -1,7 +1,5 @@
 """What a run says, and that a resumed run's file reads as one run."""
 
-from __future__ import annotations
-
 import csv
 import sys
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Importance sampling of timesteps."""
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 from types import SimpleNamespace
@@ -14,15 +12,6 @@ import torch.distributed as dist
 from guided_diffusion.resample import LossSecondMomentResampler, create_named_schedule_sampler
 
 DIFFUSION = SimpleNamespace(num_timesteps=4)
-
-
-def test_uniform_draws_as_numpy_does_and_weighs_alike():
-    sampler = create_named_schedule_sampler("uniform", DIFFUSION)
-    np.random.seed(3)
-    t, weights = sampler.sample(6, "cpu")
-    np.random.seed(3)
-    assert t.tolist() == np.random.choice(4, size=(6,), p=np.full(4, 0.25)).tolist()
-    assert t.dtype == torch.int64 and weights.dtype == torch.float32 and weights.tolist() == [1.0] * 6
 
 
 def test_second_moment_closed_form():

@@ -1,7 +1,5 @@
 """Which timesteps are kept, and that the shorter process agrees with the longer one."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The classic flags: defaults, parsing, what they build, what they refuse."""
 
-from __future__ import annotations
-
 import argparse
 import json
 
@@ -91,22 +89,17 @@ def test_config_holds_every_flag_as_a_plain_value():
 @pytest.mark.parametrize(
     ("flags", "attribute", "value"),
     [
-        ({}, "model_mean_type", ModelMeanType.EPSILON),
-        ({"predict_xstart": True}, "model_mean_type", ModelMeanType.START_X),
         ({"predict_v": True}, "model_mean_type", ModelMeanType.V),
         ({"steps": 3, "betas": np.array([0.1, 0.2, 0.3])}, "original_num_steps", 3),
         ({}, "model_var_type", ModelVarType.FIXED_LARGE),
         ({"sigma_small": True}, "model_var_type", ModelVarType.FIXED_SMALL),
-        ({"learn_sigma": True}, "model_var_type", ModelVarType.LEARNED_RANGE),
-        ({}, "loss_type", LossType.MSE),
-        ({"rescale_learned_sigmas": True}, "loss_type", LossType.RESCALED_MSE),
         ({"use_kl": True, "rescale_learned_sigmas": True}, "loss_type", LossType.RESCALED_KL),
-        ({"rescale_timesteps": True}, "rescale_timesteps", True),
         ({"timestep_respacing": "ddim25"}, "num_timesteps", 25),
         ({"noise_schedule": "cosine", "steps": 1}, "betas", [0.999]),
     ],
 )
 def test_diffusion_flags(flags, attribute, value):
+    """The others are behind the figures of test_gaussian_diffusion.py."""
     assert getattr(create_gaussian_diffusion(**flags), attribute) == value
 
 

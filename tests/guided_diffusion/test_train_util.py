@@ -1,7 +1,5 @@
 """The training loop: published figures, what it writes and when, resuming, precision, and what stops it."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 import math

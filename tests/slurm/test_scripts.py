@@ -1,7 +1,5 @@
 """The Slurm scripts without a Slurm: what is submitted runs, and what becomes of a job for each way it can end."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -37,8 +35,6 @@ if name == "sbatch":
 
 
 class FakeSlurm:
-    """Commands of Slurm on PATH that do nothing but record."""
-
     def __init__(self, folder: Path) -> None:
         self.folder, self._calls = folder, folder / "calls"
         for name in ("sbatch", "scancel", "scontrol"):

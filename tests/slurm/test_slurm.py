@@ -1,7 +1,5 @@
 """The scripts on a real Slurm of one machine: interrupted chunks, merge and evaluation give what one run gives."""
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import json
@@ -122,7 +120,6 @@ class Cluster:
         return subprocess.run(command, check=check, **options).stdout
 
     def submit(self, *arguments: str | Path, **environment: str) -> list[str]:
-        """The ids of chunks, merge and evaluation."""
         said = self.run(ROOT / "slurm/submit.sh", *arguments, **environment)
         return re.search(r"^Stop: +scancel (\d+) (\d+) (\d+)$", said, re.MULTILINE).groups()
 

@@ -1,7 +1,5 @@
 """celeba-train-classifier.py: what it learns, writes, resumes and refuses."""
 
-from __future__ import annotations
-
 import csv
 import pickle
 

@@ -1,7 +1,5 @@
 """celeba-train-diffusion.py, sample-diffusion.py and image-nll.py, from their flags to their files."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys

@@ -1,7 +1,5 @@
 """Two processes train as one with the double batch, however they are started; and what happens when one dies."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import sys

@@ -3,8 +3,6 @@
 usage: two_ranks.py FOLDER. Writes the checkpoint set, and grads.pt with the gradients of the last update.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

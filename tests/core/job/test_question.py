@@ -1,7 +1,5 @@
 """What is asked: outputs, classes, labels and targets by name or number, and what does not fit together."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,7 +19,6 @@ CLASSES = Config(dataset="folder", decision="multiclass")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """Five images of three classes."""
     folder = tmp_path_factory.mktemp("animals")
     for number, place in enumerate(PLACES):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +27,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 def network(outputs: int, names: list[str] | None = None) -> SimpleNamespace:
-    """What of a classifier matters here."""
     return SimpleNamespace(num_outputs=outputs, names=names)
 
 

@@ -1,7 +1,5 @@
 """Features of image files: each file once, in any batches, remembered only while nothing changed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +26,6 @@ class Counting:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Seven grey images of different levels."""
     paths = [tmp_path / f"{level}.png" for level in range(0, 210, 30)]
     for path in paths:
         Image.new("RGB", (8, 8), (int(path.stem), 0, 255)).save(path)

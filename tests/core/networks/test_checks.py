@@ -1,7 +1,5 @@
 """Which classifiers can be explained, and the one line for each that cannot."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -21,8 +19,6 @@ def net(*more: nn.Module, outputs: int = 3) -> nn.Module:
 
 
 class Layer(nn.Module):
-    """A function as a layer."""
-
     def __init__(self, function) -> None:
         super().__init__()
         self.forward = function

@@ -1,7 +1,5 @@
 """Classifiers of every kind, each on a small real file made by the kind's own library, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable
@@ -47,7 +45,6 @@ def assert_like(classifier: nn.Module, network: Callable, size: int, mean=0.5, s
 
 
 def small_net(outputs: int = 5) -> nn.Module:
-    """A few layers that every format can keep."""
     layers = [nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return fill_(nn.Sequential(*layers, nn.Linear(4, outputs)))
 
@@ -153,7 +150,6 @@ def edit(path: Path, **entries: object) -> None:
 
 @pytest.fixture
 def vit(tmp_path) -> tuple[Path, nn.Module]:
-    """A Hugging Face folder and the network in it."""
     transformers = pytest.importorskip("transformers", reason="transformers is an extra")
     names = {0: "cat", 1: "dog", 2: "newt"}
     config = transformers.ViTConfig(

@@ -1,7 +1,5 @@
 """Models in OpenAI's format: what comes back, what is inferred, asked for and refused; flags from weights and back."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

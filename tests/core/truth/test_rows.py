@@ -1,7 +1,5 @@
 """Figures of the truth benchmark on pictures that are their own answer, what they cost, and the tables."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,6 @@ REGION[:, 2:4, 1:5] = True  # 8 of 64 pixels
 
 
 def shifted(where: np.ndarray, by: int) -> np.ndarray:
-    """X with `by` grey levels more in the pixels `where`."""
     return (X.astype(int) + by * where[..., None]).astype(np.uint8)
 
 
