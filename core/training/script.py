@@ -54,9 +54,11 @@ def parse_model_args(parser: Parser) -> argparse.Namespace:
     add("--clip_denoised", type=boolean, default=True, help="clip each estimate of the clean image to [-1, 1]")
     add("--gpus", default="", help=GPUS)
     add("--seed", type=integer(0), default=0, help="other numbers give other noise")
-    add_dict_to_argparser(parser.add_argument_group("diffusion model"), model_and_diffusion_defaults())
+    flags = model_and_diffusion_defaults()
+    add_dict_to_argparser(parser.add_argument_group("diffusion model"), flags)
     args = parser.parse_args()
-    args.diffusion = parser.model_flags()
+    # what is not given is read from the model's own file
+    args.diffusion = {name: value for name, value in parser.given().items() if name in flags}
     return args
 
 
