@@ -225,7 +225,7 @@ def test_the_truth_and_the_input_as_counterfactuals(paired, tmp_path):
     assert right[rows.OTHERS] <= 0.7  # of the same class to the oracle of digits; a changed one counts two
     assert lazy[rows.RECOVERED] == lazy[rows.OTHERS] == 0 < lazy[rows.DISTANCE]
     for more, said in (
-        (["--celeba-path", folder / "train"], "is not"),
+        (["--celeba-path", folder / "train"], "no such image"),
         (["--celeba-path", folder], "holds 3 classes"),
         (["--shortcut", "Smiling"], "drawn faces alone"),
     ):

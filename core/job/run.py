@@ -115,7 +115,7 @@ class Run:
             require_same_run(self.tree, self.identity)
         records = files.finished()
         if not config.save_images and not config.overwrite:
-            records |= {id: record for id, record in records_in(of_the_dead).items() if id in set(self.ids)}
+            records = {**records_in(of_the_dead), **records}
             if records:
                 write_stats(files.report(STATS), list(records.values()))
         for id in self.ids if config.save_images else ():
