@@ -21,7 +21,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from dime.core.cli import Parser, boolean, integer, number, run, say
-from dime.core.datasets import DATASETS, Source
+from dime.core.datasets import DATASETS, Source, download
 from dime.core.images import input_to_uint8, to_hwc
 from dime.core.metrics.features import Machine
 from dime.core.metrics.scripts import DEFAULT_WORKERS, png, write_file
@@ -39,6 +39,8 @@ def main() -> None:
     args = parse_args()
     root, trainings, columns = Path(args.output_path), {}, {}
     network = FeatureNetwork(args.features, Machine(dist_util.dev(), 250, DEFAULT_WORKERS))
+    if args.download:
+        download(args.dataset, args.data_dir)
     learnt, test = (
         open_part(args.dataset, args.data_dir, part, args.image_size, args.image_channels) for part in ("train", "val")
     )
@@ -90,24 +92,25 @@ def parse_args() -> argparse.Namespace:
 def measured(name: str, training: GeneratorTraining, test: Source, args: argparse.Namespace) -> dict[str, Any]:
     """A generator's columns without what rests on features; one more for its quickest way to draw, if there is one.
 
-    Samples go to files, columns to NAME/figures.json; what is there is not measured again. Bounds rest on an eighth as
-    many real images as samples.
+    Samples go to files, columns to NAME/figures.json; what is there, of as many updates and samples, is not measured
+    again. Bounds rest on an eighth as many real images as samples.
     """
     folder, network, ways = training.file.parent, training.average, {name: {}}
+    same = {"parameters": parameters(network), "updates": training.updates, "seconds to train": training.spent}
+    same["samples drawn"] = args.num_samples
     if network.quick:
         ways = {f"{name}, {network.quick['steps']} steps of DDIM": network.quick, **ways}
     file = folder / "figures.json"
     columns = json.loads(file.read_text()) if file.exists() else {}
+    columns = {label: column for label, column in columns.items() if same.items() <= column.items()}
     torch.manual_seed(args.seed)
     for label in [label for label in ways if label not in columns]:
         say(f"{label}: drawing {args.num_samples} samples")
         began, sizes = clock(training.device), [250] * (args.num_samples // 250) + [args.num_samples % 250]
         images = torch.cat([training.draw(size, **ways[label]) for size in tqdm(sizes, disable=None) if size])
         seconds = (clock(training.device) - began) * 1000 / args.num_samples
-        place = write_samples(folder.parent / label, to_hwc(images), None)
-        columns[label] = {"seconds per 1000 samples": seconds, "samples": str(place)}
-        columns[label] |= {"parameters": parameters(network), "updates": training.updates}
-        columns[label] |= {"seconds to train": training.spent}
+        place = write_samples(folder / "quick" if ways[label] else folder, to_hwc(images), None)
+        columns[label] = {**same, "seconds per 1000 samples": seconds, "samples": str(place)}
         write_file(file, json.dumps(columns, indent=2) + "\n")
     if "bits per dimension" not in columns[name]:
         x = torch.stack([test.load(i) for i in range(min(args.num_samples // 8, len(test)))]).to(training.device)

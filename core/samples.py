@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,22 +47,16 @@ def open_images(path: str) -> Source:
     try:
         with np.load(path) as content:
             pixels = content["arr_0"]
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged archive fails in any way
         raise InputError(f"{path}: no images in it ({error}); expected an array arr_0 of them") from None
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3) or not len(pixels):
         raise InputError(f"{path}: no images in it: {pixels.dtype} {pixels.shape}, expected uint8 (N, H, W, 3 or 1)")
-    channels, names = pixels.shape[-1], [str(number) for number in range(len(pixels))]
-    return Source(
-        Listing(path, table_of(names), pixels=pixels.squeeze(-1) if channels == 1 else pixels), from_image, channels
-    )
+    channels, table = pixels.shape[-1], table_of([str(number) for number in range(len(pixels))])
+    return Source(Listing(path, table, pixels=pixels[..., 0] if channels == 1 else pixels), from_image, channels)
 
 
-class Features(NamedTuple):
-    """What a network says of N images: pooled (N, D), spatial (N, S) or None, logits (N, K)."""
-
-    pooled: np.ndarray
-    spatial: np.ndarray | None
-    logits: np.ndarray
+Features = Mapping[str, np.ndarray]
+"""What a network says of N images: pooled (N, D), logits (N, K), and spatial (N, S) where it has such."""
 
 
 class FeatureNetwork:
@@ -111,8 +104,7 @@ class FeatureNetwork:
                 self.seen["logits"] = self.network(x if self.channels else x.expand(-1, 3, -1, -1))
             for name, value in self.seen.items():
                 rows.setdefault(name, []).append(value.flatten(1).float().cpu().numpy())
-        whole = {name: np.concatenate(parts) for name, parts in rows.items()}
-        return Features(whole["pooled"], whole.get("spatial"), whole["logits"])
+        return {name: np.concatenate(parts) for name, parts in rows.items()}
 
     def figures(
         self,
@@ -128,17 +120,15 @@ class FeatureNetwork:
         Names say whose features they rest on, where these are not Inception's. None: not defined. Raises InputError
         as the single figures do.
         """
-        found: dict[str, str | float | None] = {
-            "IS": "{:.4g} ± {:.2g}".format(*inception_score(samples.logits, splits))
-        }
+        score = "{:.4g} ± {:.2g}".format
+        found: dict[str, str | float | None] = {"IS": score(*inception_score(samples["logits"], splits))}
         if reference is not None:
-            found["FID"] = distance(samples.pooled, reference.pooled)
-            found["sFID"] = None if samples.spatial is None else distance(samples.spatial, reference.spatial)
-            sides = samples.pooled, reference.pooled
+            sides, spatial = ([side.get(kind) for side in (samples, reference)] for kind in ("pooled", "spatial"))
+            found["FID"], found["sFID"] = distance(*sides), None if spatial[0] is None else distance(*spatial)
             found["precision"], found["recall"] = precision_recall(*sides, neighbours)
-            found["KID"] = "{:.4g} ± {:.2g}".format(*kernel_distance(*sides, subsets, subset_size))
+            found["KID"] = score(*kernel_distance(*sides, subsets, subset_size))
         suffix = "" if self.spec == "inception" else f" (classifier {self.spec})"
-        return {name + suffix: value for name, value in found.items()} | {"images": len(samples.pooled)}
+        return {name + suffix: value for name, value in found.items()} | {"images": len(samples["pooled"])}
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

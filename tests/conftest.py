@@ -1,6 +1,6 @@
 """What is set once for the whole test session."""
 
-import os
+import multiprocessing
 import traceback
 
 import pytest
@@ -27,25 +27,25 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.get_closest_marker("own_process") is None:
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        outcome = "passed"
+    reader, writer = multiprocessing.Pipe(duplex=False)
+
+    def call() -> None:
         try:
             pyfuncitem.obj(**arguments)
+            writer.send(None)
         except pytest.skip.Exception as skipped:
-            outcome = f"skipped {skipped}"
+            writer.send((pytest.skip, str(skipped)))
         except BaseException:
-            outcome = f"failed {traceback.format_exc()}"
-        finally:
-            os.write(writer, outcome.encode()[-60_000:])
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        outcome, _, text = pipe.read().decode(errors="replace").partition(" ")
-    os.waitpid(child, 0)
-    if outcome == "skipped":
-        pytest.skip(text)
-    if outcome != "passed":
-        pytest.fail(text or "the process of the test died", pytrace=False)
+            writer.send((pytest.fail, traceback.format_exc()))
+
+    child = multiprocessing.get_context("fork").Process(target=call)
+    child.start()
+    writer.close()
+    try:
+        outcome = reader.recv()
+    except EOFError:
+        outcome = pytest.fail, "the process of the test died"
+    child.join()
+    if outcome is not None:
+        outcome[0](outcome[1])
     return True

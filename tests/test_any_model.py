@@ -68,7 +68,7 @@ def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, R
     return out, succeeded(run_main(*flags(place, out)))
 
 
-def test_the_tree_speaks_of_classes(done):
+def test_the_tree_speaks_of_classes_and_the_same_command_changes_nothing(done, place):
     out, run = done
     results = out / "Results/exp"
     summary, config = (yaml.safe_load((results / name).read_text()) for name in ("summary.yaml", "config.yaml"))
@@ -85,9 +85,6 @@ def test_the_tree_speaks_of_classes(done):
         *("class b/x y.png", "class b/deep/é.jpg", "class c/1.png", "class c/2;3.png", "class j/last'.png")
     }
     assert "runs your own code" in run.out
-
-
-def test_the_same_command_again_changes_nothing(place, done):
     before = tree_of(done[0])
     succeeded(run_main(*flags(place, done[0])))
     assert tree_of(done[0]) == before

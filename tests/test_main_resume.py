@@ -131,19 +131,14 @@ def test_an_image_counts_as_done_only_with_all_its_files(world, expected, tmp_pa
     assert comparable(out) == expected
 
 
-# Another run's folder
-
-
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
     [
         ("seed", 5, ("--seed", "is 5", "was 4")),
         ("classifier_scales", "8,10", ("--classifier_scales", "[8.0, 10.0]", "[8.0]")),
-        ("batch_size", 3, ("--batch_size", "is 3", "was 4")),
         ("num_batches", 2, ("--num_batches", "is 8", "was 4")),
         ("noise", "stream", ("--noise", "stream", "per_image")),
         ("num_chunks", 2, ("--num_chunks", "is 2", "was 1")),
-        ("image_format", "png", ("--image_format", "png", "jpg")),
     ],
 )
 def test_another_configuration_is_refused(world, shared_run, flag, value, said):

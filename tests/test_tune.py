@@ -88,14 +88,11 @@ def measured(tried: list[tuple[int, int]]):
     return measure
 
 
-def test_the_better_half_goes_on_with_twice_the_images():
+def test_the_better_half_goes_on_with_twice_the_images_if_the_budget_pays_for_it():
     tried: list[tuple[int, int]] = []
     best = successive_halving(SETTINGS, measured(tried), lambda flags: 10, images=16, budget=10_000)
     assert [trial.flags["scale"] for trial in best] == [3, 4]  # all flip, and 3 changes less
     assert tried == [(s, 4) for s in range(8)] + [(s, 8) for s in (3, 4, 5, 6)] + [(s, 16) for s in (3, 4)]
-
-
-def test_no_round_begins_that_the_budget_does_not_pay_for():
     tried: list[tuple[int, int]] = []
     best = successive_halving(SETTINGS, measured(tried), lambda flags: 10, images=16, budget=320 + 320 - 1)
     assert [trial.images for trial in best] == [4] * 8 and len(tried) == 8
@@ -103,15 +100,12 @@ def test_no_round_begins_that_the_budget_does_not_pay_for():
         successive_halving(SETTINGS, measured([]), lambda flags: 10, images=16, budget=319)
 
 
-def test_the_front_holds_what_nothing_beats():
-    good = [Trial({}, 4, 1.0, 0.02, 50), Trial({}, 4, 1.0, 0.03, 20), Trial({}, 4, 0.9, 0.01, 50)]
-    assert front([*good, Trial({}, 4, 1.0, 0.03, 50), Trial({}, 4, 0.8, 0.02, 60)]) == good
-
-
-def test_candidates_differ_and_are_the_same_again():
+def test_candidates_and_what_of_them_nothing_beats():
     found = candidates("inverted", 12, seed=4)
     assert len({str(flags) for flags in found}) == 12 and found == candidates("inverted", 12, seed=4)
     assert "repaint" in found[0] and "repaint" not in candidates("dime", 1, seed=4)[0]
+    good = [Trial({}, 4, 1.0, 0.02, 50), Trial({}, 4, 1.0, 0.03, 20), Trial({}, 4, 0.9, 0.01, 50)]
+    assert front([*good, Trial({}, 4, 1.0, 0.03, 50), Trial({}, 4, 0.8, 0.02, 60)]) == good
 
 
 def test_what_is_known_is_not_computed_again(tmp_path):

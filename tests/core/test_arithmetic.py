@@ -66,9 +66,6 @@ print(before, min(page_faults() for _ in range(10)))  # where alignment splits a
     assert after < before / 10
 
 
-# --compile
-
-
 @functools.cache
 def tiny(num_classes: int | None = None, multiclass: bool = False) -> UNetModel:
     model = UNetModel(8, 3, 32, 6, 1, (2,), channel_mult=(1, 1), num_classes=num_classes, multiclass=multiclass)

@@ -48,9 +48,6 @@ def photo(path: Path, size: tuple[int, int] = (178, 218), shade: int = 0) -> Ima
     return Image.fromarray(pixels)
 
 
-# Annotations
-
-
 def test_columns_are_found_by_name_and_rows_by_partition(tmp_path):
     assert len(set(ATTRIBUTES)) == 40
     assert [ATTRIBUTES[i] for i in (0, 20, 31, 39)] == ["5_o_Clock_Shadow", "Male", "Smiling", "Young"]
@@ -85,9 +82,6 @@ def test_damaged_annotations(tmp_path, file, edit, said):
         read_annotations(str(tmp_path), "val")
 
 
-# Layouts
-
-
 def as_txt(folder: Path, heading: str = "", count: str = "5\n", suffix: str = ".txt") -> None:
     for path in folder.glob("*.csv"):
         path.unlink()
@@ -113,7 +107,6 @@ LAYOUTS = {
     "csv": lambda folder: None,
     "official txt": as_txt,
     "txt with a count and names": lambda folder: as_txt(folder, "5\nimage_id partition\n"),
-    "txt with a count and a name": lambda folder: as_txt(folder, "5\npartition\n"),
     "txt without a count": lambda folder: as_txt(folder, count=""),
     "txt called csv": lambda folder: as_txt(folder, suffix=".csv"),
     "CRLF and BOM": lambda folder: [edited(folder, "\n", "\r\n"), edited(folder, "image_id", "\ufeffimage_id")],
@@ -189,9 +182,6 @@ def test_mini_val_of_celeba(tmp_path):
     assert len(images) - len(set(images)) == 34
 
 
-# The transform
-
-
 @pytest.mark.parametrize(
     ("photo_size", "image_size", "resized"),
     [
@@ -230,9 +220,6 @@ def test_augmentation_stretching_and_grey(tmp_path):
     stretched, expected = source.load(0), read_image(source.image_path(0)).convert("L").resize((16, 16), Image.BILINEAR)
     assert stretched.shape == source.stand_in().shape == (1, 16, 16)
     assert np.abs((stretched[0].double().numpy() + 1) * 127.5 - np.asarray(expected)).max() < 1e-4
-
-
-# Opening images
 
 
 @pytest.mark.parametrize("kind", BAD | UNSCALED)

@@ -34,9 +34,8 @@ def explainer(model: nn.Module | None = None, method: Method | None = None, **op
     settings = {"start_step": TAU, "use_logits": True, "l1_loss": 0.01, "classifier_scales": SCALES}
     classifier = own.pop("classifier", Brightness())
     diffusion = DiffusionModel(model or CountingModel(), toy_diffusion(20), {})
-    return Explainer(
-        classifier, diffusion, Binary(use_logits=True), Settings(**settings | options), method=method, **own
-    )
+    settings = Settings(**settings | options)
+    return Explainer(classifier, diffusion, Binary(use_logits=True), settings, method=method, **own)
 
 
 def explained(rows: list[int], **options) -> Explanations:
@@ -148,9 +147,6 @@ def test_a_conditional_model_is_told_each_images_own_labels():
     assert not torch.equal(everyone.cf, explained(EVERYONE, pad_to=6).cf)
 
 
-# The Python interface
-
-
 class TwoShades(nn.Module):
     """Three classes: dark, bright, and one in between; with a batch norm, which a training mode would update."""
 
@@ -236,13 +232,9 @@ def test_the_record_says_what_was_done():
     difference = np.abs(to_hwc(input_to_uint8(X)).astype(float) - to_hwc(to_uint8(result.cf))) / 255
     np.testing.assert_allclose(result.l_1, difference.mean(axis=(1, 2, 3)), rtol=1e-6)
     assert set(result.scale.tolist()) <= {50.0, 5000.0}
-
-
-def test_images_whose_target_is_their_prediction_are_left_alone():
-    network = TwoShades().eval()
-    wanted = network(X).argmax(dim=1)
+    wanted = result.pred.clone()  # images whose target is their prediction are left alone
     wanted[0] = (wanted[0] + 1) % 3
-    result = interface(network).explain(replace(batch(EVERYONE), target=wanted))
+    result = interface(TwoShades().eval()).explain(replace(batch(EVERYONE), target=wanted))
     assert torch.equal(result.cf[1:], X[1:]) and not torch.equal(result.cf[0], X[0])
 
 
@@ -254,7 +246,6 @@ def test_an_unusable_setting_is_refused_at_once():
 
 
 CONFIDENCE = 0.9
-LOGIT = torch.logit(torch.tensor(CONFIDENCE))
 GREY = torch.zeros(3, 3, 32, 32)
 CORNER = (..., slice(4, 12), slice(4, 12))
 
@@ -279,6 +270,10 @@ def test_only_what_the_decision_needs_stays():
     # the square has 64 pixels; a fifth of its brightness suffices, with a border of two pixels around that
     assert (changed < 100).all()
     assert torch.equal(small[..., 20:, 20:], GREY[..., 20:, 20:])
+    cf = torch.stack([GREY[0], GREY[1] - 0.5, GREY[2] + 0.5])
+    cf[2, 0, 0, 0] = torch.nan
+    small = shrunk(cf, pull())  # what fails and what is no number stays as it is
+    assert torch.equal(small[:2], cf[:2]) and not small[2].isfinite().all()
 
 
 @pytest.mark.parametrize("confidence", [0.0, CONFIDENCE, 0.999])
@@ -292,16 +287,9 @@ def test_what_was_reached_is_never_lost(confidence, seed):
     assert ((small - GREY).abs() <= (cf - GREY).abs() + 1e-6).all()  # nothing is changed that was not
 
 
-def test_what_fails_and_what_is_no_number_stays_as_it_is():
-    cf = torch.stack([GREY[0], GREY[1] - 0.5, GREY[2] + 0.5])
-    cf[2, 0, 0, 0] = torch.nan
-    small = shrunk(cf, pull())
-    assert torch.equal(small[:2], cf[:2])
-    assert not small[2].isfinite().all()
-
-
 def test_the_pull_eases_off_beyond_the_confidence():
-    levels = torch.tensor([0.0, float(LOGIT) / 40 + 0.1, 0.3])  # p below, at, and far beyond
+    at = float(torch.logit(torch.tensor(CONFIDENCE))) / 40 + 0.1
+    levels = torch.tensor([0.0, at, 0.3])  # p below, at, and far beyond
     image = GREY + levels.view(3, 1, 1, 1)
     full, eased = pull().class_gradient(image), pull(CONFIDENCE).class_gradient(image)
     torch.testing.assert_close(eased[:2], full[:2])

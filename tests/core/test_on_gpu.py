@@ -1,8 +1,4 @@
-"""Chains on a GPU that is only pretended: every tensor is on one device, and the host never waits for a result.
-
-torch's fake tensors know device, shape and type but hold no numbers: whatever would copy one to the host, or depend on
-its value there, raises an error.
-"""
+"""Chains on a pretended GPU: fake tensors hold no numbers, so that whatever asks the host for one raises an error."""
 
 import pytest
 import torch

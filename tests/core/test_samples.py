@@ -10,7 +10,6 @@ from PIL import Image
 from dime.core.metrics.features import Machine
 from dime.core.samples import (
     FeatureNetwork,
-    Features,
     distance,
     inception_score,
     kernel_distance,
@@ -97,9 +96,9 @@ def test_inceptions_features_logits_and_spatial_features(inception):
     network, path = inception
     np.savez(path.with_suffix(".npz"), np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), dtype=np.uint8))
     found = network(open_images(str(path.with_suffix(".npz"))))
-    assert found.pooled.shape == (3, 2048) and found.spatial.shape == (3, 7 * 17 * 17)
+    assert found["pooled"].shape == (3, 2048) and found["spatial"].shape == (3, 7 * 17 * 17)
     weight = torch.load(path)["fc.weight"].numpy()
-    assert np.allclose(found.logits, found.pooled @ weight.T, atol=1e-4)  # float32 sums over 2048
+    assert np.allclose(found["logits"], found["pooled"] @ weight.T, atol=1e-4)  # float32 sums over 2048
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +129,9 @@ def evaluate(sets, *names: str, **flags) -> Run:
 
 def test_folders_and_arrays_are_the_same_images(sets):
     network = FeatureNetwork(str(sets / "classifier.pth"), CPU)
-    found: list[Features] = [network(open_images(str(sets / name))) for name in ("folder", "same.npz")]
-    assert np.array_equal(found[0].pooled, found[1].pooled) and found[0].pooled.shape == (12, 8)
-    assert found[0].logits.shape == (12, 4) and found[0].spatial is None
+    folder, array = (network(open_images(str(sets / name))) for name in ("folder", "same.npz"))
+    assert np.array_equal(folder["pooled"], array["pooled"])
+    assert {name: values.shape for name, values in folder.items()} == {"pooled": (12, 8), "logits": (12, 4)}
 
 
 def test_the_table_says_whose_features_they_are(sets, tmp_path):

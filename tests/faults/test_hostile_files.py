@@ -1,7 +1,4 @@
-"""Hostile files: nothing in them runs, one line of their reader's names them, and nothing takes long.
-
-Weights have one reader, and pickles of arrays another: they are given every file, and every entry point one of them.
-"""
+"""Hostile files: nothing in them runs, one line of their reader's names them, and nothing takes long."""
 
 import ast
 import pickle

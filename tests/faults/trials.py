@@ -99,9 +99,6 @@ def require_same(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
         require(not names, f"{len(names)} {what} ({min(names, default='')})")
 
 
-# The trials: each gives the figure that the table sums up
-
-
 def kill_and_resume(bench: Bench, number: int) -> float:
     """The share of the images that was done when the kill came. Every third trial draws a stream of noise."""
     flags = {"noise": "stream"} if number % 3 == 2 else {}

@@ -121,7 +121,7 @@ def saved(path: Path, weights: dict, config: dict | None = None) -> None:
     cu.save(path, cu.portable(weights, config))
 
 
-def test_round_trip_keeps_names_values_and_config(tmp_path):
+def test_round_trip_keeps_names_values_and_config_and_no_more_than_the_weights(tmp_path):
     model = network()
     for name in ("a.pt", "b.pt"):
         saved(tmp_path / name, model.state_dict(), CONFIG)
@@ -135,9 +135,6 @@ def test_round_trip_keeps_names_values_and_config(tmp_path):
     torch.save(model.state_dict(), tmp_path / "theirs.pt")
     assert cu.stored_config(cu.load_state_dict(tmp_path / "theirs.pt")) is None
     assert cu.stored_config({"weight": torch.zeros(1)}) is None
-
-
-def test_float32_on_the_disk_and_no_more_than_the_weights(tmp_path):
     view = {"view": torch.zeros(1_000_000)[:2]}
     saved(tmp_path / "model.pt", network().half().state_dict() | view)
     loaded = cu.load_state_dict(tmp_path / "model.pt")
@@ -211,12 +208,21 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_what_cannot_take_its_name_is_said_and_cleared_away(tmp_path):
+def test_what_cannot_take_its_name_and_files_of_the_dead_are_cleared_away(tmp_path):
     (tmp_path / "folder" / "within").mkdir(parents=True)
     for path in (tmp_path / "folder", tmp_path / "nowhere" / "file"):
         with pytest.raises(OSError, match=f"{path}: could not be written"):
             files.write_atomically(path, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    owners = {"dead": f"{2**22 + 1}-{socket.gethostname()}", "living": f"{os.getpid()}-{socket.gethostname()}"}
+    owners |= {"elsewhere": "1-elsewhere", "old": "1-elsewhere"}
+    paths = {name: tmp_path / f".{name}.{owner}-0123abcd.tmp" for name, owner in owners.items()}
+    paths["of another program"] = tmp_path / ".something.tmp"
+    for path in paths.values():
+        path.touch()
+    os.utime(paths["old"], (0, 0))
+    files.remove_orphans([tmp_path, tmp_path / "nowhere"])
+    assert {name for name, path in paths.items() if path.exists()} == {"living", "elsewhere", "of another program"}
 
 
 @pytest.mark.parametrize("reason", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
@@ -232,15 +238,3 @@ def test_a_folder_that_cannot_be_synced_ends_nothing(tmp_path, monkeypatch, reas
     monkeypatch.setattr(os, "fsync", refuse)
     files.write_atomically(tmp_path / "file", lambda file: file.write(b"new"))
     assert (tmp_path / "file").read_bytes() == b"new"
-
-
-def test_temporary_files_of_the_dead_go_and_others_stay(tmp_path):
-    owners = {"dead": f"{2**22 + 1}-{socket.gethostname()}", "living": f"{os.getpid()}-{socket.gethostname()}"}
-    owners |= {"elsewhere": "1-elsewhere", "old": "1-elsewhere"}
-    paths = {name: tmp_path / f".{name}.{owner}-0123abcd.tmp" for name, owner in owners.items()}
-    paths["of another program"] = tmp_path / ".something.tmp"
-    for path in paths.values():
-        path.touch()
-    os.utime(paths["old"], (0, 0))
-    files.remove_orphans([tmp_path, tmp_path / "nowhere"])
-    assert {name for name, path in paths.items() if path.exists()} == {"living", "elsewhere", "of another program"}

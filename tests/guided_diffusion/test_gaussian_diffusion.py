@@ -153,12 +153,6 @@ def test_betas_are_the_published_ones(schedule, steps):
     np.testing.assert_allclose(get_named_beta_schedule(schedule, steps), expected, rtol=1e-12)
 
 
-def test_alpha_bar_is_followed_up_to_the_largest_beta():
-    betas = betas_for_alpha_bar(10, lambda u: (1 - u) ** 2, max_beta=0.7)
-    np.testing.assert_allclose(np.cumprod(1 - betas)[:8], [(1 - i / 10) ** 2 for i in range(1, 9)])
-    assert betas[-1] == 0.7
-
-
 @pytest.mark.parametrize("betas", [[], [0.1, 0.0], [1.1], [[0.1]], [math.nan]])
 def test_betas_out_of_range_are_refused(betas):
     with pytest.raises(ValueError, match="betas"):
@@ -181,6 +175,9 @@ def test_schedule_arrays_are_float64_and_their_entries_rounded_once():
     assert torch.equal(mean, diffusion.q_sample(X, T, torch.zeros_like(X)))
     torch.testing.assert_close(variance[:, 0, 0, 0].double(), torch.from_numpy(1 - diffusion.alphas_cumprod[T]))
     torch.testing.assert_close(log_variance, variance.log())
+    betas = betas_for_alpha_bar(10, lambda u: (1 - u) ** 2, max_beta=0.7)
+    np.testing.assert_allclose(np.cumprod(1 - betas)[:8], [(1 - i / 10) ** 2 for i in range(1, 9)])
+    assert betas[-1] == 0.7
 
 
 def test_interpreting_an_output_is_p_mean_variance_and_draws_nothing():
@@ -196,6 +193,10 @@ def test_interpreting_an_output_is_p_mean_variance_and_draws_nothing():
         assert expected.keys() == {"mean", "variance", "log_variance", "pred_xstart"}
         assert all(torch.equal(interpreted[name], expected[name]) for name in expected)
     assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ValueError, match=r"\(2, 6, 4, 4\) where \(2, 3, 4, 4\) .* learn_sigma False"):
+        process().p_mean_variance(Counted(wave, wave), X, T)
+    with pytest.raises(ValueError, match="learn_sigma True"):
+        process(variance=ModelVarType.LEARNED_RANGE).training_losses(Counted(wave), X, T)
 
 
 @pytest.mark.parametrize("mean_type", ModelMeanType)
@@ -245,13 +246,6 @@ def test_denoised_fn_comes_before_clipping(clip, expected):
     torch.testing.assert_close(p["pred_xstart"], torch.full_like(x, expected))
 
 
-def test_an_output_of_the_wrong_width_is_refused():
-    with pytest.raises(ValueError, match=r"\(2, 6, 4, 4\) where \(2, 3, 4, 4\) .* learn_sigma False"):
-        process().p_mean_variance(Counted(wave, wave), X, T)
-    with pytest.raises(ValueError, match="learn_sigma True"):
-        process(variance=ModelVarType.LEARNED_RANGE).training_losses(Counted(wave), X, T)
-
-
 def test_a_gradient_is_added_to_the_mean_and_shifts_the_noise():
     diffusion = process()
     p = diffusion.p_mean_variance(wave, X, T, clip_denoised=False)
@@ -276,13 +270,16 @@ LEVELS = torch.arange(256).double() / 127.5 - 1
 """The 8-bit grey levels on the scale [-1, 1]."""
 
 
-def test_normal_kl_is_the_exact_one():
+def test_normal_kl_is_the_exact_one_and_impossible_levels_have_a_finite_likelihood():
     mean1, logvar1, mean2, logvar2 = (rnd(seed, 4, 5).double() for seed in range(4))
     expected = kl_divergence(Normal(mean1, (0.5 * logvar1).exp()), Normal(mean2, (0.5 * logvar2).exp()))
     torch.testing.assert_close(normal_kl(mean1, logvar1, mean2, logvar2), expected)
     torch.testing.assert_close(normal_kl(mean1, 0.0, 0.0, 0.0), 0.5 * mean1**2)
     with pytest.raises(TypeError, match="at least one"):
         normal_kl(0.0, 0.0, 0.0, 0.0)
+    x = torch.tensor([0.9])
+    likelihood = discretized_gaussian_log_likelihood(x, means=-x, log_scales=torch.tensor([-8.0]))
+    torch.testing.assert_close(likelihood, torch.tensor([1e-12]).log())
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 0.3), (-0.99, 0.05), (0.7, 1.0)])
@@ -295,9 +292,3 @@ def test_grey_levels_have_probability_one_together(mean, std):
     torch.testing.assert_close(likelihood[1:-1], inner, atol=5e-4, rtol=0)  # the approximation's error
     x = torch.linspace(-5, 5, 101).double()
     torch.testing.assert_close(approx_standard_normal_cdf(x), Normal(0.0, 1.0).cdf(x), atol=3e-4, rtol=0)  # likewise
-
-
-def test_impossible_levels_have_a_finite_likelihood():
-    x = torch.tensor([0.9])
-    likelihood = discretized_gaussian_log_likelihood(x, means=-x, log_scales=torch.tensor([-8.0]))
-    torch.testing.assert_close(likelihood, torch.tensor([1e-12]).log())

@@ -34,7 +34,7 @@ def load(folder, batch_size: int = 4, **more):
     return load_data(data_dir=str(folder), batch_size=batch_size, image_size=8, deterministic=True, **more)
 
 
-def test_batches_in_order(folder, monkeypatch):
+def test_batches_in_order_or_each_pass_in_another(folder, monkeypatch):
     data = load(folder)
     images, cond = next(data)
     assert images.shape == (4, 3, 8, 8) and images.dtype == torch.float32 and cond == {}
@@ -44,16 +44,13 @@ def test_batches_in_order(folder, monkeypatch):
     monkeypatch.setattr("guided_diffusion.dist_util.rank", lambda: 1)
     monkeypatch.setattr("guided_diffusion.dist_util.world_size", lambda: 3)
     assert level(next(load(folder, 3))[0]) == [1, 4, 7]  # ranks share the files
-
-
-def test_a_pass_shows_every_image_once_in_another_order(folder):
     data = load_data(data_dir=str(folder), batch_size=5, image_size=8)
     passes = [level(torch.cat([next(data)[0], next(data)[0]])) for _ in range(2)]
     assert sorted(passes[0]) == sorted(passes[1]) == list(range(10))
     assert passes[0] != passes[1]
 
 
-def test_crops_halve_with_box_then_bicubic_then_take_the_centre_or_any_square():
+def test_crops_halve_with_box_then_bicubic_and_flips_happen_half_of_the_time(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     halved = image.resize((35, 20), Image.Resampling.BOX)
@@ -63,9 +60,6 @@ def test_crops_halve_with_box_then_bicubic_then_take_the_centre_or_any_square():
     crops = [random_crop_arr(image, 16) for _ in range(20)]
     assert {crop.shape for crop in crops} == {(16, 16, 3)}
     assert len({crop.tobytes() for crop in crops}) > 5
-
-
-def test_flips_happen_half_of_the_time(tmp_path):
     ramp = np.tile(np.arange(0, 160, 20, dtype=np.uint8)[None, :, None], (8, 1, 3))
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     dataset = ImageDataset(resolution=8, image_paths=[str(tmp_path / "ramp.png")])
@@ -123,19 +117,16 @@ def test_where_workers_die_the_same_batches_are_read_without_them(capsys):
     assert found == take(EndlessBatches(Numbers(), 2))
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1 and "images are read without them" in said[0]
+    for drop_last, expected in ((False, [*range(10), 0, 1]), (True, [*range(8), *range(4)])):
+        batches = EndlessBatches(Numbers(), 4, shuffle=False, drop_last=drop_last)
+        drawn = torch.tensor([number for batch in take(batches, 4) for number in batch])
+        assert drawn.long().tolist()[:12] == expected
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_arrives_as_it_is(workers):
     with pytest.raises(OSError, match=r"^000007\.jpg: not a readable image$"):
         take(EndlessBatches(Numbers(bad_image), 2, num_workers=workers))
-
-
-def test_an_incomplete_batch_is_dropped_or_not():
-    for drop_last, expected in ((False, [*range(10), 0, 1]), (True, [*range(8), *range(4)])):
-        batches = EndlessBatches(Numbers(), 4, shuffle=False, drop_last=drop_last)
-        drawn = torch.tensor([number for batch in take(batches, 4) for number in batch])
-        assert drawn.long().tolist()[:12] == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -150,16 +141,7 @@ def test_any_position_can_be_resumed(workers):
     assert torch.equal(torch.get_rng_state(), before)  # reading leaves the global generator alone
 
 
-def test_workers_end_with_their_batches():
-    before = set(multiprocessing.active_children())
-    data = EndlessBatches(Numbers(), 2, num_workers=2)
-    next(data)
-    assert len(set(multiprocessing.active_children()) - before) == 2
-    del data  # at once: there is no cycle for the garbage collector to find
-    assert not set(multiprocessing.active_children()) - before
-
-
-def test_a_signal_to_every_process_disturbs_no_reading():
+def test_a_signal_to_every_process_disturbs_no_reading_and_workers_end_with_their_batches():
     """As clusters send it. Were it for torch, an error would be raised wherever this process is when a worker ends."""
     data = EndlessBatches(Numbers(), 2, num_workers=2)
     begun = take(data, 2)
@@ -167,3 +149,9 @@ def test_a_signal_to_every_process_disturbs_no_reading():
         subprocess.run(["bash", "-c", f"kill -TERM {worker.pid}"], check=True)
         worker.join(10)
     assert begun + take(data, 20) == take(EndlessBatches(Numbers(), 2), 22)
+    before = set(multiprocessing.active_children())
+    data = EndlessBatches(Numbers(), 2, num_workers=2)
+    next(data)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    del data  # at once: there is no cycle for the garbage collector to find
+    assert not set(multiprocessing.active_children()) - before

@@ -14,17 +14,8 @@ from dime.core.job.writer import check_original, write_explanations, write_image
 from dime.core.results import ResultTree
 from tests.helpers import rnd
 
-# 8-bit images
 
-
-def test_inputs_keep_all_256_levels_and_generated_images_are_clamped_and_truncated():
-    x = (torch.arange(256) / 255 - 0.5) / 0.5  # as the transform makes them
-    assert input_to_uint8(x).tolist() == list(range(256))
-    x = torch.tensor([-3.0, -1.0, -0.99999, 0.0, 0.5, 0.99999, 1.0, 7.0])
-    assert to_uint8(x).tolist() == [0, 0, 0, 127, 191, 254, 255, 255]
-
-
-def test_differences_by_hand():
+def test_levels_and_differences_by_hand():
     a, b = np.zeros((1, 3, 3), np.uint8), np.zeros((1, 3, 3), np.uint8)
     a[0, 0] = (10, 0, 0)
     b[0, 0] = (0, 20, 0)  # 30 in all
@@ -33,9 +24,10 @@ def test_differences_by_hand():
     assert not difference_map(a, a).any()
     mean = mean_difference(a, b)
     assert mean == np.float32(230 / 9 / 255) and mean.dtype == np.float32
-
-
-# The tree
+    x = (torch.arange(256) / 255 - 0.5) / 0.5  # as the transform makes them
+    assert input_to_uint8(x).tolist() == list(range(256))
+    x = torch.tensor([-3.0, -1.0, -0.99999, 0.0, 0.5, 0.99999, 1.0, 7.0])
+    assert to_uint8(x).tolist() == [0, 0, 0, 127, 191, 254, 255, 255]
 
 
 def explanations(finite: tuple[bool, ...] = (True, True, True)) -> Explanations:

@@ -43,9 +43,6 @@ def every_cf(root: Path, exp: str = "expA") -> list[Path]:
     return sorted(root.glob(f"Results/{exp}/*/*/CF/*.jpg"))
 
 
-# the published code's figures; each test loads one network and uses it for all that needs it
-
-
 def test_faces_as_published(metric_world):
     pairs = select_pairs(metric_world.tree("expA"))
     fva, mean_cosine = face_verification(pairs, face_features(metric_world.faces, HERE))
@@ -87,9 +84,6 @@ def test_diversity_as_published(metric_world):
     result = diversity(trees, load_lpips(CPU), HERE, "all")
     # 2e-6: float32 on another machine
     assert result.value == pytest.approx(0.04578539, abs=2e-6)
-
-
-# Fréchet distances
 
 
 def test_inception_as_pytorch_fid_has_it(metric_world, monkeypatch):
@@ -186,9 +180,6 @@ def test_diversity_in_closed_form_of_images_in_the_same_folder_everywhere(small)
     assert diversity(trees, Squares(), HERE, "all").n == result.n - 1
 
 
-# which images
-
-
 def test_realism_counts_an_input_once_and_one_without_counterfactual_too(small):
     """Two experiments that judge an input differently leave it in both folders of Original/."""
     tree, features = ResultTree(small, "expA"), ImageFeatures(tiny_features, HERE)
@@ -208,7 +199,7 @@ def test_realism_counts_an_input_once_and_one_without_counterfactual_too(small):
         realism(tree, features)
 
 
-def test_diversity_needs_two_experiments_and_a_common_image(small):
+def test_diversity_needs_a_common_image_and_a_summary_no_flips(small):
     trees = [ResultTree(small, exp) for exp in ("expA", "expB")]
     with pytest.raises(InputError, match="at least two"):
         diversity(trees[:1], Squares(), HERE, "all")
@@ -218,9 +209,6 @@ def test_diversity_needs_two_experiments_and_a_common_image(small):
         shutil.copy(original, original.with_name(f"1{path.name[1:]}"))
     with pytest.raises(UndefinedError, match="no image lies in the same folder"):
         diversity(trees, Squares(), HERE, "all")
-
-
-def test_a_summary_where_nothing_flipped(small):
     for path in small.glob("Results/expA/*/CCF/CF/*.jpg"):
         path.rename(path.parents[2] / "ICF" / "CF" / path.name)
     features = ImageFeatures(tiny_features, HERE)

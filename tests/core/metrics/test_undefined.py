@@ -124,8 +124,6 @@ def test_the_script_says_what_the_protocol_says(tmp_path, networks):
     assert (tmp_path / "Results/a/CD.png").read_bytes().startswith(b"\x89PNG")
 
 
-# other decisions, other images, other metrics
-
 CLASSES = "decision: multiclass\nclasses: [cat, dog, cow]\ndataset: folder\n"
 
 

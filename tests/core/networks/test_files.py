@@ -63,9 +63,6 @@ def test_bad_files(tmp_path, suffix, kind):
     assert "weights_only=False" not in message
 
 
-# wrappers
-
-
 def network() -> nn.Module:
     return fill_(nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4))))
 
@@ -117,9 +114,6 @@ def test_missing_unknown_misshapen_and_broken_weights_are_named():
     assert "NaN" in (message := one_line(install, network(), state, "w.pt", CPU)) and "conv.bias" in message
 
 
-# safetensors
-
-
 def test_half_the_size_keeps_weights_and_configuration(tmp_path):
     big = fill_(nn.Linear(300, 300))
     save(tmp_path / "m.pt", portable(big.state_dict(), {"num_heads": 4}))
@@ -153,9 +147,6 @@ def test_metadata_of_other_programs_does_no_harm(tmp_path, metadata):
     save_file(prefixed(""), tmp_path / "m.safetensors", metadata)
     state = read_state_dict(tmp_path / "m.safetensors")
     assert state.keys() == prefixed("").keys() and stored_config(state) is None
-
-
-# pickles of arrays (VGGFace2)
 
 
 @pytest.mark.parametrize("name", ["numpy.load", "numpy._core.multiarray.fromfile", "os.system", "builtins.eval"])
@@ -281,9 +272,6 @@ def test_a_small_cnn_stands_in_for_the_oracle_and_vgg19(tmp_path):
         features.load_perceptual(1, tmp_path / "x.pth")
     with pytest.raises(InputError, match="expected an oracle"):
         features.load_oracle(tmp_path / "x.pth", CPU)
-
-
-# What they see, in closed form
 
 
 def test_vggface2_sees_bgr_minus_its_mean_resized_as_pillow_does():

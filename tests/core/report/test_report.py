@@ -18,7 +18,7 @@ from dime.core.report.data import read_experiment, with_changes
 from dime.core.report.page import Limits, render
 from dime.core.results import ResultTree
 from tests.helpers import GOLDEN
-from tests.report_world import STEPS, make_experiment, record
+from tests.metric_world import STEPS, make_experiment, record
 
 SCRIPT_TAG = "</script><script>document.title='owned'</script>"
 IMAGE_TAG = "<img src=x onerror=document.title='owned'>"
@@ -213,15 +213,7 @@ def test_frames_are_evenly_spaced_with_both_ends(count):
     assert len(gaps) == 0 or 0 <= gaps.max() - gaps.min() <= 1
 
 
-def test_an_embedded_image_is_a_small_webp_of_the_same_picture_and_never_enlarged():
-    image = Image.fromarray(np.full((40, 30, 3), (200, 30, 90), dtype=np.uint8))
-    for pixels, size in ((None, (30, 40)), (128, (30, 40)), (20, (15, 20))):
-        again = Image.open(io.BytesIO(base64.b64decode(pictures.embedded(image, pixels))))
-        assert again.format == "WEBP" and again.size == size
-        assert np.abs(np.asarray(again.convert("RGB"), float) - (200, 30, 90)).max() < 6  # lossy chroma
-
-
-def test_a_film_strip_has_the_first_and_the_last_frame(tmp_path):
+def test_a_film_strip_has_both_ends_and_an_embedded_image_is_never_enlarged(tmp_path):
     greys = np.linspace(0, 240, 30).astype(int)
     paths = [tmp_path / f"{step:04d}.png" for step in range(30)]
     for path, grey in zip(paths, greys, strict=True):
@@ -230,6 +222,11 @@ def test_a_film_strip_has_the_first_and_the_last_frame(tmp_path):
     assert strip.shape == (96, 96 * 12, 3)
     assert strip[0, 0, 0] == greys[0] and strip[0, -1, 0] == greys[-1]
     assert (np.diff(strip[0, ::96, 0].astype(int)) > 0).all()
+    image = Image.fromarray(np.full((40, 30, 3), (200, 30, 90), dtype=np.uint8))
+    for pixels, size in ((None, (30, 40)), (128, (30, 40)), (20, (15, 20))):
+        again = Image.open(io.BytesIO(base64.b64decode(pictures.embedded(image, pixels))))
+        assert again.format == "WEBP" and again.size == size
+        assert np.abs(np.asarray(again.convert("RGB"), float) - (200, 30, 90)).max() < 6  # lossy chroma
 
 
 def test_the_contact_sheet_has_three_pictures_of_each_image(tmp_path):
