@@ -28,6 +28,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
+    """The flags."""
     parser = Parser(description=__doc__.splitlines()[0])
     add_training_flags(parser.add_argument_group("data, output and machine"))
     add = parser.add_argument_group("training").add_argument
@@ -70,6 +71,9 @@ def build_training(args: argparse.Namespace) -> ClassifierTraining:
         found, wanted = ("classes", "multiclass") if images.exclusive else ("attributes", "binary")
         raise InputError(f"--decision {args.decision}: the images have {found}; give --decision {wanted}")
     class_names = images.names if exclusive else None
+    lacking = set(range(len(images.names))) - set(images.targets(None)) if exclusive else ()
+    if lacking:
+        raise InputError(f"{args.data_dir}: there is no training image of class {images.names[min(lacking)]}")
     validation = open_part(*place, "val", args.image_size, args.image_channels, class_names)
     if args.dataset == "folder" and validation.folder == images.folder:
         raise InputError(f"{args.data_dir}: expected two folders in it, train and val, each with those of the classes")

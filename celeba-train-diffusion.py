@@ -36,6 +36,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
+    """The flags."""
     parser = Parser(description=__doc__.splitlines()[0])
     add_training_flags(parser.add_argument_group("data, output and machine"))
     add = parser.add_argument_group("training").add_argument

@@ -36,7 +36,7 @@ if [ -n "$TARGET" ]; then
         dime_environment digits
         "$PYTHON" tools/small_digits.py "$DATA_DIR"
     fi
-    RUN=(main.py ${METHOD:---preset digits,inverted} --data_dir "$DATA_DIR" --gpu 0 --output_path demo/results --image_format png)
+    RUN=(main.py ${METHOD:---preset digits,fast} --data_dir "$DATA_DIR" --gpu 0 --output_path demo/results --image_format png)
     explain() { "$PYTHON" -W ignore "${RUN[@]}" --batch_size "${IMAGES:-32}" --num_batches 1 "$@" "${REST[@]}"; }
     explain --exp_name "$NAME"
     explain --exp_name "$NAME-to-$TARGET" --target "$TARGET"

@@ -1,9 +1,11 @@
 """Every metric of the papers whose weights are present, for one experiment or several side by side."""
 
+import argparse
 from pathlib import Path
 
 from dime.core.cli import Parser, run
 from dime.core.errors import InputError
+from dime.core.job.world import World
 from dime.core.metrics.protocol import METRICS, evaluate
 from dime.core.metrics.report import PUBLISHED, as_csv, as_json, markdown
 from dime.core.metrics.scripts import (
@@ -20,9 +22,21 @@ from dime.core.results import ResultTree
 ASKED = tuple(dict.fromkeys(metric.asked_by for metric in METRICS if metric.asked_by))
 
 
-def main() -> None:
-    """Evaluate, print the table, and leave it in every experiment's folder."""
-    args = build_parser().parse_args()
+def main() -> int | None:
+    """Evaluate, alone or with other processes, print the table, and leave it in every experiment's folder."""
+    world = World()
+    with world.one_voice():
+        args = world.parsed(build_parser().parse_args)
+        if (code := world.several(args.gpu)) is not None:
+            return code
+        args.gpu = str(world.device(args.gpu))
+        with world.in_step():
+            evaluate_and_write(args, world.speaks)
+    return None
+
+
+def evaluate_and_write(args: argparse.Namespace, speaks: bool) -> None:
+    """Evaluate; the one process that speaks prints and writes."""
     seeds = seed_trees(args) if args.exp_pattern or args.exp_values else []
     names = dict.fromkeys([*args.exp_name, *(seed.exp_name for seed in seeds)])
     if not names:
@@ -31,6 +45,8 @@ def main() -> None:
     args.partition = None if args.partition == "all" else args.partition  # COUT's own choice is cor
     asked = [flag for flag in ASKED if getattr(args, flag[2:].replace("-", "_"))]
     report = evaluate(context_of(args, seeds), trees, asked)
+    if not speaks:
+        return
     print(markdown(report, args.papers), end="", flush=True)
     if args.json:
         write_file(args.json, as_json(report))

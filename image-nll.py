@@ -43,6 +43,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
+    """The flags."""
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument_group("images").add_argument
     add("--data_dir", default="", help="folder in CelebA's layout, or any folder of images; '' is the current one")

@@ -11,32 +11,31 @@ from dataclasses import replace
 from pathlib import Path
 
 from dime.core.arithmetic import keep_freed_memory
-from dime.core.cli import run, say, select_device, stoppable
+from dime.core.cli import EXIT_SOME_FAILED, run, say, stoppable
 from dime.core.config import Config, parse_config
 from dime.core.job.identity import merge_chunks
 from dime.core.job.run import Run
 from dime.core.job.setup import set_up
-from dime.core.metrics.faces import face_features
-from dime.core.metrics.features import Machine
-from dime.core.metrics.mnac import oracle_logits
-from dime.core.metrics.protocol import summary_figures
+from dime.core.job.world import World
 from dime.core.results import ResultTree
 from dime.core.summary import Summary, write_summary
 
-EXIT_SOME_FAILED = 3
-
 
 def main() -> int:
-    """Run one chunk, or merge the summaries of all of them."""
-    config = parse_config(__doc__.splitlines()[0])
-    # --overwrite, given again, would start afresh
-    with stoppable("run the same command again" + (", without --overwrite," if config.overwrite else "")):
-        failed = 0
-        for each in experiments(config):
-            tree = ResultTree(Path(each.output_path), each.exp_name, each.image_format)
-            summary = summary_of(each, tree)
-            report(summary, tree)
-            failed += summary.get("failed", 0)
+    """Run one chunk, alone or with other processes, or merge the summaries of all chunks."""
+    world = World()
+    with world.one_voice():
+        config = world.parsed(lambda: parse_config(__doc__.splitlines()[0]))
+        # --overwrite, given again, would start afresh
+        with stoppable("run the same command again" + (", without --overwrite," if config.overwrite else "")):
+            if (code := world.several(config.gpu)) is not None:
+                return code
+            failed = 0
+            for each in experiments(config):
+                tree = ResultTree(Path(each.output_path), each.exp_name, each.image_format)
+                if summary := summary_of(each, tree, world):
+                    report(summary, tree)
+                    failed += summary.get("failed", 0)
     return EXIT_SOME_FAILED if failed else 0
 
 
@@ -48,24 +47,31 @@ def experiments(config: Config) -> list[Config]:
     return [replace(config, target=target, exp_name=f"{config.exp_name}/{target}") for target in targets]
 
 
-def summary_of(config: Config, tree: ResultTree) -> Summary:
+def summary_of(config: Config, tree: ResultTree, world: World) -> Summary | None:
     """Explain the images of one chunk, from where an earlier run of the same command has left it, or merge all chunks.
 
-    Everything that can be checked is checked before anything is written.
+    Everything that can be checked is checked before anything is written. Of several processes one has a summary.
     """
     run, merging = None, config.merge_and_eval
+    if merging and not world.speaks:
+        return None
     figures = config.oracle_figures and (merging or config.num_chunks == 1)
-    device = select_device(config.gpu) if figures or not merging else None
+    device = world.device(config.gpu) if figures or not merging else None
     if not merging:
         if (config.save_x_t or config.save_z_t) and not config.save_images:
             say("--save_images False: no image is written, and no frame of --save_x_t and --save_z_t.")
         keep_freed_memory()
-        run = Run(set_up(config, device), tree)
+        run = Run(set_up(config, device), tree, world)
     if figures:
+        from dime.core.metrics.faces import face_features
+        from dime.core.metrics.features import Machine
+        from dime.core.metrics.mnac import oracle_logits
+        from dime.core.metrics.protocol import summary_figures
+
         machine = Machine(device, config.batch_size)
         faces, attributes = face_features(config.face_path, machine), oracle_logits(config.oracle_path, machine)
     summary = run() if run else merge_chunks(tree, config.num_chunks, config.allow_partial)
-    if figures:
+    if summary and figures:
         summary = {**summary, **summary_figures(tree, faces, attributes)}
         write_summary(tree.report("summary.yaml"), summary)
     return summary

@@ -44,6 +44,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
+    """The flags."""
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument_group("images").add_argument
     add("--output_path", default=".", help="folder of the files written")

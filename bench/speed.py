@@ -151,11 +151,10 @@ class SpeedBench:
         for precision, network in zip(("fp32", half), networks[1:], strict=True):
             prepared = prepare_unet(network, precision, device)
             self.meters[precision] = Meter(compile_unet(prepared, self.x.shape) if compile else prepared, device)
+        classify = random_weights(classifier()).to(device)
         perceptual = random_weights(PerceptualFeatures(layer)).to(device) if layer else None
-        guidance = Guidance(
-            *(random_weights(classifier()).to(device), Binary(31, use_logits=True), perceptual),
-            **{"l1": 0.05, "l_perc": 30.0 if layer else 0.0},
-        )
+        l_perc = 30.0 if layer else 0.0
+        guidance = Guidance(classify, Binary(31, use_logits=True), perceptual, l1=0.05, l_perc=l_perc)
         with torch.no_grad():
             features = guidance.input_features(self.x)
         self.pull = guidance.towards(self.x, features, torch.ones(batch_size, device=device).long(), scale=8.0)

@@ -14,9 +14,8 @@ import torch
 
 from dime.core.cli import say
 from dime.core.networks.checks import first_line
+from guided_diffusion.nn import PRECISIONS
 from guided_diffusion.unet import UNetModel
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far compiled code may be from eager code, relative to the output: TF32, and roundings in another order."""

@@ -19,9 +19,10 @@ import torch
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
-from guided_diffusion.script_util import model_and_diffusion_defaults, str2bool
+from guided_diffusion.script_util import str2bool
 
 EXIT_INPUT_ERROR = 2
+EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 EXIT_CONTINUE = 75
 """EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command continues."""
@@ -58,11 +59,6 @@ class Parser(argparse.ArgumentParser):
         blank = argparse.Namespace(**{action.dest: unset for action in self._actions})
         parsed = vars(self.parse_args(args, blank))
         return {name: value for name, value in parsed.items() if value is not unset and name != "help"}
-
-    def model_flags(self) -> dict[str, Any]:
-        """Those flags of the diffusion model that are given: what is not is read from its own file."""
-        known = model_and_diffusion_defaults()
-        return {name: value for name, value in self.given().items() if name in known}
 
     def error(self, message: str) -> NoReturn:
         """Print one line on stderr and exit with code 2."""

@@ -112,7 +112,9 @@ class Networks:
     oracle_figures: bool = flag(
         False, "FVA and MNAC in summary.yaml, when chunks are merged or there is one chunk; else they are 0"
     )
-    gpu: str = flag("0", "index of the CUDA GPU, or cpu")
+    gpu: str = flag(
+        "0", "index of the CUDA GPU, or cpu; several, such as 0,1, start a process each, which share the run"
+    )
     precision: str | None = flag(
         None,
         "arithmetic of the U-Net's convolutions; unset: fp16 with --use_fp16, else fp32",

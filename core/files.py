@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 """The project, a checkout or an installed package: models/ lies here."""
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
     """As guided_diffusion.files.write_atomically; raises InputError (full or read-only disk)."""
     try:
         files.write_atomically(path, content.encode() if isinstance(content, str) else content)

@@ -62,16 +62,20 @@ class MultiClass:
     use_logits: bool = False
 
     def predict(self, logits: torch.Tensor) -> torch.Tensor:
+        """As Binary.predict."""
         return logits.argmax(dim=1)
 
     def probability(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """As Binary.probability."""
         return logits.softmax(dim=1).gather(1, y[:, None])[:, 0]
 
     def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """As Binary.loss."""
         scores = logits if self.use_logits else logits.log_softmax(dim=1)
         return -scores.gather(1, y[:, None])[:, 0]
 
     def opposite(self, logits: torch.Tensor) -> torch.Tensor:
+        """As Binary.opposite."""
         return logits.topk(2, dim=1).indices[:, 1]
 
 

@@ -7,7 +7,6 @@ import io
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.utils import save_image
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
@@ -52,6 +51,8 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> np.float32:
 
 def grid_png(x: torch.Tensor, columns: int) -> bytes:
     """Images (N, C, H, W) in [-1, 1], side by side in rows of `columns`, as a PNG file."""
+    from torchvision.utils import save_image
+
     file = io.BytesIO()
     save_image(x, file, format="png", nrow=columns, normalize=True, value_range=(-1, 1))
     return file.getvalue()

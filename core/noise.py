@@ -58,9 +58,11 @@ class StreamNoise:
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def noising(self, ids: Sequence[int]) -> Draw:
+        """As PerImageNoise.noising."""
         return self._draw
 
     def step(self, ids: Sequence[int], attempt: int, index: int) -> Draw:
+        """As PerImageNoise.step."""
         return self._draw
 
     def _draw(self, shape: torch.Size) -> torch.Tensor:

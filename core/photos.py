@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import blobfile as bf
+import numpy as np
+import torch
 from PIL import Image
-from torchvision import transforms
 
 from dime.core.errors import InputError
 from guided_diffusion.files import is_remote, walk
@@ -31,13 +33,26 @@ def read_image(path: str, channels: int = 3) -> Image.Image:
 
 def image_transform(
     image_size: int, *, random_flip: bool = False, random_crop: bool = False, resize: str = "crop"
-) -> transforms.Compose:
+) -> Callable[[Image.Image], torch.Tensor]:
     """PIL image of C channels -> tensor (C, image_size, image_size) in [-1, 1].
 
     The shorter side is resized to image_size with Pillow's bilinear filter and the centre is cut out; resize
     "stretch" resizes both sides. Training flips horizontally with p = 1/2 in between, and may crop at random (95 to
     100 % of the area) afterwards.
     """
+
+    def plain(image: Image.Image) -> torch.Tensor:
+        short = min(image.size)
+        sides = [image_size] * 2 if resize == "stretch" else [image_size * side // short for side in image.size]
+        left, top = (round((side - image_size) / 2) for side in sides)
+        image = image.resize(sides, Image.BILINEAR).crop((left, top, left + image_size, top + image_size))
+        levels = torch.from_numpy(np.array(image)).view(image_size, image_size, -1).permute(2, 0, 1).contiguous()
+        return levels.float().div(255).sub(0.5).div(0.5)
+
+    if not random_flip and not random_crop:
+        return plain
+    from torchvision import transforms  # takes seconds to import, which only a training waits
+
     steps: list = [transforms.Resize((image_size, image_size) if resize == "stretch" else image_size)]
     if random_flip:
         steps.append(transforms.RandomHorizontalFlip())

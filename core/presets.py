@@ -18,6 +18,17 @@ _ADM = {
 }
 """What Dhariwal and Nichol 2021 train, and those who build on their code."""
 _256 = _ADM | {"image_size": 256, "num_channels": 256, "num_head_channels": 64, "diffusion_steps": 1000}
+_SMALL = {
+    "num_channels": 32,
+    "num_res_blocks": 1,
+    "num_heads": 2,
+    "learn_sigma": True,
+    "diffusion_steps": 500,
+    "use_logits": True,
+    "l1_loss": 0.05,
+    "l_perc_layer": 2,
+}
+"""What the project's own small models share."""
 _INVERTED: dict[str, Any] = {
     "method": "inverted",
     "repaint": 0.1,
@@ -66,15 +77,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 50,
     },
     # the networks that come with the project, for drawn faces of 64x64
-    "demo": {
+    "demo": _SMALL
+    | {
         "image_size": 64,
-        "num_channels": 32,
-        "num_res_blocks": 1,
         "channel_mult": "2,2,3,4",
-        "num_heads": 2,
         "attention_resolutions": "16,8",
-        "learn_sigma": True,
-        "diffusion_steps": 500,
         "model_path": "models/demo/ddpm.safetensors",
         "classifier_path": "models/demo/classifier.safetensors",
         "oracle_path": "models/demo/oracle.safetensors",
@@ -82,34 +89,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "timestep_respacing": "100",
         "start_step": 30,
         "classifier_scales": (4.0, 8.0, 15.0),
-        "use_logits": True,
-        "l1_loss": 0.05,
         "l_perc": 300,
-        "l_perc_layer": 2,
     },
     # likewise for MNIST's handwritten digits
-    "digits": {
+    "digits": _SMALL
+    | {
         "dataset": "mnist",
         "decision": "multiclass",
         "image_size": 32,
-        "num_channels": 32,
-        "num_res_blocks": 1,
         "channel_mult": "2,2,3",
-        "num_heads": 2,
         "attention_resolutions": "8",
-        "learn_sigma": True,
-        "diffusion_steps": 500,
         "model_path": "models/digits/ddpm.safetensors",
         "classifier_path": "models/digits/classifier.safetensors",
         "oracle_path": "models/digits/oracle.safetensors",
         "perceptual_path": "models/digits/oracle.safetensors",
         "timestep_respacing": "50",
         "start_step": 25,
-        "classifier_scales": (4.0, 8.0, 15.0),
-        "use_logits": True,
-        "l1_loss": 0.05,
+        "classifier_scales": (2.0, 4.0, 8.0, 15.0),
         "l_perc": 30,
-        "l_perc_layer": 2,
     },
     # OpenAI's for ImageNet: 256x256_diffusion_uncond.pt, 256x256_diffusion.pt, 64x64_diffusion.pt
     "imagenet256": _256 | {"class_cond": False},

@@ -10,11 +10,14 @@ CC/IC: the input is classified correctly / incorrectly; CCF/ICF: the counterfact
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 from dime.core.errors import InputError
+from dime.core.files import read_yaml
 
 IMAGE_FORMATS = ("jpg", "png")
 FRAME_KINDS = ("x_t", "z_t")
@@ -100,6 +103,20 @@ class ResultTree:
         """The files of this name about the whole and about chunks, of any number of them, that are there."""
         chunks = self.results.glob(f"chunk-*_num-chunks-*_{name}")
         return sorted(path for path in (self.results / name, *chunks) if path.is_file())
+
+    def configurations(self) -> list[dict[str, Any]]:
+        """The flags of the runs behind the experiment (one, or its chunks), where their config.yaml lies there."""
+        found = []
+        for path in self.reports("config.yaml"):
+            with suppress(FileNotFoundError, ValueError):
+                found.append(read_yaml(path))
+        return [config for config in found if isinstance(config, dict)]
+
+    def recorded(self, flag: str) -> set:
+        """The values of a flag in the runs behind the experiment; lists as tuples of texts."""
+        values = [config[flag] for config in self.configurations() if flag in config]
+        values = [tuple(map(str, value)) if isinstance(value, list) else value for value in values]
+        return {value for value in values if isinstance(value, (str, int, float, tuple))}
 
     def folders(self) -> list[Path]:
         """Every folder that all images share."""

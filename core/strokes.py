@@ -36,7 +36,8 @@ def thickened(digit: np.ndarray, by: float) -> np.ndarray:
 def _depth(digit: np.ndarray) -> np.ndarray:
     """How deep each pixel of the finer grid lies in a stroke, in pixels of the digit; negative outside."""
     inside = ndimage.zoom(digit.astype(float), FINE, order=1, grid_mode=True, mode="grid-constant") > 127
-    return (ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)) / FINE
+    deep, far = (ndimage.distance_transform_edt(each) for each in (inside, ~inside))
+    return (deep - far - (inside - 0.5)) / FINE  # the border lies half-way between two pixels
 
 
 def slant(digit: np.ndarray) -> float:

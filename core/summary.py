@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +136,7 @@ def write_stats(path: Path, records: Sequence[ImageRecord]) -> None:
     for field in fields(ImageRecord):
         values = [getattr(record, field.name) for record in records]
         stats[STATS_COLUMNS[field.name]] = torch.tensor(values, dtype=kinds[field.type])
-    buffer = io.BytesIO()
-    torch.save(stats, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, partial(torch.save, stats))
 
 
 def read_stats(path: Path) -> list[ImageRecord]:

@@ -40,8 +40,13 @@ def setup_dist(devices: str = "") -> None:
     _device = _choose_device(launch, devices)
     if _device.type == "cuda":
         torch.cuda.set_device(_device)
+    open_group(launch, "cpu:gloo,cuda:nccl" if _device.type == "cuda" else "gloo")
+
+
+def open_group(launch: Launch, backend: str = "gloo") -> None:
+    """A process group of all that the launcher has started. Raises as `launch.open_store`."""
     dist.init_process_group(
-        backend="cpu:gloo,cuda:nccl" if _device.type == "cuda" else "gloo",
+        backend=backend,
         store=open_store(launch),
         rank=launch.rank,
         world_size=launch.world_size,
@@ -72,7 +77,7 @@ def _choose_device(launch: Launch, devices: str = "") -> torch.device:
             "name one by --gpus"
         )
     place = place or 0
-    if place >= len(choice) or choice[place] >= present:
+    if max(place + 1, launch.local_size or 0) > len(choice) or max(choice) >= present:
         asked = f"gpus {devices!r}" if chosen else f"{launch.local_size or launch.world_size} processes"
         raise ValueError(f"{asked}: this machine has {present} GPU(s), counted from 0, one for each process")
     return torch.device("cuda", choice[place])
@@ -172,7 +177,7 @@ def watched() -> Iterator[None]:
         if not all_well:
             say_farewell(False)
             if not leaving.wait(_GRACE):
-                said = f"rank {own}: rank {following} has ended, so this one stops too; the last checkpoint is whole"
+                said = f"rank {own}: rank {following} has ended, so this one stops too; what is written is whole"
                 print(said, file=sys.stderr, flush=True)
                 leave_mpiexec()
                 os._exit(1)  # the main thread may be inside an operation that never returns

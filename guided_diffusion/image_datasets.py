@@ -107,8 +107,6 @@ class ImageDataset(Dataset):
         random_crop: bool = False,
         random_flip: bool = True,
     ) -> None:
-        if not isinstance(resolution, int):  # the order of our first version
-            resolution, image_paths = image_paths, resolution
         self.resolution = resolution
         self.local_images = image_paths[shard::num_shards]
         self.local_classes = None if classes is None else classes[shard::num_shards]

@@ -10,6 +10,7 @@ import atexit
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 import zlib
@@ -102,6 +103,30 @@ def open_store(launch: Launch) -> dist.Store:
         ) from error
     finally:
         notice.cancel()
+
+
+def run_here(count: int) -> list[int]:
+    """Run this command `count` times on this machine, each told its place as torchrun does: their exit codes.
+
+    That of a process which a signal has ended is minus its number. An exception in here ends them by SIGTERM.
+    """
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    meeting |= {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "TORCHELASTIC_RESTART_COUNT": 0}
+    environment = {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // count), **os.environ, **meeting}
+    command = [sys.executable, *(f"-W{option}" for option in sys.warnoptions), *sys.argv]
+    processes = []
+    try:
+        for rank in range(count):
+            own = {**environment, "RANK": rank, "LOCAL_RANK": rank}
+            processes.append(subprocess.Popen(command, env={name: str(value) for name, value in own.items()}))
+        return [process.wait() for process in processes]
+    except BaseException:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+        raise
 
 
 def _connect(launch: Launch) -> dist.Store:

@@ -13,16 +13,14 @@ import datetime
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from guided_diffusion import dist_util
 from guided_diffusion.files import remove_orphans, write_atomically
-
-DEBUG, INFO, WARN, ERROR = 10, 20, 30, 40
 
 Values = dict[str, Any]
 
@@ -135,19 +133,6 @@ def reset() -> None:
     _current = None
 
 
-@contextmanager
-def scoped_configure(dir: str | None = None, format_strs: list[str] | None = None, comm: Any = None) -> Iterator[None]:
-    """Within it, output goes elsewhere (see `configure`)."""
-    global _current
-    before, _current = _current, None
-    try:
-        configure(dir, format_strs, comm)
-        yield
-    finally:
-        reset()
-        _current = before
-
-
 def get_current() -> Logger:
     """The logger in use; the first call configures one."""
     if _current is None:
@@ -160,16 +145,12 @@ def get_dir() -> str:
     return str(get_current().folder)
 
 
-def log(*args: Any, level: int = INFO) -> None:
-    """Write a line, from level INFO up, to every text output, at once."""
-    if level >= INFO:
-        _pass_on(" ".join(map(str, args)), get_current().lines)
+def log(*args: Any) -> None:
+    """Write a line to every text output, at once."""
+    _pass_on(" ".join(map(str, args)), get_current().lines)
 
 
-info = log
-debug = partial(log, level=DEBUG)
-warn = partial(log, level=WARN)
-error = partial(log, level=ERROR)
+info = warn = error = log
 
 
 def logkv(key: str, val: Any) -> None:
@@ -189,15 +170,10 @@ def logkv_mean(key: str, val: float | None) -> None:
         get_current().means[key] = (total + float(val), count + 1)
 
 
-def getkvs() -> Values:
-    """The numbers collected since the last dump."""
-    means = {key: total / count for key, (total, count) in get_current().means.items()}
-    return {**get_current().values, **means}
-
-
 def dumpkvs() -> Values:
     """Write the numbers collected since the last dump, forget them and return them."""
-    values, current = getkvs(), get_current()
+    current = get_current()
+    values = current.values | {key: total / count for key, (total, count) in current.means.items()}
     current.values, current.means = {}, {}
     if values:
         rows = {key: _short(value) for key, value in sorted(values.items())}

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What a network can compute in."""
+
 linear, SiLU = nn.Linear, nn.SiLU
 """Torch's own, under the names that scripts import from here."""
 

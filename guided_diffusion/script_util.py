@@ -189,13 +189,11 @@ def create_gaussian_diffusion(
     )
 
 
-def add_dict_to_argparser(
-    parser: argparse.ArgumentParser, default_dict: Mapping[str, Any], help: Mapping[str, str] = FLAG_HELP
-) -> None:
+def add_dict_to_argparser(parser: argparse.ArgumentParser, default_dict: Mapping[str, Any]) -> None:
     """Give the parser one flag `--key` for every entry, typed like its default value (None: text)."""
     for key, default in default_dict.items():
         kind = str if default is None else str2bool if isinstance(default, bool) else type(default)
-        parser.add_argument(f"--{key}", default=default, type=kind, help=help.get(key))
+        parser.add_argument(f"--{key}", default=default, type=kind, help=FLAG_HELP.get(key))
 
 
 def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:

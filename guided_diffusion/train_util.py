@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.checkpoint_set import (
+from guided_diffusion.checkpoint_util import (
     MODEL,
     NOTES,
     OPTIMIZER,

@@ -22,24 +22,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from guided_diffusion import checkpoint_util, dist_util, logger
 from guided_diffusion.dist_util import StopSignal
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SMALLEST_LOSS_SCALE = 2.0**-10
-"""Below this the gradients are not too large for half precision: they are no numbers at all."""
+from guided_diffusion.nn import PRECISIONS
 
 
 class TrainObserver:
-    """Told what happens in a training, for progress bars and pictures; every method may be left out.
+    """Told what happens in a training, for progress bars and pictures; every method may be left out."""
 
-    on_resume: before a network's file is loaded, with the configuration stored in it; may refuse it by a ValueError.
-    on_update, on_log: after each update and each line of the log, in every process.
-    on_save: after set `number` has been written, on rank 0; draws nothing from the global generators.
-    """
+    def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
+        """Before a network's file is loaded, with the configuration stored in it; refuses it by a ValueError."""
 
-    def on_resume(self, path: str, config: dict[str, Any] | None) -> None: ...
-    def on_update(self, trainer: Trainer) -> None: ...
-    def on_log(self, trainer: Trainer, values: dict[str, float]) -> None: ...
-    def on_save(self, trainer: Trainer, number: int) -> None: ...
+    def on_update(self, trainer: Trainer) -> None:
+        """After each update, in every process."""
+
+    def on_log(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """After each line of the log, in every process."""
+
+    def on_save(self, trainer: Trainer, number: int) -> None:
+        """After set `number` has been written, on rank 0; draws nothing from the global generators."""
 
 
 class Meter:
@@ -195,7 +194,7 @@ class Trainer(ABC):
         self.scaler.step(self.opt)
         self.scaler.update()
         if self.scaler.get_scale() < scale:
-            if scale < SMALLEST_LOSS_SCALE:
+            if scale < 2.0**-10:  # the gradients are not too large for half precision: they are no numbers at all
                 raise FloatingPointError(f"step {self.updates}: the gradients are not finite numbers")
             logger.log(f"step {self.updates}: gradients overflowed, no update; the loss scale is halved")
             return False
@@ -287,9 +286,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Restore what `random_state` gave; a GPU's generator only where there is one."""
     random.setstate(state["python"])
-    numpy = dict(state["numpy"])
-    numpy["state"] = {**numpy["state"], "key": numpy["state"]["key"].numpy().astype(np.uint32)}
-    np.random.set_state(numpy)
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

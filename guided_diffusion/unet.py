@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, partialmethod
 from typing import Any, NamedTuple
@@ -96,41 +96,22 @@ class UNetModel(nn.Module):
     ) -> None:
         super().__init__()
         require_images(dims)
-        self.image_size = image_size
-        self.in_channels = in_channels
-        self.model_channels = model_channels
-        self.num_classes = num_classes
-        self.multiclass = multiclass
-        self.use_fp16 = use_fp16
-        self.dialect = dialect
-        widths = [round(mult * model_channels) for mult in channel_mult]
-        for mult, width in zip(channel_mult, widths, strict=True):
-            if width <= 0 or width % dialect.norm_groups:
-                raise ValueError(
-                    f"--num_channels {model_channels} times {mult:g} of --channel_mult is {width} channels: "
-                    f"expected a multiple of {dialect.norm_groups}, for group normalisation"
-                )
+        self.image_size, self.in_channels, self.model_channels = image_size, in_channels, model_channels
+        self.num_classes, self.multiclass = num_classes, multiclass
+        self.use_fp16, self.dialect = use_fp16, dialect
+        widths = _widths(model_channels, channel_mult, dialect.norm_groups)
         self.downsampling = 2 ** (len(widths) - 1)
         same = [Level(2**i in attention_resolutions, resblock_updown) for i in range(len(widths))]
-        emb_width = 4 * model_channels
+        down, up = (list(zip(widths, levels or same, strict=True)) for levels in (dialect.down, dialect.up))
 
+        emb_width = 4 * model_channels
         norm = partial(normalization, groups=dialect.norm_groups, eps=dialect.norm_eps)
+        shared = {"use_checkpoint": use_checkpoint, "norm": norm}
         residual = partial(
-            ResBlock,
-            emb_channels=emb_width,
-            dropout=dropout,
-            use_scale_shift_norm=use_scale_shift_norm,
-            use_checkpoint=use_checkpoint,
-            norm=norm,
+            ResBlock, emb_channels=emb_width, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm, **shared
         )
-        attention = partial(
-            AttentionBlock,
-            num_heads=num_heads,
-            num_head_channels=num_head_channels,
-            use_checkpoint=use_checkpoint,
-            use_new_attention_order=use_new_attention_order,
-            norm=norm,
-        )
+        heads = {"num_head_channels": num_head_channels, "use_new_attention_order": use_new_attention_order}
+        attention = partial(AttentionBlock, num_heads=num_heads, **heads, **shared)
 
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, emb_width), nn.SiLU(), nn.Linear(emb_width, emb_width)
@@ -138,43 +119,21 @@ class UNetModel(nn.Module):
         if num_classes is not None:
             self.label_emb = (nn.Linear if multiclass else nn.Embedding)(num_classes, emb_width)
 
-        width = widths[0]
-        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(in_channels, width, 3, padding=1))])
-        skip_widths = [width]
-        for i, level in enumerate(dialect.down or same):
-            for _ in range(num_res_blocks):
-                block = [residual(width, out_channels=widths[i])]
-                width = widths[i]
-                if level.attention:
-                    block.append(attention(width))
-                self.input_blocks.append(TimestepEmbedSequential(*block))
-                skip_widths.append(width)
-            if i < len(widths) - 1:
-                plain = partial(Downsample, use_conv=conv_resample, pad_end=dialect.pad_end)
-                down = residual(width, down=True) if level.updown else plain(width)
-                self.input_blocks.append(TimestepEmbedSequential(down))
-                skip_widths.append(width)
+        stem = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        downsample = partial(Downsample, use_conv=conv_resample, pad_end=dialect.pad_end)
+        self.input_blocks, skip_widths = _way_down(stem, down, num_res_blocks, residual, attention, downsample)
 
+        width = widths[-1]
         middle_norm = norm if dialect.middle_norm else lambda channels: nn.Identity()
         middle = [attention(width, norm=middle_norm)] if dialect.middle_attention else []
         self.middle_block = TimestepEmbedSequential(residual(width), *middle, residual(width))
 
-        # Each output block takes in again what an input block has put out, the last one first.
         if num_heads_upsample != -1:
             attention = partial(attention, num_heads=num_heads_upsample)
-        self.output_blocks = nn.ModuleList()
-        for i, level in reversed(list(enumerate(dialect.up or same))):
-            for number in range(num_res_blocks + 1):
-                block = [residual(width + skip_widths.pop(), out_channels=widths[i])]
-                width = widths[i]
-                if level.attention:
-                    block.append(attention(width))
-                if i > 0 and number == num_res_blocks:
-                    block.append(residual(width, up=True) if level.updown else Upsample(width, conv_resample))
-                self.output_blocks.append(TimestepEmbedSequential(*block))
-
-        head = zero_module(nn.Conv2d(width, out_channels, 3, padding=1))
-        self.out = nn.Sequential(norm(width), SiLUInPlace(), head)
+        upsample = partial(Upsample, use_conv=conv_resample)
+        self.output_blocks = _way_up(skip_widths, up, num_res_blocks, residual, attention, upsample)
+        head = zero_module(nn.Conv2d(widths[0], out_channels, 3, padding=1))
+        self.out = nn.Sequential(norm(widths[0]), SiLUInPlace(), head)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -242,3 +201,54 @@ class UNetModel(nn.Module):
         expected = (count, self.num_classes) if self.multiclass else (count,)
         if y is not None and y.shape != expected:
             raise ValueError(f"labels y are {tuple(y.shape)}: expected {expected}")
+
+
+Make = Callable[..., nn.Module]
+"""A kind of block: makes one for the width of its input."""
+Levels = Sequence[tuple[int, Level]]
+"""The width of each level, and what its blocks are, from the full resolution down."""
+
+
+def _widths(model_channels: int, channel_mult: Sequence[float], norm_groups: int) -> list[int]:
+    """The channels of each level, from the full resolution down."""
+    widths = [round(mult * model_channels) for mult in channel_mult]
+    for mult, width in zip(channel_mult, widths, strict=True):
+        if width <= 0 or width % norm_groups:
+            raise ValueError(
+                f"--num_channels {model_channels} times {mult:g} of --channel_mult is {width} channels: "
+                f"expected a multiple of {norm_groups}, for group normalisation"
+            )
+    return widths
+
+
+def _way_down(
+    stem: nn.Module, levels: Levels, num_res_blocks: int, residual: Make, attention: Make, downsample: Make
+) -> tuple[nn.ModuleList, list[int]]:
+    """The input blocks, and how many channels each of them puts out."""
+    blocks, skip_widths = [[stem]], [levels[0][0]]
+    for i, (width, level) in enumerate(levels):
+        for _ in range(num_res_blocks):
+            blocks.append([residual(skip_widths[-1], out_channels=width)])
+            if level.attention:
+                blocks[-1].append(attention(width))
+            skip_widths.append(width)
+        if i < len(levels) - 1:
+            blocks.append([residual(width, down=True) if level.updown else downsample(width)])
+            skip_widths.append(width)
+    return nn.ModuleList(TimestepEmbedSequential(*block) for block in blocks), skip_widths
+
+
+def _way_up(
+    skip_widths: list[int], levels: Levels, num_res_blocks: int, residual: Make, attention: Make, upsample: Make
+) -> nn.ModuleList:
+    """The output blocks: each takes in again what an input block has put out, the last one first."""
+    blocks, below, skip_widths = [], levels[-1][0], list(skip_widths)
+    for i, (width, level) in reversed(list(enumerate(levels))):
+        for number in range(num_res_blocks + 1):
+            blocks.append([residual(below + skip_widths.pop(), out_channels=width)])
+            below = width
+            if level.attention:
+                blocks[-1].append(attention(width))
+            if i > 0 and number == num_res_blocks:
+                blocks[-1].append(residual(width, up=True) if level.updown else upsample(width))
+    return nn.ModuleList(TimestepEmbedSequential(*block) for block in blocks)

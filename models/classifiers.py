@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torchvision.models import densenet121
 
 
 class DenseNetClassifier(nn.Module):
@@ -17,6 +16,8 @@ class DenseNetClassifier(nn.Module):
     """
 
     def __init__(self, num_outputs: int = 40) -> None:
+        from torchvision.models import densenet121  # takes seconds, which other classifiers need not wait
+
         super().__init__()
         self.num_outputs = num_outputs
         trunk = densenet121(weights=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 
@@ -57,11 +56,6 @@ class LPIPSDistance(lpips.LPIPS):
         """LPIPS (N,) of two batches of images, given by their features."""
         layers = zip(self.lins, a, b, strict=True)
         return torch.stack([head((a - b).square()).mean(dim=(1, 2, 3)) for head, a, b in layers]).sum(dim=0)
-
-    @staticmethod
-    def published_name(own: str) -> str:
-        """How an entry is published: `net.slice3.12.bias` as `features.12.bias`, `lins.0.…` as `lin0.…`."""
-        return re.sub(r"^lins\.", "lin", re.sub(r"^net\.slice\d\.", "features.", own))
 
 
 class InceptionFeatures(nn.Module):

@@ -28,7 +28,7 @@ def main() -> None:
     output = Path(config.output_path)
     if config.overwrite:
         raise InputError(
-            "--overwrite True: a chunk would start afresh each time it is requeued; remove "
+            "--overwrite True: the run would start afresh each time it is requeued; remove "
             f"{output / 'Results' / config.exp_name} instead, or choose another --exp_name"
         )
     flags = ["--output-path", output, "--exp-name", config.exp_name, "--celeba-path", config.data_dir or "."]

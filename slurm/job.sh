@@ -2,14 +2,14 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@60
-# A Slurm job that is ended in time and continued later: one call of main.py or evaluate.py. A task of an array does
-# the chunk of its number. slurm/submit.sh makes a whole run of such jobs.
+# A Slurm job that is ended in time and continued later: one call of main.py or evaluate.py. The tasks of an array share
+# one run of main.py: each takes batches until none is left. slurm/submit.sh makes a whole run of such jobs.
 #
 # usage: sbatch [sbatch's options] slurm/job.sh python main.py FLAGS
 #
 # What becomes of the job when the command exits with
 #   0    done
-#   3    done but for the images in failed.yaml: the job ends with 0, so that merge and evaluation go on without them
+#   3    done but for the images in failed.yaml: the job ends with 0, so that the evaluation goes on without them
 #   75   interrupted: shortly before its time is up (USR1) the job puts itself back into the queue. After TERM it does
 #        not: Slurm itself requeues what it preempts, and what was cancelled shall stay so.
 #   else a mistake or a crash, which the log names: never requeued, and what depends on this job is cancelled
@@ -21,7 +21,6 @@ trap 'signal=TERM time_is_up=; [ -z "$command" ] || kill -TERM "$command" 2>/dev
 job="$SLURM_JOB_ID"
 if [ -n "$SLURM_ARRAY_TASK_ID" ]; then
     job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" # one task's SLURM_JOB_ID stands for the whole array
-    set -- "$@" --chunk "$SLURM_ARRAY_TASK_ID"
 fi
 echo "$(date '+%F %T') $(hostname), job $job, restart ${SLURM_RESTART_COUNT:-0}: $*"
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Explain images on a Slurm cluster: an array of chunks, then their merge, then the evaluation.
+# Explain images on a Slurm cluster: an array of jobs that share them, then the evaluation.
 #
-# usage: slurm/submit.sh CHUNKS[%AT_ONCE] [sbatch's options] -- main.py's flags [-- evaluate.py's flags]
+# usage: slurm/submit.sh JOBS[%AT_ONCE] [sbatch's options] -- main.py's flags [-- evaluate.py's flags]
 #
 #   slurm/submit.sh 20%8 --partition=gpu --gpus=1 --time=4:00:00 -- \
 #       $MODEL_FLAGS $SAMPLE_FLAGS --data_dir $CELEBA --output_path $OUT --exp_name smile/dime ... -- --papers DiME
 #
-# explains in 20 jobs, of which 8 run at a time. What your site needs goes before the first --, and holds for all three
-# jobs; or once into your shell as sbatch's own variables: export SBATCH_PARTITION=gpu SBATCH_ACCOUNT=me SBATCH_GPUS=1
+# explains in 20 jobs, of which 8 run at a time: each takes batches until none is left, and the last one sums up. SRUN="srun
+# --ntasks-per-node=4" before the command starts as many processes in each job. What your site needs goes before the
+# first --, and holds for all jobs; or once into your shell as sbatch's own variables: export SBATCH_PARTITION=gpu SBATCH_ACCOUNT=me SBATCH_GPUS=1
 # SBATCH_TIMELIMIT=4:00:00. Load modules and activate the environment before: jobs inherit both (PYTHON=... names
 # another interpreter). evaluate.py is told the folder, data, weights and device of main.py.
 #
@@ -28,8 +29,8 @@ own="${DIME_VENV:-$root/.venv}/bin/python"
 python="${PYTHON:-$own}"
 
 [[ "$1" =~ ^([1-9][0-9]*)(%[1-9][0-9]*)?$ ]] ||
-    fail "expected CHUNKS[%AT_ONCE] [sbatch's options] -- main.py's flags, found '$*'"
-chunks="${BASH_REMATCH[1]}" at_once="${BASH_REMATCH[2]}"
+    fail "expected JOBS[%AT_ONCE] [sbatch's options] -- main.py's flags, found '$*'"
+count="${BASH_REMATCH[1]}" at_once="${BASH_REMATCH[2]}"
 shift
 options=() explain=() evaluate=() part=0
 for word in "$@"; do
@@ -41,7 +42,6 @@ for word in "$@"; do
     esac
 done
 [ $part -gt 0 ] || fail "found no -- between sbatch's options and main.py's flags"
-explain+=(--num_chunks "$chunks")
 
 # what is wrong with the flags is said now, not when the jobs start
 checked="$("$python" "$here/check_flags.py" "${explain[@]}" -- "${evaluate[@]}")" || exit
@@ -59,16 +59,16 @@ submit() { # NAME LOG [sbatch's options] COMMAND: adds to jobs; all or none are 
     }
     jobs+=("${job%%;*}") # the cluster's name may follow
 }
-explain=("$here/job.sh" "$python" -W ignore "$root/main.py" "${explain[@]}")
-submit chunk chunk-%a.log --array="0-$((chunks - 1))$at_once" "${options[@]}" "${explain[@]}"
-submit merge merge.log --dependency="afterok:${jobs[0]}" "${options[@]}" "${explain[@]}" --merge_and_eval True
-submit evaluate evaluate.log --dependency="afterok:${jobs[1]}" "${options[@]}" \
+read -ra srun <<<"$SRUN"
+submit explain explain-%a.log --array="0-$((count - 1))$at_once" "${options[@]}" \
+    "$here/job.sh" "${srun[@]}" "$python" -W ignore "$root/main.py" "${explain[@]}"
+submit evaluate evaluate.log --dependency="afterok:${jobs[0]}" "${options[@]}" \
     "$here/job.sh" "$python" -W ignore "$root/evaluate.py" "${evaluate[@]}"
 
 cat <<END
-Submitted: $chunks chunks as job ${jobs[0]}, their merge as ${jobs[1]}, the evaluation as ${jobs[2]}
+Submitted: $count jobs that share the images as ${jobs[0]}, the evaluation as ${jobs[1]}
 Results:   $results (summary.yaml, then evaluation.md)
-Watch:     squeue --jobs ${jobs[0]},${jobs[1]},${jobs[2]}; tail -f $logs/*.log
+Watch:     squeue --jobs ${jobs[0]},${jobs[1]}; tail -f $logs/*.log
 Stop:      scancel ${jobs[*]}
 Continue:  the same command again, after an error or a stop; jobs that Slurm preempts or times out continue by themselves
 END

@@ -1,8 +1,6 @@
 """What is set once for the whole test session."""
 
-from __future__ import annotations
-
-import os
+import multiprocessing
 import traceback
 
 import pytest
@@ -13,7 +11,6 @@ from tests.worlds import World, make_world, torchvision_weights_of
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Images and weights for the main job."""
     world = make_world(tmp_path_factory.mktemp("world"))
     with torchvision_weights_of(world):
         yield world
@@ -21,7 +18,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="session")
 def metric_world(tmp_path_factory: pytest.TempPathFactory, world: World) -> MetricWorld:
-    """Result trees and weights for the metrics."""
     return make_metric_world(tmp_path_factory.mktemp("metrics"), world)
 
 
@@ -31,25 +27,25 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.get_closest_marker("own_process") is None:
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        outcome = "passed"
+    reader, writer = multiprocessing.Pipe(duplex=False)
+
+    def call() -> None:
         try:
             pyfuncitem.obj(**arguments)
+            writer.send(None)
         except pytest.skip.Exception as skipped:
-            outcome = f"skipped {skipped}"
+            writer.send((pytest.skip, str(skipped)))
         except BaseException:
-            outcome = f"failed {traceback.format_exc()}"
-        finally:
-            os.write(writer, outcome.encode()[-60_000:])
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        outcome, _, text = pipe.read().decode(errors="replace").partition(" ")
-    os.waitpid(child, 0)
-    if outcome == "skipped":
-        pytest.skip(text)
-    if outcome != "passed":
-        pytest.fail(text or "the process of the test died", pytrace=False)
+            writer.send((pytest.fail, traceback.format_exc()))
+
+    child = multiprocessing.get_context("fork").Process(target=call)
+    child.start()
+    writer.close()
+    try:
+        outcome = reader.recv()
+    except EOFError:
+        outcome = pytest.fail, "the process of the test died"
+    child.join()
+    if outcome is not None:
+        outcome[0](outcome[1])
     return True

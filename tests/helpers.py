@@ -1,13 +1,12 @@
 """What the tests share: deterministic weights and inputs, golden figures, the small U-Net of the golden figures."""
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -84,3 +83,13 @@ reference_arithmetic = torch.backends.mkldnn.flags(enabled=False)
 Its kernels sum in an order that depends on the number of threads, and a ReLU or a maximum that tips over by one
 rounding changes a gradient by up to 1e-3; without it, every gradient and chain agrees to 2e-5 on any number of threads.
 """
+
+
+def assert_close(found: Mapping, expected: Mapping, **tolerance: float) -> None:
+    """Of summaries: tables in tables of figures."""
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if isinstance(value, dict):
+            assert_close(found[key], value, **tolerance)
+        else:
+            assert found[key] == pytest.approx(value, **tolerance), key

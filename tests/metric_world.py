@@ -1,10 +1,9 @@
-"""What the metrics need: a golden tree, every network's weights, trees of flat grey images, stand-ins for networks."""
-
-from __future__ import annotations
+"""Result trees and weights for metrics and report: golden ones, flat grey images, and small ones of known figures."""
 
 import pickle
 import shutil
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,9 @@ import torch
 from PIL import Image
 from torchvision.models import vgg16
 
+from dime.core.images import difference_map
 from dime.core.results import CELLS, ResultTree
+from dime.core.summary import ImageRecord, summarise, write_summary
 from dime.models.perceptual import InceptionFeatures
 from tests.helpers import GOLDEN, KEYS, filled, filled_tensor, golden
 from tests.worlds import World
@@ -80,8 +81,6 @@ def inception_weights() -> dict[str, torch.Tensor]:
     }
     return weights | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
 
-
-# grey images
 
 Greys = list[tuple[str, int, int]]
 """Folder, grey of the input and of the counterfactual, of each image."""
@@ -156,3 +155,54 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     used["labels"] = np.random.default_rng(0).integers(0, 2, (50, 40))
     monkeypatch.setattr("dime.core.metrics.cd.train_labels", lambda path: used["labels"])
     return used
+
+
+SIZE = 32
+STEPS = 5
+
+
+def record(id: int) -> ImageRecord:
+    """Deterministic figures: ids 3, 7, … missed their target, every fifth input is misclassified."""
+    pred = id % 2
+    flipped = id % 4 != 3
+    target = 1 - pred
+    before, after = (0.9, 0.25) if pred else (0.125, 0.75)
+    after = after if flipped else before
+    return ImageRecord(
+        id=id,
+        label=pred if id % 5 != 4 else 1 - pred,
+        pred=pred,
+        target=target,
+        cf_pred=target if flipped else pred,
+        bkl=1 - after if target else after,
+        l_1=((id * 7) % 10 + 1) / 100,
+        orig_conf=before,
+        cf_conf=after,
+        scale=[8.0, 10.0, 15.0][id % 3],
+    )
+
+
+def picture(id: int, kind: int = 0) -> Image.Image:
+    values = np.random.default_rng((id, kind)).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def make_experiment(root: Path, name: str, ids: Sequence[int], with_frames: Sequence[int] = ()) -> ResultTree:
+    tree = ResultTree(root, name)
+    tree.create()
+    for id in ids:
+        made = record(id)
+        x, cf = picture(id), picture(id, 1)
+        x.save(tree.original(id, made.correct))
+        cf.save(tree.image("CF", id, made.correct, made.flipped))
+        difference = difference_map(np.asarray(x), np.asarray(cf))
+        Image.fromarray(difference).save(tree.image("SM", id, made.correct, made.flipped))
+        tree.info(id, made.correct, made.flipped).write_text(made.text())
+    for id in with_frames:
+        for kind in ("x_t", "z_t"):
+            tree.frame_folder(kind, id).mkdir(parents=True)
+            for step in range(STEPS):
+                picture(id, 10 + step).save(tree.frame(kind, id, step))
+    write_summary(tree.report("summary.yaml"), summarise([record(id) for id in ids]))
+    tree.report("config.yaml").write_text("query_label: 31\n")
+    return tree

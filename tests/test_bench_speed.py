@@ -1,7 +1,5 @@
 """bench/speed.py: what it counts, how it scales up, and that its page keeps the other sections."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import sys

@@ -1,7 +1,5 @@
 """benchmark-truth.py: known counterfactuals on drawn faces, shortcuts, cost, and what a user may get wrong."""
 
-from __future__ import annotations
-
 import functools
 import io
 import json
@@ -49,7 +47,6 @@ def unchanged(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def make_network(path: Path, names: Sequence[str] = DRAWN) -> Path:
-    """A tiny classifier that decides on some attributes."""
     torch.save(to_file(SmallCNN(len(names), widths=(4, 4, 4, 4)), names), path)
     return path
 
@@ -91,7 +88,6 @@ def explain_faces(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A data set of drawn faces, in the val partition."""
     write_folder(folder := tmp_path_factory.mktemp("faces") / "data", PLAN)
     return folder
 
@@ -118,9 +114,6 @@ def measured(faces: DrawnFaces, *trees: ResultTree) -> tuple[Benchmark, dict[str
     benchmark = Benchmark([Experiment(tree.exp_name, [tree]) for tree in trees], faces, oracle, HERE)
     measurements = benchmark.report().measurements
     return benchmark, {name: {key: m.value for key, m in found.items()} for name, found in measurements.items()}
-
-
-# are the counterfactuals right?
 
 
 def test_the_truth_and_unchanged_as_counterfactuals(faces, data, tmp_path):
@@ -180,22 +173,8 @@ def test_seeds_are_one_column_and_an_image_is_resampled_with_all_of_them(faces, 
     assert (images.value, images.n) == (0.5, IMAGES) and images.interval[1] - images.interval[0] > 0.5
 
 
-# shortcuts
-
-
 SHORTCUT = Shortcut("Smiling", "Eyeglasses")
 CD, CORRELATION, ALONG, BY_SMILE, BY_GLASSES, RELIANCE = SHORTCUT.row_names
-
-
-class Labels:
-    """A truth that knows the labels of its data set, in which smiles and glasses are independent."""
-
-    names = DRAWN
-
-    def labels(self) -> np.ndarray:
-        labels = np.zeros((4, len(DRAWN)), int)
-        labels[:, [SMILING, EYEGLASSES]] = [(0, 0), (0, 1), (1, 0), (1, 1)]
-        return labels
 
 
 def told(inputs: list[tuple[int, int]], cfs: list[tuple[int, int]]) -> dict[str, float]:
@@ -203,8 +182,10 @@ def told(inputs: list[tuple[int, int]], cfs: list[tuple[int, int]]) -> dict[str,
     seen, cf_seen = np.zeros((2, len(inputs), len(DRAWN)), int)
     seen[:, [SMILING, EYEGLASSES]], cf_seen[:, [SMILING, EYEGLASSES]] = inputs, cfs
     cases = SimpleNamespace(seen=seen, cf_seen=cf_seen, target=1 - seen[:, SMILING])
+    labels = np.zeros((4, len(DRAWN)), int)  # of a data set in which smiles and glasses are independent
+    labels[:, [SMILING, EYEGLASSES]] = [(0, 0), (0, 1), (1, 0), (1, 1)]
     found = {}
-    for row in SHORTCUT.told(Labels(), np.ones(len(DRAWN), bool)):
+    for row in SHORTCUT.told(SimpleNamespace(names=DRAWN, labels=lambda: labels), np.ones(len(DRAWN), bool)):
         assert row.among == "flipped"
         values = row.per_image(cases).astype(float)
         found[row.name] = row.combine(values[np.isfinite(values.reshape(len(values), -1)).all(axis=1)])
@@ -250,9 +231,6 @@ def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
     assert CD not in found and CORRELATION not in found, "no counterfactual that reached its target, none to explain"
     assert report.missing["exp"][0].endswith("no counterfactual of exp reached its target")
     assert all(found[name].n == IMAGES for name in (RELIANCE, BY_SMILE, BY_GLASSES))
-
-
-# the command
 
 
 def benchmark_truth(*arguments: object) -> Run:

@@ -1,8 +1,5 @@
 """What must not change a result, and what must: chunks, batches, order, annotations, seeds, failures of a neighbour."""
 
-from __future__ import annotations
-
-import csv
 import itertools
 import random
 from pathlib import Path
@@ -15,6 +12,7 @@ import yaml
 from PIL import Image
 
 from dime.core.job.question import Question
+from tests.helpers import assert_close
 from tests.worlds import SMALL_FLAGS, World, as_arguments, images, run_main, succeeded, tree_of, watched
 
 
@@ -30,15 +28,6 @@ def cell_files(files: dict[str, bytes], kind: str) -> dict[int, bytes]:
 
 def summary(out: Path, name: str = "summary.yaml") -> dict[str, Any]:
     return yaml.safe_load((out / "Results/exp" / name).read_text())
-
-
-def assert_close(a: dict, b: dict, **tolerance: float) -> None:
-    assert a.keys() == b.keys()
-    for key, value in a.items():
-        if isinstance(value, dict):
-            assert_close(value, b[key], **tolerance)
-        else:
-            assert value == pytest.approx(b[key], **tolerance), key
 
 
 MIXED = {"query_label": 1, "classifier_scales": "8,30", "image_format": "png"}
@@ -92,18 +81,10 @@ def test_padded_batches_give_the_same_bytes_in_any_company_and_order(world, whol
     assert ours.items() <= theirs.items()
 
 
-def labels(world: World, partition: int) -> list[list[bool]]:
-    """Of a partition's images, read without the project."""
-    with (world.data / "list_eval_partition.csv").open() as file:
-        names = {row["image_id"] for row in csv.DictReader(file) if row["partition"] == str(partition)}
-    with (world.data / "list_attr_celeba.csv").open() as file:
-        return [[value == "1" for value in row[1:]] for row in csv.reader(file) if row[0] in names]
-
-
 @pytest.mark.parametrize(("target_label", "use_train"), [(0, False), (1, True)])
 def test_target_label_keeps_the_other_label_before_the_cut(world, tmp_path, target_label, use_train):
     world.explain(tmp_path, target_label=target_label, use_train=use_train, batch_size=2, num_batches=2)
-    smiles = [row[31] for row in labels(world, 0 if use_train else 1)]
+    smiles = [row[31] for row in world.labels(0 if use_train else 1)]
     files = tree_of(tmp_path)
     assert sorted(cell_files(files, "CF")) == [id for id, smile in enumerate(smiles) if smile != target_label][:4]
     assert all(text.startswith(f"label: {1 - target_label}\n".encode()) for text in cell_files(files, "Info").values())
@@ -138,7 +119,7 @@ def test_class_conditional_unet_is_told_the_labels(world, tmp_path, monkeypatch)
 
     watched(monkeypatch, "load_diffusion", listen)
     world.explain(tmp_path, num_batches=1, class_cond=True, model_path=world.unet("labels_multi"))
-    assert len(told) == 4 and all(torch.equal(y, torch.tensor(labels(world, 1)[:4]).float()) for y in told)
+    assert len(told) == 4 and all(torch.equal(y, torch.tensor(world.labels(1)[:4]).float()) for y in told)
 
 
 def test_an_image_that_failed_is_tried_with_the_next_scale(world, tmp_path, monkeypatch):

@@ -1,18 +1,12 @@
-"""Whatever is wrong with a command: exit code 2, one line on stderr that names it, and nothing written.
+"""That the main job asks every reader before it begins: exit code 2, one line that names it, nothing written."""
 
-What a value may be is tested at its reader; here, that the main job asks every reader before it begins.
-"""
-
-from __future__ import annotations
-
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.worlds import VGG19_FILE, World, refused
+from tests.worlds import World, refused
 
 ATTRIBUTES, PARTITIONS = "list_attr_celeba.csv", "list_eval_partition.csv"
 
@@ -24,7 +18,6 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def data(world: World, tmp_path: Path) -> Path:
-    """A data folder that the test may damage."""
     return Path(shutil.copytree(world.data, tmp_path / "data"))
 
 
@@ -33,19 +26,14 @@ def data(world: World, tmp_path: Path) -> Path:
     [
         ({"dataset": "Celeba"}, ["'Celeba'", "CelebA", "CelebAMV"]),
         ({"querry_label": 31}, ["--querry_label"]),
-        ({"target": 1}, ["--target"]),
-        ({"batch_size": 0}, ["--batch_size"]),
         ({"query_label": -1}, ["--query_label is missing"]),
         ({"query_label": "Smilling"}, ["--query_label Smilling", "is Smiling meant"]),
         ({"query_label": 40}, ["--query_label 40"]),
-        ({"query_label": -2}, ["--query_label -2"]),
-        ({"gpu": "first"}, ["--gpu first"]),
         ({"num_heads": 3}, ["--num_heads"]),
         ({"timestep_respacing": "ddim7.5"}, ["--timestep_respacing"]),
         ({"num_channels": 64, "num_res_blocks": 2}, ["--num_channels 32", "--num_res_blocks 1"]),
         ({"l_perc": 30, "l_perc_layer": 38}, ["--l_perc_layer 38"]),
         ({"start_step": 10}, ["--start_step 10", "10 timesteps"]),
-        ({"start_step": 0}, ["--start_step 0"]),
         ({"timestep_respacing": "5,6", "start_step": 11}, ["--start_step 11", "11 timesteps"]),
         ({"data_dir": "nowhere"}, ["nowhere"]),
         ({"model_path": "nowhere.pt"}, ["nowhere.pt"]),
@@ -55,15 +43,6 @@ def data(world: World, tmp_path: Path) -> Path:
 def test_what_cannot_be_used_is_named(world, out, flags, said):
     line = refused(world, out, **flags)
     assert all(words in line for words in said), line
-
-
-def test_gpu_that_is_not_there(world, out, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert "--gpu 2: this machine has 2 GPU" in refused(world, out, gpu=2)
-
-
-# Data
 
 
 def images_folder(data: Path) -> Path:
@@ -93,35 +72,17 @@ def test_no_image_is_left_by_the_filter(world, out, data):
     assert "no image" in line and "--target_label" in line
 
 
-# Weights
-
-
-def test_networks_that_do_not_fit(world, out, tmp_path):
+def test_networks_and_a_gpu_that_do_not_fit(world, out, tmp_path, monkeypatch):
     assert world.classifier.name in refused(world, out, model_path=world.classifier)
     assert world.unet().name in refused(world, out, classifier_path=world.unet())
-    state = torch.load(world.unet(), weights_only=True)
-    state["out.2.bias"][0] = float("nan")
-    torch.save(state, tmp_path / "nan.pt")
-    line = refused(world, out, model_path=tmp_path / "nan.pt")
-    assert "nan.pt" in line and "out.2.bias" in line
     parts = torch.load(world.classifier, weights_only=True)
     parts["classifier"] = {name: value[:10] for name, value in parts["classifier"].items()}
     torch.save(parts, tmp_path / "ten.pth")
     line = refused(world, out, query_label=10, classifier_path=tmp_path / "ten.pth")
     assert "--query_label 10" in line and "10 outputs" in line and "ten.pth" in line
-
-
-def test_perceptual_weights_that_cannot_be_had(world, out, tmp_path, monkeypatch):
-    def no_network(*args, **kwargs):
-        raise OSError("Name or service not known")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    line = refused(world, out, l_perc=30, l_perc_layer=18)
-    assert VGG19_FILE in line and str(tmp_path / "hub/checkpoints") in line
-
-
-# The output folder
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "--gpu 2: this machine has 2 GPU" in refused(world, out, gpu=2)
 
 
 def test_originals_of_other_images_and_of_another_size(world, out, data):
@@ -133,13 +94,6 @@ def test_originals_of_other_images_and_of_another_size(world, out, data):
     for flags in ({"data_dir": data}, {"image_size": 64, "attention_resolutions": 16}):
         line = refused(world, out, exp_name="other", **flags)
         assert str(out / "Original") in line and "--output_path" in line
-
-
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
-def test_output_folder_without_permission(world, tmp_path):
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o500)
-    assert str(locked) in refused(world, locked / "out")
 
 
 def test_what_lies_in_the_way(world, out):

@@ -1,7 +1,5 @@
 """Networks of the golden figures, built once per test run; and processes and stand-ins whose behaviour is known."""
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np
@@ -26,7 +24,6 @@ from tests.helpers import BASE, fill_, filled_tensor, golden
 
 @functools.cache
 def classifier() -> DenseNetClassifier:
-    """The classifier, with the golden head."""
     network = DenseNetClassifier().eval().requires_grad_(False)
     fill_(network.feat_extract)
     heads = golden("heads")

@@ -1,12 +1,7 @@
-"""A small complete world for the main job: drawn images in the CelebA layout, deterministic weights, and a way to run.
-
-The weights are those behind the golden figures. VGG19 is cut to the layers that the tests use, which spares half a
-gigabyte.
-"""
-
-from __future__ import annotations
+"""A small complete world for the main job: drawn images like CelebA, the weights behind the golden figures, runs."""
 
 import contextlib
+import csv
 import importlib
 import io
 import subprocess
@@ -53,8 +48,6 @@ SMALL_FLAGS = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a command left behind: its exit code and what it said."""
-
     code: int
     out: str
     err: str
@@ -77,8 +70,14 @@ class World:
             torch.save(filled(KEYS[f"unet_{variant}"]), path)
         return path
 
+    def labels(self, partition: int) -> list[list[bool]]:
+        """Of a partition's images, read without the project."""
+        with (self.data / "list_eval_partition.csv").open() as file:
+            names = {row["image_id"] for row in csv.DictReader(file) if row["partition"] == str(partition)}
+        with (self.data / "list_attr_celeba.csv").open() as file:
+            return [[value == "1" for value in row[1:]] for row in csv.reader(file) if row[0] in names]
+
     def explain(self, output_path: Path, **flags: Any) -> Run:
-        """main.py on this world with SMALL_FLAGS and these ones; must succeed."""
         return succeeded(run_main(*self.command(output_path, SMALL_FLAGS | flags)))
 
     def command(self, output_path: Path, flags: Mapping[str, Any]) -> list[str]:
@@ -101,7 +100,6 @@ def unpack_celeba(folder: Path) -> Path:
 
 
 def make_world(root: Path) -> World:
-    """Unpack the images and write the weights."""
     unpack_celeba(root / "data")
     heads = golden("heads")
     head = {name: torch.from_numpy(heads[f"classifier_{name}"]) for name in ("weight", "bias")}

@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from dime.core.drawn_faces import features, head
-from dime.core.drawn_faces.attributes import DRAWN, holds
-from dime.core.drawn_faces.face import Face, counterfactual
+from dime.core.drawn_faces.face import DRAWN, Face, counterfactual, holds
 from dime.core.drawn_faces.scene import Scene, Texture
 
 SIZE = (178, 218)
@@ -35,7 +34,7 @@ LAYERS = (
     (features.paint_hat, "Wearing_Hat"),
     (features.paint_earrings, "Wearing_Earrings"),
 )
-"""What is painted, from back to front, on which faces (a condition as in attributes.NATURAL)."""
+"""What is painted, from back to front, on which faces (a condition as in NATURAL)."""
 
 TILE, ZOOM, MARGIN = 64, 2, 4
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dime.core.datasets import ATTRIBUTES, IMAGE_FOLDER, PARTITIONS
-from dime.core.drawn_faces.attributes import Correlation
 from dime.core.drawn_faces.drawing import draw
-from dime.core.drawn_faces.face import Face, labels_of, sample_face
+from dime.core.drawn_faces.face import Correlation, Face, labels_of, sample_face
 from dime.core.errors import InputError
 
 SETTINGS_FILE = "drawn_faces.json"

@@ -11,8 +11,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from dime.core.drawn_faces.attributes import HAIR_COLOURS
-from dime.core.drawn_faces.face import AUBURN, Face
+from dime.core.drawn_faces.face import AUBURN, HAIR_COLOURS, Face
 from dime.core.drawn_faces.geometry import Curve
 
 Colour = np.ndarray

@@ -1,16 +1,14 @@
 """Explanations onto disk in the published form, and what of a chunk already stands there.
 
 An image is finished when its Info file is there, which is written last, and every other file of it too. A run that
-saves no images keeps its records in stats.pth, batch by batch.
+saves no images keeps its records in the queue, batch by batch, and in stats.pth when it is done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
-import socket
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +16,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from PIL import Image
 
-from dime.core.cli import say
 from dime.core.config import Config
 from dime.core.errors import InputError
 from dime.core.explain import Explanations
 from dime.core.files import remove_orphans, write_atomically
 from dime.core.images import difference_map, input_to_uint8, to_hwc, to_image, to_uint8
+from dime.core.job.queue import Queue
 from dime.core.results import CELLS, FRAME_KINDS, IMAGE_FORMATS, ResultTree, image_files, make_folder
 from dime.core.summary import ImageRecord, read_stats
 
-LOCK = "running.lock"
-"""There only while a process works on the chunk."""
+QUEUE = "running"
+"""The folder of the chunk's queue, there only while it is not complete."""
 CONFIG, STATS, SUMMARY, FAILED, INDEX = "config.yaml", "stats.pth", "summary.yaml", "failed.yaml", "index.csv"
 REPORTS = (CONFIG, STATS, SUMMARY, FAILED, INDEX)
 """The files about a whole chunk."""
@@ -158,10 +155,10 @@ class ChunkFiles:
         own = [self.report(name) for name in REPORTS]
         ids = set(self.ids)
         if self.config.num_chunks == 1:
-            for lock in self.tree.reports(LOCK):
-                if lock != self.report(LOCK):
-                    with exclusive(lock):
-                        pass
+            for folder in self.tree.results.glob(f"chunk-*_num-chunks-*_{QUEUE}"):
+                if at_work := Queue(folder).at_work():
+                    raise InputError(f"{folder.parent}: {at_work} is working on a chunk; wait for it, or end it first")
+                shutil.rmtree(folder, ignore_errors=True)
             own = [path for name in REPORTS for path in self.tree.reports(name)]
             ids |= {int(path.stem) for folder in self.tree.cell_folders() for path in _named_by_id(folder)}
         else:
@@ -216,32 +213,3 @@ class ChunkFiles:
 def _named_by_id(folder: Path) -> list[Path]:
     texts = [path for path in folder.glob("*.txt") if path.stem.isdecimal()]
     return [*image_files(folder), *texts]
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, which says who holds it. Raises InputError when another process does.
-
-    The lock is the operating system's: it ends with its process, however that dies, so none is ever stale. Where there
-    are no locks, that is said once and the work goes on.
-    """
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        holder = path.read_text(errors="replace") or "another process"
-        raise InputError(
-            f"{path.parent}: {holder} is working on the same images; wait for it, or end it and run again"
-        ) from None
-    except PermissionError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-    except (OSError, NotImplementedError):
-        say(f"{path.parent}: no file locks there; see to it that no two processes do the same chunk.")
-        yield
-        return
-    try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()

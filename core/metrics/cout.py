@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 
 from dime.core.guidance import Decision
-from dime.core.metrics.features import Machine, batches, computing, read_images
+from dime.core.metrics.features import Machine, read_images, shared
 from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Metric
 from dime.core.results import Pair
@@ -55,13 +55,13 @@ def class_transition(
     pairs: Sequence[Pair], classify: Callable[[torch.Tensor], torch.Tensor], decision: Decision, machine: Machine
 ) -> list[Measurement]:
     """COUT of pairs; its detail are the curves (N, K+1). The original prediction is made anew from the saved input."""
-    curves = []
-    for images in batches([(pair.original, pair.counterfactual) for pair in pairs], read_images, machine):
-        x, x_cf = torch.stack(images, dim=1).to(machine.device)
-        with computing():
-            curves.append(transition(classify, x, x_cf, decision))
-    together = np.concatenate(curves)
-    return [replace(mean("COUT", cout(together, pixels=x[0, 0].numel())), detail=together)]
+
+    def compute(images: list[torch.Tensor]) -> np.ndarray:
+        return transition(classify, *torch.stack(images, dim=1).to(machine.device), decision)
+
+    files = [(pair.original, pair.counterfactual) for pair in pairs]
+    curves, pixels = np.concatenate(shared(files, read_images, compute, machine)), read_images(files[0])[0, 0].numel()
+    return [replace(mean("COUT", cout(curves, pixels)), detail=curves)]
 
 
 def plot(measured: Measurement) -> Figure:

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from dime.core.errors import UndefinedError
-from dime.core.metrics.features import ImageFeatures, Machine
+from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures
 from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
-from dime.core.networks.features import load_small_cnn, load_vggface2
+from dime.core.networks.features import load_small_cnn, load_vggface2, vggface2_file
 from dime.core.networks.files import SAFETENSORS
-from dime.core.results import Pair
+from dime.core.results import Pair, ResultTree
 from dime.models.resnet import vggface2_input
 
 SAME_FACE = 0.5
@@ -55,6 +55,14 @@ def face_features(weights_path: str | Path, machine: Machine) -> ImageFeatures:
     return ImageFeatures(load_vggface2(weights_path, machine.device), machine, vggface2_input)
 
 
+def needs(context: Context, tree: ResultTree) -> tuple[Features, tuple[str, ...]]:
+    """Features of faces, and the names of what is measured with them."""
+    features, weights = context.once(face_features, context.weights_path, context.machine), context.weights_path
+    if weights.suffix != SAFETENSORS:
+        weights = vggface2_file(weights)
+    return context.once(StoredFeatures, features, tree.original_features("faces"), weights), names(context)
+
+
 def names(context: Context) -> tuple[str, ...]:
     """What is measured with the network of --weights-path."""
     return (SMALL_FS,) if context.weights_path.suffix == SAFETENSORS else ("FVA", "FS")
@@ -63,10 +71,7 @@ def names(context: Context) -> tuple[str, ...]:
 FACES = Metric(
     rows=("FVA", "FS", SMALL_FS),
     measure=face_verification,
-    needs=lambda context, tree: (
-        context.once(face_features, context.weights_path, context.machine),
-        names(context),
-    ),
+    needs=needs,
     names=names,
     flags=("--weights-path",),
     printed={"FVA": "FVA", "FS": "mean dist"},

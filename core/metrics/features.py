@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from tqdm import tqdm
 
@@ -21,9 +22,11 @@ from dime.core.datasets import read_image
 from dime.core.errors import InputError, UndefinedError
 from dime.core.files import write_atomically
 from dime.core.images import from_image
+from guided_diffusion.dist_util import gather
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def computing() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-@dataclass
+@dataclass(eq=False)
 class ImageFeatures:
     """What a network says of image files; a file that has been seen is not computed again.
 
@@ -65,10 +68,12 @@ class ImageFeatures:
         Raises InputError for a damaged image, UndefinedError for one of which the network says NaN or infinity.
         """
         new = [path for path in dict.fromkeys(paths) if path not in self._known]
-        rows: list[torch.Tensor] = []
-        for images in batches(new, lambda path: self.prepare(read_image(str(path))), self.machine):
-            with computing():
-                rows.extend(self.network(torch.stack(images).to(self.machine.device)).float().cpu())
+
+        def compute(images: list[torch.Tensor]) -> torch.Tensor:
+            return self.network(torch.stack(images).to(self.machine.device)).float().cpu()
+
+        parts = shared(new, lambda path: self.prepare(read_image(str(path))), compute, self.machine)
+        rows = [row for part in parts for row in part]
         for path, row in zip(new, rows, strict=True):
             if not row.isfinite().all():
                 raise UndefinedError(f"{path}: the network gives no finite numbers for this image")
@@ -76,9 +81,9 @@ class ImageFeatures:
         return torch.stack([self._known[path] for path in paths])
 
 
-@dataclass
+@dataclass(eq=False)
 class StoredFeatures:
-    """Features that the next process finds again: `file` holds those of the images last asked for.
+    """Features of which the next experiment's metrics find again those of the images below `file`'s own folder.
 
     Rows are looked up by the content of the image, and the whole file by that of the network's weights, so that
     nothing in it can be out of date.
@@ -90,19 +95,61 @@ class StoredFeatures:
 
     def __call__(self, paths: Sequence[Path]) -> torch.Tensor:
         """Features (N, D) of the files, on the CPU in float32. Raises as ImageFeatures does."""
-        network, *digests = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (self.weights, *paths))
-        known: dict[str, torch.Tensor] = {}
-        with contextlib.suppress(Exception), np.load(self.file) as stored:  # absent, damaged or of another program
-            if str(stored["network"]) == network:
-                known = dict(zip(stored["images"].tolist(), torch.from_numpy(stored["features"]), strict=True))
-        new = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in known}
+        if any(self.file.parent not in path.parents for path in paths):
+            return self.features(paths)
+        digests = [_digest(path) for path in paths]
+        new = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in self._known}
         if new:
-            known |= dict(zip(new, self.features(list(new.values())), strict=True))
-            rows, buffer = {digest: known[digest] for digest in digests}, io.BytesIO()
-            np.savez(buffer, network=network, images=list(rows), features=torch.stack([*rows.values()]).numpy())
-            with contextlib.suppress(InputError):  # a tree that is read-only: the next run computes them again
-                write_atomically(self.file, buffer.getvalue())
-        return torch.stack([known[digest] for digest in digests])
+            self._known.update(zip(new, self.features(list(new.values())), strict=True))
+            if place_among_processes()[0] == 0:
+                self._write()
+        return torch.stack([self._known[digest] for digest in digests])
+
+    @cached_property
+    def _known(self) -> dict[str, torch.Tensor]:
+        """Read once, before anything is written: all processes then agree on what is new."""
+        with contextlib.suppress(Exception), np.load(self.file) as stored:  # absent, damaged or of another program
+            if str(stored["network"]) == _digest(self.weights):
+                return dict(zip(stored["images"].tolist(), torch.from_numpy(stored["features"]), strict=True))
+        return {}
+
+    def _write(self) -> None:
+        content = {"network": _digest(self.weights), "images": list(self._known)}
+        content["features"] = torch.stack([*self._known.values()]).numpy()
+        with contextlib.suppress(InputError):  # a tree that is read-only: the next run computes them again
+            write_atomically(self.file, lambda file: np.savez(file, **content))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def place_among_processes() -> tuple[int, int]:
+    """This process's number, and how many compute features together (World.in_step)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def shared(
+    items: Sequence[Item], read: Callable[[Item], Value], compute: Callable[[list[Value]], Result], machine: Machine
+) -> list[Result]:
+    """What `compute` gives for every batch of what `read` gives for the items, in order.
+
+    Several processes share the batches, which are those of one, and all of them get everything, or the first error.
+    """
+    own, count = place_among_processes()
+    size, found, problem = machine.batch_size, [], None
+    groups = [items[start : start + size] for start in range(0, len(items), size)]
+    try:
+        for values in batches([item for group in groups[own::count] for item in group], read, machine):
+            with computing():
+                found.append(compute(values))
+    except (InputError, UndefinedError) as error:
+        problem = error
+    parts = gather((found, problem)) if count > 1 else [(found, problem)]
+    for _, error in parts:
+        if error:
+            raise error
+    return [parts[number % count][0][number // count] for number in range(len(groups))]
 
 
 def batches(items: Sequence[Item], read: Callable[[Item], Value], machine: Machine) -> Iterator[list[Value]]:

@@ -83,9 +83,7 @@ def split_frechet_distance(
     return (forth + back) / 2
 
 
-def realism(
-    pairs: Sequence[Pair], inputs: Sequence[Path], input_features: Features, cf_features: Features, network: str
-) -> list[Measurement]:
+def realism(pairs: Sequence[Pair], inputs: Sequence[Path], features: Features, network: str) -> list[Measurement]:
     """Fréchet distances between inputs and counterfactuals: over all of them, and over opposite halves.
 
     network: a key of NAMES. n is the smaller side. There is no interval: images drawn twice bias a Fréchet distance
@@ -93,7 +91,7 @@ def realism(
     """
     require_one_size(inputs)
     cfs = counterfactuals(pairs)
-    x, x_cf = input_features(inputs).numpy(), cf_features(cfs).numpy()
+    x, x_cf = features(inputs).numpy(), features(cfs).numpy()
     n = min(len(x), len(x_cf))
     ids, cf_ids = (np.array([int(path.stem) for path in paths]) for paths in (inputs, cfs))
     note = None
@@ -120,19 +118,16 @@ def network_features(network: str, path: Path, machine: Machine) -> ImageFeature
     return ImageFeatures(lambda x: oracle(x)[0], machine)
 
 
-def needs(context: Context, tree: ResultTree) -> tuple[list[Path], Features, Features, str]:
-    """The inputs: all of Original/, or those of the experiment's images of --partition; features; and their name.
-
-    Features of the inputs are kept beside them for the next experiment.
-    """
+def needs(context: Context, tree: ResultTree) -> tuple[list[Path], Features, str]:
+    """The inputs: all of Original/, or those of the experiment's images of --partition; features; and their name."""
     network, weights = context.feature_network, context.oracle_path
     if network == "inception":
         weights = Path(context.inception_weights or pretrained_weights(INCEPTION_URL))
     features = context.once(network_features, network, weights, context.machine)
-    stored = StoredFeatures(features, tree.original_features(network), weights)
+    stored = context.once(StoredFeatures, features, tree.original_features(network), weights)
     explained = [pair.original for pair in tree.pairs() if in_partition(pair, context.partition or "all")]
     inputs = tree.originals() if context.partition in (None, "all") else explained
-    return inputs, stored, features, network
+    return inputs, stored, network
 
 
 FID = Metric(

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+from dime.core.cli import attribute, boolean
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError, UndefinedError
 from dime.core.guidance import Binary, Decision, MultiClass
@@ -19,7 +20,7 @@ from dime.core.metrics.features import Machine
 from dime.core.metrics.measurement import Measurement
 from dime.core.networks.classifiers import load_classifier, output_column
 from dime.core.results import Pair, ResultTree
-from dime.core.run_config import configurations, recorded
+from dime.core.settings import flag
 
 PARTITIONS = ("cor", "inc", "all")
 """Images classified correctly, incorrectly, or both."""
@@ -36,7 +37,7 @@ class Metric:
 
     rows: the names of all measurements that it may give, in the table's order. measure: pairs, then what `needs` gave
     -> its measurements; raises UndefinedError where none of them has a value. needs: what it computes with, as a tuple;
-    raises InputError, saying what that is, where it is not there. flags: keys of scripts.FLAGS that it reads. names:
+    raises InputError, saying what that is, where it is not there. flags: those of Context that it reads. names:
     those of `rows` that it gives under given flags, where not all. partition, flipped_only: the images that it is
     defined on: CC, IC or both, and whether of CCF alone. printed: a row's name in the output of the metric's own
     script, where that is not `name:`. of_seeds: whether it is about several experiments (--exp-pattern) together.
@@ -72,23 +73,36 @@ class Metric:
 class Context:
     """What metrics may use. A network is loaded when the first metric asks for it, once for all experiments.
 
-    partition: cor, inc or all; None: the metric's own. query_label, classifier_path: what was explained; None: as each
-    experiment recorded, else Smiling and models/classifier.pth. seeds: experiments that differ in their seed alone.
-    Others: see scripts.FLAGS.
+    partition: cor, inc or all; None: the metric's own. seeds: experiments that differ in their seed alone. The others
+    are flags of the scripts.
     """
 
     machine: Machine
     partition: str | None = None
-    query_label: int | None = None
     seeds: Sequence[ResultTree] = ()
-    weights_path: Path = Path("models/resnet50_vggface2_model.pkl")
-    oracle_path: Path = Path("models/oracle.pth")
-    classifier_path: str | None = None
-    second_classifier_path: str | None = None
-    trust_classifier: bool = False
-    inception_weights: Path | None = None
-    celeba_path: str | None = None
-    feature_network: str = "inception"
+    weights_path: Path = flag(
+        Path("models/resnet50_vggface2_model.pkl"),
+        "VGGFace2 ResNet-50 (resnet50_ft_weight.pkl beside it is found too), or a small CNN (.safetensors)",
+        Path,
+    )
+    oracle_path: Path = flag(Path("models/oracle.pth"), "the attribute oracle", Path)
+    classifier_path: str | None = flag(
+        None, "the classifier explained; unset: as the run recorded, else models/classifier.pth"
+    )
+    second_classifier_path: str | None = flag(None, "one trained apart, for --robust: does it see the flips too?")
+    trust_classifier: bool = flag(False, "load a classifier whose file is a program, which then runs here", boolean)
+    celeba_path: str | None = flag(None, "folder in CelebA's layout, for CD's train labels")
+    query_label: int | None = flag(
+        None, "attribute explained, by index or name; unset: as the run recorded, else 31, Smiling", attribute
+    )
+    feature_network: str = flag(
+        "inception",
+        "the space of Frechet distances; with oracle they are no FID, for images on which Inception makes no sense",
+        choices=lambda: ("inception", "oracle"),
+    )
+    inception_weights: Path | None = flag(
+        None, "pytorch-fid's Inception-V3 weights; unset: models/, the torch hub cache, or a download", Path
+    )
     _loaded: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, load: Callable[..., T], *arguments: Hashable) -> T:
@@ -102,7 +116,7 @@ class Context:
         """The attribute, or the output of the classifier, that an experiment explains."""
         if self.query_label is not None:
             return self.query_label
-        known = {query for query in recorded(tree, "query_label") if isinstance(query, int)}
+        known = {query for query in tree.recorded("query_label") if isinstance(query, int)}
         return known.pop() if len(known) == 1 else SMILING
 
     def explained(self, tree: ResultTree, second: bool = False) -> tuple[nn.Module, Decision]:
@@ -121,7 +135,7 @@ class Context:
         if not is_multiclass(tree):
             asked = classifier.num_outputs > 1 or (self.query_label is not None and classifier.names)
             return classifier, Binary(output_column(classifier, self.query_of(tree), path) if asked else 0)
-        for classes in recorded(tree, "classes"):
+        for classes in tree.recorded("classes"):
             if isinstance(classes, tuple) and len(classes) != classifier.num_outputs:
                 raise InputError(
                     f"{path}: has {classifier.num_outputs} outputs, but {tree.exp_name} explains {len(classes)} classes"
@@ -134,7 +148,7 @@ def recorded_classifier(tree: ResultTree, path: str | None = None) -> tuple:
 
     path: where the classifier lies now. Raises InputError where the file, which may be a stranger's, names code to run.
     """
-    config = next(iter(configurations(tree)), {})
+    config = next(iter(tree.configurations()), {})
     if not (spec := path or config.get("classifier_path")) or not isinstance(spec, str):
         spec = "models/classifier.pth"
     if not path and spec.startswith("python:"):
@@ -161,7 +175,7 @@ def load_recorded(wanted: tuple, device: torch.device, trust: bool, grey: bool) 
 
 def is_multiclass(tree: ResultTree) -> bool:
     """Whether the experiment explains a choice among exclusive classes."""
-    return recorded(tree, "decision") == {"multiclass"}
+    return tree.recorded("decision") == {"multiclass"}
 
 
 def select_pairs(tree: ResultTree, partition: str = "all", flipped_only: bool = True) -> list[Pair]:

@@ -10,12 +10,11 @@ import torch
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError, UndefinedError
-from dime.core.metrics.features import ImageFeatures, Machine
+from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures
 from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
 from dime.core.networks.features import load_oracle
 from dime.core.results import Pair, ResultTree
-from dime.core.run_config import recorded
 
 
 def decide(logits: torch.Tensor) -> np.ndarray:
@@ -41,15 +40,16 @@ def oracle_logits(oracle_path: str | Path, machine: Machine) -> ImageFeatures:
     return ImageFeatures(lambda x: oracle(x)[1], machine)
 
 
-def celeba_oracle(context: Context, tree: ResultTree) -> tuple[ImageFeatures]:
+def celeba_oracle(context: Context, tree: ResultTree) -> tuple[Features]:
     """The oracle's logits. Raises InputError for an oracle of other attributes than CelebA's, or other images."""
-    for name in recorded(tree, "dataset"):
+    for name in tree.recorded("dataset"):
         if not str(name).lower().startswith("celeba"):
             raise InputError(
                 "needs images of CelebA and the oracle of its 40 attributes, but the images of "
                 f"{tree.exp_name} are of the data set {name!r}"
             )
     logits = context.once(oracle_logits, context.oracle_path, context.machine)
+    logits = context.once(StoredFeatures, logits, tree.original_features("oracle-logits"), Path(context.oracle_path))
     found = logits(originals(tree.pairs()[:1])).shape[1]
     if found != len(ATTRIBUTES):
         raise InputError(f"{context.oracle_path}: has {found} outputs, but CelebA has {len(ATTRIBUTES)} attributes")

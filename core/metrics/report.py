@@ -11,7 +11,6 @@ from itertools import groupby
 
 from dime.core.metrics.measurement import Measurement
 from dime.core.results import ResultTree
-from dime.core.run_config import recorded
 from dime.core.table import cell, listed, markdown_table
 
 PUBLISHED: dict[str, dict[str, float]] = {
@@ -74,7 +73,7 @@ def caveats(tree: ResultTree) -> list[str]:
         lines.append(
             "the images are JPEG files, as DiME's own (quality 75): figures of papers that saved without loss differ"
         )
-    if "CelebAMV" in recorded(tree, "dataset"):
+    if "CelebAMV" in tree.recorded("dataset"):
         lines.append("the mini-validation set of 1000 images was explained: the papers' figures are of the whole one")
     return lines
 

@@ -27,7 +27,6 @@ from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Metric
 from dime.core.networks.diffusion import load_diffusion
 from dime.core.results import Pair, ResultTree
-from dime.core.run_config import configurations
 from dime.core.settings import Settings
 from guided_diffusion.script_util import model_and_diffusion_defaults
 
@@ -78,7 +77,7 @@ def changes_unasked(pairs: Sequence[Pair], explainer: Explainer, machine: Machin
 
 def without_pull(context: Context, tree: ResultTree, **settings: object) -> Explainer:
     """The experiment's own explainer, with nothing that pulls. Raises InputError where its parts are not there."""
-    config = next(iter(configurations(tree)), None)
+    config = next(iter(tree.configurations()), None)
     if not config or "model_path" not in config:
         raise InputError("the run's config.yaml, which names its diffusion model, is not there")
     known = {entry.name: config[entry.name] for entry in fields(Settings) if entry.name in config}
@@ -112,7 +111,7 @@ def _jpeg(context: Context, tree: ResultTree) -> tuple:
 
 
 def _noise(context: Context, tree: ResultTree) -> tuple:
-    tau = next((config.get("start_step", 0) for config in configurations(tree)), 0)
+    tau = next((config.get("start_step", 0) for config in tree.configurations()), 0)
     explainer = without_pull(context, tree, method="naive", start_step=max(1, tau // NOISE_SHARE), outer_steps=0)
 
     def denoised(ids: list[int], x: torch.Tensor) -> torch.Tensor:

@@ -10,15 +10,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from dime.core.cli import Parser, attribute, boolean, integer, select_device
+from dime.core.cli import Parser, integer, select_device
 from dime.core.errors import InputError
 from dime.core.files import write_atomically
 from dime.core.metrics.features import Machine
-from dime.core.metrics.fid import NAMES
 from dime.core.metrics.metric import PARTITIONS, Context, Metric, select_pairs
 from dime.core.metrics.report import Report
 from dime.core.results import ResultTree
@@ -27,31 +25,8 @@ from dime.core.table import UNDEFINED
 DEFAULT_BATCH_SIZE = 50
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 
-FLAGS: dict[str, dict[str, Any]] = {
-    "--weights-path": {
-        "type": Path,
-        "help": "VGGFace2 ResNet-50 (resnet50_ft_weight.pkl beside it is found too), or a small CNN (.safetensors)",
-    },
-    "--oracle-path": {"type": Path, "help": "the attribute oracle"},
-    "--classifier-path": {"help": "the classifier explained; unset: as the run recorded, else models/classifier.pth"},
-    "--second-classifier-path": {"help": "one trained apart, for --robust: does it see the flips too?"},
-    "--trust-classifier": {"type": boolean, "help": "load a classifier whose file is a program, which then runs here"},
-    "--celeba-path": {"help": "folder in CelebA's layout, for CD's train labels"},
-    "--query-label": {
-        "type": attribute,
-        "help": "attribute explained, by index or name; unset: as the run recorded, else 31, Smiling",
-    },
-    "--feature-network": {
-        "choices": tuple(NAMES),
-        "help": "the space of Frechet distances; with oracle they are no FID, for images on which Inception makes no "
-        "sense",
-    },
-    "--inception-weights": {
-        "type": Path,
-        "help": "pytorch-fid's Inception-V3 weights; unset: models/, the torch hub cache, or a download",
-    },
-}
-"""The flags that metrics read (Metric.flags): fields of Context, which holds their defaults."""
+FLAGS = {f"--{entry.name.replace('_', '-')}": entry for entry in fields(Context) if entry.metadata}
+"""The flags that metrics read (Metric.flags)."""
 
 
 def script_of(metric: Metric, description: str) -> Callable[[], None]:
@@ -97,8 +72,10 @@ def metric_parser(description: str, *flags: str, one_experiment: bool = True, pa
     add("--output-path", type=Path, required=True, help="folder of the result tree (main.py's --output_path)")
     if one_experiment:
         add("--exp-name", required=True, help="the experiment (main.py's --exp_name)")
-    for flag in flags:
-        add(flag, default=getattr(Context, flag[2:].replace("-", "_")), **FLAGS[flag])
+    for name in flags:
+        about = FLAGS[name].metadata
+        choices = about["choices"] and about["choices"]()
+        add(name, default=FLAGS[name].default, type=about["type"], choices=choices, help=about["help"])
     add("--gpu", "--device", default="0", help="index of the CUDA GPU, or cpu")
     add("--batch-size", type=integer(1), default=DEFAULT_BATCH_SIZE, help="images at once; changes no result")
     add("--num-workers", type=integer(0), default=DEFAULT_WORKERS, help="threads that read images")

@@ -8,7 +8,7 @@ from itertools import combinations
 import torch
 
 from dime.core.errors import InputError, UndefinedError
-from dime.core.metrics.features import Machine, batches, computing, read_images
+from dime.core.metrics.features import Machine, read_images, shared
 from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Metric, require_one_size, select_pairs
 from dime.core.networks.features import load_lpips
@@ -32,13 +32,13 @@ def diversity(trees: Sequence[ResultTree], lpips: LPIPSDistance, machine: Machin
         raise UndefinedError(f"no image lies in the same folder (CC/IC, CCF/ICF) in all of the experiments {names}")
     groups = [[paths[key] for paths in found] for key in common]
     require_one_size([path for group in groups for path in group])
-    distances = []
-    for images in batches(groups, read_images, machine):
-        with computing():
-            features = [lpips.features(x.to(machine.device)) for x in torch.stack(images, dim=1)]
-            pairs = [lpips(a, b) for a, b in combinations(features, 2)]
-        distances.append(torch.stack(pairs).cpu().double().mean(dim=0))  # on the CPU: not every device has float64
-    return mean("sigma_L", torch.cat(distances).numpy())
+
+    def compute(images: list[torch.Tensor]) -> torch.Tensor:
+        features = [lpips.features(x.to(machine.device)) for x in torch.stack(images, dim=1)]
+        pairs = [lpips(a, b) for a, b in combinations(features, 2)]
+        return torch.stack(pairs).cpu().double().mean(dim=0)  # on the CPU: not every device has float64
+
+    return mean("sigma_L", torch.cat(shared(groups, read_images, compute, machine)).numpy())
 
 
 def needs(context: Context, tree: ResultTree) -> tuple[Context, LPIPSDistance]:

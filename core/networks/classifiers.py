@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision import models
 
 from dime.core.cli import say
 from dime.core.datasets import ATTRIBUTES
@@ -217,6 +216,8 @@ def _timm(spec: str) -> Loaded:
 
 
 def _torchvision(spec: str) -> Loaded:
+    from torchvision import models
+
     name, _, weights = spec.partition("@")
     published = models.get_model_weights(name).DEFAULT
     path = weights or pretrained_weights(published.url)

@@ -86,7 +86,7 @@ def read_folder(folder: Path, image_size: int | None = None) -> StoredModel:
     try:
         downs = _levels(config["down_block_types"], "Down", config["downsample_type"])
         ups = _levels(config["up_block_types"], "Up", config["upsample_type"])[::-1]
-        flags, dialect, process = _described(config, settings, downs, ups)
+        flags, dialect, process = _flags(config, settings, downs), _dialect(config, downs, ups), _process(settings)
         places = dict(_places(downs, ups, config["layers_per_block"], config["add_attention"]))
     except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{unet}: not supported: {error}") from None
@@ -125,10 +125,8 @@ def _levels(kinds: list[str], way: str, resample: str) -> list[Level]:
     return [levels[kind] for kind in kinds]
 
 
-def _described(
-    config: dict[str, Any], settings: dict[str, Any], downs: list[Level], ups: list[Level]
-) -> tuple[dict[str, Any], Dialect, dict[str, Any]]:
-    """What flags can say of a model, what its U-Net does otherwise than this project's, and the rest of its process."""
+def _flags(config: dict[str, Any], settings: dict[str, Any], downs: list[Level]) -> dict[str, Any]:
+    """What flags can say of a model, and its num_classes, multiclass and image_channels."""
     size, widths, channels = config["sample_size"], config["block_out_channels"], config["in_channels"]
     height, width = size if isinstance(size, list) else (size, size)
     learned = config["out_channels"] == 2 * channels
@@ -163,7 +161,12 @@ def _described(
     if height:
         attending = [str(height // 2**i) for i, level in enumerate(downs) if level.attention]
         flags |= {"image_size": height, "attention_resolutions": ",".join(attending)}
-    dialect = Dialect(
+    return flags
+
+
+def _dialect(config: dict[str, Any], downs: list[Level], ups: list[Level]) -> Dialect:
+    """What its U-Net does otherwise than this project's."""
+    return Dialect(
         norm_groups=config["norm_num_groups"],
         norm_eps=config["norm_eps"],
         sin_first=not config["flip_sin_to_cos"],
@@ -175,18 +178,22 @@ def _described(
         down=tuple(downs),
         up=tuple(ups),
     )
+
+
+def _process(settings: dict[str, Any]) -> dict[str, Any]:
+    """What create_gaussian_diffusion takes beside flags."""
     steps, start, end = (settings[key] for key in ("num_train_timesteps", "beta_start", "beta_end"))
     betas = {
         "linear": lambda: np.linspace(start, end, steps),
         "scaled_linear": lambda: np.linspace(start**0.5, end**0.5, steps) ** 2,
         "squaredcos_cap_v2": lambda: get_named_beta_schedule("cosine", steps),
     }
-    process = {
-        "betas": np.array(trained) if trained else betas[schedule](),
+    trained = settings["trained_betas"]
+    return {
+        "betas": np.array(trained) if trained else betas[settings["beta_schedule"]](),
         "predict_v": settings["prediction_type"] == "v_prediction",
-        "sigma_small": variance in (None, "fixed_small", "fixed_small_log"),
+        "sigma_small": settings["variance_type"] in (None, "fixed_small", "fixed_small_log"),
     }
-    return flags, dialect, process
 
 
 def _places(downs: list[Level], ups: list[Level], layers: int, middle_attention: bool) -> Iterator[tuple[str, str]]:

@@ -6,10 +6,10 @@ InputError. Networks are built on the meta device first, so that no random weigh
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lpips
 import torch
 from torch import nn
 
@@ -29,8 +29,9 @@ from dime.core.networks.files import (
 )
 from dime.core.presets import PRESETS
 from dime.models.classifiers import SmallCNN, SmallOracle, SmallPerceptual
-from dime.models.perceptual import VGG19_LAYERS, InceptionFeatures, LPIPSDistance, PerceptualFeatures
-from dime.models.resnet import Oracle, caffe_resnet50, oracle_layers
+
+if TYPE_CHECKING:  # torchvision takes seconds to import: only those wait who need a network of its
+    from dime.models.perceptual import InceptionFeatures, LPIPSDistance
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -52,6 +53,8 @@ def load_oracle(path: str | Path, device: torch.device) -> nn.Module:
     if not {"feat_extract.conv1_7x7_s2.weight", "classifier.weight"} <= state.keys():
         expected = "an oracle (a dict with feat_extract, a Caffe-style ResNet-50 or a small CNN, and classifier)"
         raise InputError(f"{path}: holds {describe(content)}, expected {expected}")
+    from dime.models.resnet import Oracle, oracle_layers
+
     with torch.device("meta"):
         network = Oracle(len(state["classifier.weight"]))
     layers, own = oracle_layers(), {}
@@ -67,19 +70,26 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
     Looks in the folder of `path` for the other usual name of the file too (VGGFACE2_FILES). Names in the file
     that the network does not have are skipped; all but the last layer's are reported.
     """
-    path = Path(path)
-    names = dict.fromkeys((path.name, *VGGFACE2_FILES))
-    found = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
-    if found is None:
-        listed = " or ".join(names)
-        raise InputError(f"{path}: no such file; put VGGFace2's ResNet-50 weights into {path.parent} as {listed}")
+    found = vggface2_file(Path(path))
     state = {name: torch.from_numpy(array) for name, array in read_numpy_pickle(found).items()}
+    from dime.models.resnet import caffe_resnet50
+
     with torch.device("meta"):
         network = caffe_resnet50()
     known = {name: state[name] for name in network.state_dict() if name in state}
     if unknown := [name for name in state if name not in known and name not in ("fc.weight", "fc.bias")]:
         say(f"{found}: {len(unknown)} unknown entries are skipped ({', '.join(unknown[:3])})")
     return install(network, known, found, device)
+
+
+def vggface2_file(path: Path) -> Path:
+    """The file of weights, under this or another usual name. Raises InputError where there is none."""
+    names = dict.fromkeys((path.name, *VGGFACE2_FILES))
+    found = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
+    if found is None:
+        listed = " or ".join(names)
+        raise InputError(f"{path}: no such file; put VGGFace2's ResNet-50 weights into {path.parent} as {listed}")
+    return found
 
 
 def load_small_cnn(path: str | Path, device: torch.device) -> SmallCNN:
@@ -118,6 +128,8 @@ def load_perceptual(
         if not 1 <= layer <= network.levels:
             raise InputError(f"--l_perc_layer {layer}: {path}: this small CNN has levels 1 to {network.levels}")
         return SmallPerceptual(network, layer).eval()
+    from dime.models.perceptual import VGG19_LAYERS, PerceptualFeatures
+
     if not 1 <= layer <= VGG19_LAYERS:
         raise InputError(f"--l_perc_layer {layer}: VGG19 has layers 1 to {VGG19_LAYERS}")
     path = pretrained_weights(VGG19_URL)
@@ -129,18 +141,27 @@ def load_perceptual(
 
 def load_lpips(device: torch.device) -> LPIPSDistance:
     """LPIPS on VGG16: torchvision's weights (as in load_perceptual) and the lpips package's linear heads."""
+    import lpips
+
+    from dime.models.perceptual import LPIPSDistance
+
     path = pretrained_weights(VGG16_URL)
     with torch.device("meta"):
         network = LPIPSDistance()
     scaling = {f"scaling_layer.{name}": value for name, value in lpips.ScalingLayer().state_dict().items()}
     heads = read_state_dict(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth")  # of the package
     published = {**read_state_dict(path), **heads, **scaling}
-    names = {own: LPIPSDistance.published_name(own) for own in network.state_dict()}
-    return install(network, {own: published[name] for own, name in names.items() if name in published}, path, device)
+    state = {}
+    for name in network.state_dict():  # net.slice3.12.bias is published as features.12.bias, lins.0.… as lin0.…
+        theirs = re.sub(r"^lins\.", "lin", re.sub(r"^net\.slice\d\.", "features.", name))
+        state |= {name: published[theirs]} if theirs in published else {}
+    return install(network, state, path, device)
 
 
 def load_inception(path: str | Path, device: torch.device) -> InceptionFeatures:
     """The FID's Inception-V3 (pytorch-fid's weights): x (N, 3, H, W) in [-1, 1] -> features (N, 2048)."""
+    from dime.models.perceptual import InceptionFeatures
+
     with torch.device("meta"):
         network = InceptionFeatures()
     state = read_state_dict(path)

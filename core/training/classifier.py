@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from dime.core.cli import say
 from dime.core.files import write_atomically
-from dime.core.metrics.attribute_scores import AttributeScores
+from dime.core.metrics.attribute_scores import attribute_scores, criterion
 from dime.models.classifiers import DenseNetClassifier, SmallCNN
 from dime.models.resnet import Oracle, oracle_layers
 from guided_diffusion import checkpoint_util, dist_util, logger
@@ -111,21 +111,20 @@ class ClassifierTraining(Trainer):
             first, second = logits.topk(2, 1).values.split(1, 1)
             logits -= torch.where(logits == first, second, first)
             labels = F.one_hot(labels, len(self.names))
-        scores, accuracy = (
-            AttributeScores.of(self.names, logits.numpy(), labels.numpy()),
-            float(decided.double().mean()),
-        )
-        logger.logkvs({"step": self.updates, "accuracy": accuracy, "auc": scores.mean_auc})
+        scores = attribute_scores(self.names, logits.numpy(), labels.numpy())
+        accuracy, auc = float(decided.double().mean()), float(scores["auc"].mean())  # of those that have one
+        logger.logkvs({"step": self.updates, "accuracy": accuracy, "auc": auc})
         logger.dumpkvs()
-        criterion = accuracy if self.exclusive else scores.criterion
-        is_best, self.best = criterion > self.best, max(criterion, self.best)
+        score = accuracy if self.exclusive else criterion(scores)
+        is_best, self.best = score > self.best, max(score, self.best)
         if dist_util.rank() == 0:
-            say(f"update {self.updates}: accuracy {accuracy:.4f}, AUC {scores.mean_auc:.4f}")
+            say(f"update {self.updates}: accuracy {accuracy:.4f}, AUC {auc:.4f}")
             if is_best:
                 self.require_finite()
                 name = "oracle.pth" if isinstance(self.model, Oracle) else "classifier.pth"
                 checkpoint_util.save(self.folder / name, to_file(self.model, self.names))
-                write_atomically(self.folder / "validation.csv", scores.csv())
+                table = scores.to_csv(index=False, na_rep="nan", lineterminator="\r\n")
+                write_atomically(self.folder / "validation.csv", table)
 
     def save(self, number: int) -> None:
         """Write training.pt. Every process calls it."""

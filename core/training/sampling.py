@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -64,10 +63,9 @@ def labels_to_draw(
 def write_samples(folder: Path, images: np.ndarray, labels: torch.Tensor | None) -> Path:
     """Write samples_COUNTxHxWxC.npz (arr_0: images, arr_1: labels, if any) and a PNG of the first; returns the npz."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    np.savez(content, images, *([] if labels is None else [labels.numpy()]))
+    arrays = [images] if labels is None else [images, labels.numpy()]
     path = folder / f"samples_{'x'.join(map(str, images.shape))}.npz"
-    write_atomically(path, content.getvalue())
+    write_atomically(path, lambda file: np.savez(file, *arrays))
     write_atomically(path.with_suffix(".png"), grid_png(from_image(images[:64]), columns=8))
     return path
 

@@ -19,10 +19,13 @@ from tqdm import tqdm
 from dime.core.cli import Parser, boolean, integer, number, say
 from dime.core.datasets import DATASETS, CelebA, Source, download, image_transform, open_dataset
 from dime.core.errors import InputError
+from dime.core.photos import BadImageError
 from guided_diffusion import dist_util, logger
 from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
 from guided_diffusion.trainer import Trainer, TrainObserver
 
+DAMAGED_SHARE = 0.01
+"""Of the images; where more cannot be read, something else is wrong than a file."""
 GPUS = "GPU indices separated by commas, one for each process; '' means all in order"
 
 
@@ -51,9 +54,11 @@ def parse_model_args(parser: Parser) -> argparse.Namespace:
     add("--clip_denoised", type=boolean, default=True, help="clip each estimate of the clean image to [-1, 1]")
     add("--gpus", default="", help=GPUS)
     add("--seed", type=integer(0), default=0, help="other numbers give other noise")
-    add_dict_to_argparser(parser.add_argument_group("diffusion model"), model_and_diffusion_defaults())
+    flags = model_and_diffusion_defaults()
+    add_dict_to_argparser(parser.add_argument_group("diffusion model"), flags)
     args = parser.parse_args()
-    args.diffusion = parser.model_flags()
+    # what is not given is read from the model's own file
+    args.diffusion = {name: value for name, value in parser.given().items() if name in flags}
     return args
 
 
@@ -95,7 +100,8 @@ class LabelledImages(Dataset):
 
     columns: those of the attributes that y holds (or any, where y is a class); None: nothing in place of {'y': …}.
 
-    Raises InputError when an image is missing, or the labels.
+    The next one stands in for a damaged image, which is said once. Raises InputError when an image is missing, or the
+    labels, and where more than one image in a hundred is damaged.
     """
 
     def __init__(self, source: Source, columns: Sequence[int] | None = None) -> None:
@@ -105,12 +111,21 @@ class LabelledImages(Dataset):
         self.source = source
         self.columns = None if columns is None else list(columns)
         self.rows = range(dist_util.rank(), len(source), dist_util.world_size())
+        self._damaged: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return self.source.load(self.rows[index]), self.labels(index)
+        try:
+            return self.source.load(self.rows[index]), self.labels(index)
+        except BadImageError as error:
+            if index not in self._damaged:
+                self._damaged.add(index)
+                if len(self._damaged) > max(1, len(self) * DAMAGED_SHARE):
+                    raise
+                say(f"{error}; the next image stands in for it")
+            return self[(index + 1) % len(self)]
 
     def labels(self, index: int) -> dict[str, torch.Tensor]:
         """The second half of an item, without reading the image."""

@@ -15,8 +15,8 @@ from PIL import Image
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.drawn_faces import DRAWN, Face, counterfactual, draw
-from dime.core.drawn_faces.attributes import require_drawn
 from dime.core.drawn_faces.drawing import changed_pixels
+from dime.core.drawn_faces.face import require_drawn
 from dime.core.drawn_faces.folder import JPEG_QUALITY, image_name, load_faces
 from dime.core.errors import InputError
 from dime.core.images import input_to_uint8, to_hwc

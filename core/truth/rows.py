@@ -24,7 +24,6 @@ from dime.core.metrics.flip_rate import FLIP_RATE
 from dime.core.metrics.metric import Context, select_pairs
 from dime.core.metrics.robust import ROBUST
 from dime.core.results import ResultTree
-from dime.core.run_config import configurations
 from dime.core.sampler import Denoiser
 from dime.core.summary import ImageRecord
 from dime.core.truth.cases import Cases, outputs_on
@@ -165,7 +164,7 @@ def evaluations_spent(trees: Sequence[ResultTree]) -> Row:
     """The row of evaluations per image, all scales tried together. Raises InputError where a run does not say them."""
     spent = {}
     for tree in trees:
-        flags = next(iter(configurations(tree)), {})
+        flags = next(iter(tree.configurations()), {})
         try:
             scales = np.float32(flags["classifier_scales"]).tolist()
             after = [evaluations(flags, attempts) for attempts in range(1, len(scales) + 1)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dime.core.drawn_faces.attributes import require_drawn
+from dime.core.drawn_faces.face import require_drawn
 from dime.core.errors import InputError
 from dime.core.metrics.cd import correlation_difference, correlations
 from dime.core.metrics.features import Machine, batches

@@ -20,7 +20,6 @@ from dime.core.datasets import ATTRIBUTES, open_dataset, read_image
 from dime.core.errors import InputError
 from dime.core.job.writer import SAME_IMAGE_TOLERANCE, encoded
 from dime.core.results import Pair, ResultTree
-from dime.core.run_config import recorded
 from dime.core.truth.cases import Case
 
 
@@ -41,7 +40,7 @@ class Task:
         Raises InputError where the experiment's configuration lacks a part, or chunks disagree.
         """
         tree.pairs()  # that there is an experiment at all
-        found = {flag: recorded(tree, flag) for flag in get_type_hints(cls)}
+        found = {flag: tree.recorded(flag) for flag in get_type_hints(cls)}
         found |= {} if data_dir is None else {"data_dir": {data_dir}}
         for flag, kind in get_type_hints(cls).items():
             if len(found[flag]) != 1 or not all(isinstance(value, kind) for value in found[flag]):

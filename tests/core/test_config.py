@@ -1,7 +1,5 @@
 """The flags of the main job as such: defaults, presets, schedules of inner steps, and what contradicts."""
 
-from __future__ import annotations
-
 import pytest
 
 from dime.core.config import as_arguments, parse_config, preset
@@ -46,16 +44,13 @@ def test_flags_of_the_diffusion_model_are_kept_apart_if_they_are_given():
     assert "num_heads_upsample" not in config.diffusion and "num_heads" not in config.flags()
 
 
-def test_a_preset_in_python_is_what_its_flags_are():
+def test_a_preset_in_python_or_in_a_file(tmp_path):
     flags = parse_config("", ["--preset", "demo,local", "--seed", "9"])
     assert preset("demo,local", seed=9) == flags.settings
     with pytest.raises(InputError, match="no preset is called 'slow'"):
         preset("slow")
     with pytest.raises(InputError, match="colour"):
         preset("demo", colour=1)
-
-
-def test_a_preset_may_be_a_file(tmp_path):
     file = tmp_path / "preset.yaml"
     file.write_text("method: inverted\nclassifier_scales: [1.0, 2.5]\nrepaint: 0.1\n")
     given = parsed("--preset", f"demo,{file}", "--repaint", "0.2")

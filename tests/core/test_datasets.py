@@ -1,7 +1,5 @@
 """CelebA in all its layouts: annotations, partitions, the mini-val set, filters, chunks; images and the transform."""
 
-from __future__ import annotations
-
 import random
 import re
 from pathlib import Path
@@ -21,14 +19,13 @@ from dime.core.datasets import (
 )
 from dime.core.errors import InputError
 from dime.core.photos import BadImageError
-from tests.faults.images import BAD, UNSCALED, UNUSUAL
+from tests.faults.hostile import BAD, UNSCALED, UNUSUAL
 
 ROWS = {"a.jpg": 1, "b.jpg": 0, "c.jpg": 1, "d.jpg": 2, "e.jpg": 1}
 """Image -> partition, in file order; val are a, c and e."""
 
 
 def value(name: str, attribute: int) -> int:
-    """Some -1 or 1 for each image and attribute."""
     return 1 if (ord(name[0]) * 7 + attribute * attribute) % 3 == 0 else -1
 
 
@@ -49,9 +46,6 @@ def photo(path: Path, size: tuple[int, int] = (178, 218), shade: int = 0) -> Ima
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(pixels).save(path)
     return Image.fromarray(pixels)
-
-
-# Annotations
 
 
 def test_columns_are_found_by_name_and_rows_by_partition(tmp_path):
@@ -88,9 +82,6 @@ def test_damaged_annotations(tmp_path, file, edit, said):
         read_annotations(str(tmp_path), "val")
 
 
-# Layouts
-
-
 def as_txt(folder: Path, heading: str = "", count: str = "5\n", suffix: str = ".txt") -> None:
     for path in folder.glob("*.csv"):
         path.unlink()
@@ -116,7 +107,6 @@ LAYOUTS = {
     "csv": lambda folder: None,
     "official txt": as_txt,
     "txt with a count and names": lambda folder: as_txt(folder, "5\nimage_id partition\n"),
-    "txt with a count and a name": lambda folder: as_txt(folder, "5\npartition\n"),
     "txt without a count": lambda folder: as_txt(folder, count=""),
     "txt called csv": lambda folder: as_txt(folder, suffix=".csv"),
     "CRLF and BOM": lambda folder: [edited(folder, "\n", "\r\n"), edited(folder, "image_id", "\ufeffimage_id")],
@@ -192,9 +182,6 @@ def test_mini_val_of_celeba(tmp_path):
     assert len(images) - len(set(images)) == 34
 
 
-# The transform
-
-
 @pytest.mark.parametrize(
     ("photo_size", "image_size", "resized"),
     [
@@ -233,9 +220,6 @@ def test_augmentation_stretching_and_grey(tmp_path):
     stretched, expected = source.load(0), read_image(source.image_path(0)).convert("L").resize((16, 16), Image.BILINEAR)
     assert stretched.shape == source.stand_in().shape == (1, 16, 16)
     assert np.abs((stretched[0].double().numpy() + 1) * 127.5 - np.asarray(expected)).max() < 1e-4
-
-
-# Opening images
 
 
 @pytest.mark.parametrize("kind", BAD | UNSCALED)

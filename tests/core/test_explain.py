@@ -1,6 +1,4 @@
-"""Batches: targets, escalation over the scales, frames, padding, and images that fail."""
-
-from __future__ import annotations
+"""Batches: targets, escalation, frames, padding, failures; the Python interface; undoing what no decision needs."""
 
 from dataclasses import replace
 
@@ -12,11 +10,12 @@ from torch import nn
 
 from dime.core.errors import InputError
 from dime.core.explain import Batch, Explainer, Explanations
-from dime.core.guidance import Binary
+from dime.core.guidance import Binary, Guidance
 from dime.core.images import from_image, input_to_uint8, to_hwc, to_uint8
 from dime.core.methods import METHODS, Method
 from dime.core.networks.diffusion import DiffusionModel
 from dime.core.settings import Settings
+from dime.core.shrink import shrunk
 from tests.helpers import rnd
 from tests.toys import CountingModel, toy_diffusion
 
@@ -25,8 +24,6 @@ X = rnd(5, 6, 3, 4, 4).clamp(-1, 1)
 
 
 class Brightness(nn.Module):
-    """One logit: how bright the image is."""
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 4 * x.flatten(1).mean(1, keepdim=True)
 
@@ -37,9 +34,8 @@ def explainer(model: nn.Module | None = None, method: Method | None = None, **op
     settings = {"start_step": TAU, "use_logits": True, "l1_loss": 0.01, "classifier_scales": SCALES}
     classifier = own.pop("classifier", Brightness())
     diffusion = DiffusionModel(model or CountingModel(), toy_diffusion(20), {})
-    return Explainer(
-        classifier, diffusion, Binary(use_logits=True), Settings(**settings | options), method=method, **own
-    )
+    settings = Settings(**settings | options)
+    return Explainer(classifier, diffusion, Binary(use_logits=True), settings, method=method, **own)
 
 
 def explained(rows: list[int], **options) -> Explanations:
@@ -151,9 +147,6 @@ def test_a_conditional_model_is_told_each_images_own_labels():
     assert not torch.equal(everyone.cf, explained(EVERYONE, pad_to=6).cf)
 
 
-# The Python interface
-
-
 class TwoShades(nn.Module):
     """Three classes: dark, bright, and one in between; with a batch norm, which a training mode would update."""
 
@@ -239,13 +232,9 @@ def test_the_record_says_what_was_done():
     difference = np.abs(to_hwc(input_to_uint8(X)).astype(float) - to_hwc(to_uint8(result.cf))) / 255
     np.testing.assert_allclose(result.l_1, difference.mean(axis=(1, 2, 3)), rtol=1e-6)
     assert set(result.scale.tolist()) <= {50.0, 5000.0}
-
-
-def test_images_whose_target_is_their_prediction_are_left_alone():
-    network = TwoShades().eval()
-    wanted = network(X).argmax(dim=1)
+    wanted = result.pred.clone()  # images whose target is their prediction are left alone
     wanted[0] = (wanted[0] + 1) % 3
-    result = interface(network).explain(replace(batch(EVERYONE), target=wanted))
+    result = interface(TwoShades().eval()).explain(replace(batch(EVERYONE), target=wanted))
     assert torch.equal(result.cf[1:], X[1:]) and not torch.equal(result.cf[0], X[0])
 
 
@@ -254,3 +243,71 @@ def test_an_unusable_setting_is_refused_at_once():
         explainer(start_step=20)
     with pytest.raises(InputError, match="perceptual"):
         explainer(l_perc=1.0)
+
+
+CONFIDENCE = 0.9
+GREY = torch.zeros(3, 3, 32, 32)
+CORNER = (..., slice(4, 12), slice(4, 12))
+
+
+class Corner(nn.Module):
+    """One logit: how bright a square of the image is, of which a quarter would be enough."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 40 * (x[CORNER].flatten(1).mean(1, keepdim=True) - 0.1)
+
+
+def pull(confidence: float = 0.0, y: tuple[int, ...] = (1, 1, 1)):
+    guidance = Guidance(Corner(), Binary(use_logits=True), confidence=confidence)
+    return guidance.towards(GREY[: len(y)], None, torch.tensor(y), 1.0)
+
+
+def test_only_what_the_decision_needs_stays():
+    cf = GREY + 0.5 * rnd(1, 3, 3, 32, 32).sign()
+    cf[CORNER] = 0.5
+    small = shrunk(cf, pull())
+    changed = (small != GREY).any(dim=1).flatten(1).sum(dim=1)
+    # the square has 64 pixels; a fifth of its brightness suffices, with a border of two pixels around that
+    assert (changed < 100).all()
+    assert torch.equal(small[..., 20:, 20:], GREY[..., 20:, 20:])
+    cf = torch.stack([GREY[0], GREY[1] - 0.5, GREY[2] + 0.5])
+    cf[2, 0, 0, 0] = torch.nan
+    small = shrunk(cf, pull())  # what fails and what is no number stays as it is
+    assert torch.equal(small[:2], cf[:2]) and not small[2].isfinite().all()
+
+
+@pytest.mark.parametrize("confidence", [0.0, CONFIDENCE, 0.999])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_reached_is_never_lost(confidence, seed):
+    cf = GREY + rnd(seed, 3, 3, 32, 32) / 4 + 0.15
+    asked = pull(confidence)
+    before = asked.reached(cf)
+    small = shrunk(cf, asked)
+    assert (asked.reached(small) | ~before).all()
+    assert ((small - GREY).abs() <= (cf - GREY).abs() + 1e-6).all()  # nothing is changed that was not
+
+
+def test_the_pull_eases_off_beyond_the_confidence():
+    at = float(torch.logit(torch.tensor(CONFIDENCE))) / 40 + 0.1
+    levels = torch.tensor([0.0, at, 0.3])  # p below, at, and far beyond
+    image = GREY + levels.view(3, 1, 1, 1)
+    full, eased = pull().class_gradient(image), pull(CONFIDENCE).class_gradient(image)
+    torch.testing.assert_close(eased[:2], full[:2])
+    share = (1 - Corner()(image[2:]).sigmoid()) / (1 - CONFIDENCE)
+    torch.testing.assert_close(eased[2], full[2] * share.item())
+    assert share < 0.01
+
+
+def test_scales_are_tried_until_the_confidence_is_reached():
+    def explained(**settings):
+        scales, diffusion = [1.2**k for k in range(20)], DiffusionModel(CountingModel(), toy_diffusion(20), {})
+        settings = Settings(start_step=4, use_logits=True, classifier_scales=scales, method="inverted", **settings)
+        explainer = Explainer(Corner(), diffusion, Binary(use_logits=True), settings)
+        return explainer.explain(Batch([0, 1, 2], GREY + rnd(1, 3, 3, 32, 32) / 20))
+
+    plain, sure = explained(), explained(confidence=CONFIDENCE)
+    assert plain.flipped.all() and (plain.cf_p_target < CONFIDENCE).any()
+    assert sure.flipped.all() and (sure.cf_p_target >= CONFIDENCE).all()
+    assert (sure.scale > plain.scale).any()
+    small = explained(confidence=CONFIDENCE, shrink=True)
+    assert (small.cf_p_target >= CONFIDENCE).all() and (small.l_1 <= sure.l_1).all() and (small.l_1 < sure.l_1).any()

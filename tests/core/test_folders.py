@@ -1,7 +1,5 @@
 """Images of anybody: folders, single files, ImageNet's and BDD's layouts, their labels, and names of any kind."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -37,9 +35,6 @@ def refusal(folder: str | Path, name: str = "folder", **options) -> str:
     with pytest.raises(InputError) as caught:
         opened(folder, name, **options)
     return str(caught.value)
-
-
-# Any folder
 
 
 def test_ids_are_positions_in_a_fixed_order_of_what_is_an_image(tmp_path):
@@ -78,6 +73,12 @@ def test_class_names_give_the_order(tmp_path):
     assert "cat is none of the 3 classes" in line or "dog is none of the 3 classes (is dogs meant?)" in line
     digits = opened(put(tmp_path / "digits", "3/1.png", "0/1.png"), class_names=["zero", "one", "two", "three"])
     assert digits.targets(None).tolist() == [0, 3]
+    (tmp_path / "names.txt").write_bytes("\ufeffcat\r\n\r\nbig dog\r\n".encode())
+    assert read_lines(str(tmp_path / "names.txt")) == ["cat", "big dog"]
+    for content in (b"\n", b"\xff\xfe\x00"):
+        (tmp_path / "names.txt").write_bytes(content)
+        with pytest.raises(InputError, match=r"names\.txt"):
+            read_lines(str(tmp_path / "names.txt"))
 
 
 ODD = ["a b.png", "ä,ö;ü 😀.png", 'quote".png', "new\nline.png", "#?%20.png", "-x.png", "a/b=c/'.png"]
@@ -123,9 +124,6 @@ def test_a_folder_without_images(tmp_path):
     assert "n01440764" in refusal(tmp_path, "imagenet")
 
 
-# labels.csv
-
-
 @pytest.mark.parametrize("table", ["file,label\n{0},x\n{1},y\n", "label; file\ny; {1}\nx; {0}\n", "{0},x\n{1},y\n"])
 def test_labels_from_a_table(tmp_path, table):
     put(tmp_path, "in/a b.png", "c.png")
@@ -155,18 +153,6 @@ def test_a_table_that_does_not_fit(tmp_path, table, said):
     (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(InputError, match=r"labels\.csv: .*" + said):
         opened(tmp_path)
-
-
-def test_names_of_classes_from_a_file(tmp_path):
-    (tmp_path / "names.txt").write_bytes("\ufeffcat\r\n\r\nbig dog\r\n".encode())
-    assert read_lines(str(tmp_path / "names.txt")) == ["cat", "big dog"]
-    for content in (b"\n", b"\xff\xfe\x00"):
-        (tmp_path / "names.txt").write_bytes(content)
-        with pytest.raises(InputError, match=r"names\.txt"):
-            read_lines(str(tmp_path / "names.txt"))
-
-
-# Other kinds
 
 
 def test_single_files(tmp_path):

@@ -1,7 +1,5 @@
 """What the methods do that no golden tree shows: evaluations, edges, settings, masks in closed form."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -98,7 +96,7 @@ def step_at(z_t: torch.Tensor, i: int) -> Step:
     return Step(TAU - 1 - i, i, X, z_t, denoiser, output, denoiser.reverse(output, z_t, i), draw, None, None)
 
 
-def test_indices_are_evenly_spread():
+def test_indices_are_evenly_spread_and_schedules_read():
     assert evenly_spread(29, 1) == [29]
     assert evenly_spread(29, 5) == [5, 11, 17, 23, 29]
     assert evenly_spread(3, 3) == [0, 1, 3]
@@ -108,9 +106,6 @@ def test_indices_are_evenly_spread():
         for count in range(1, i + 2):
             gaps = np.diff([-1, *evenly_spread(i, count)])
             assert len(gaps) == count and gaps.sum() == i + 1 and gaps.max() - gaps.min() <= 1 and gaps.min() >= 1
-
-
-def test_schedules_of_chain_lengths():
     assert chain_lengths("5", 3) == (5, 5, 5)
     assert chain_lengths("8:2,3:1,1", 5) == (8, 8, 3, 1, 1)
     assert chain_lengths("8:99999999999,1", 2) == (8, 8)
@@ -138,7 +133,7 @@ def test_a_shorter_ddim_chain_in_closed_form():
         assert torch.equal(x_t, step.p.pred_xstart) and (x_t.abs() == 1).any()
 
 
-def test_methods_differ():
+def test_methods_and_their_flags_differ():
     results = [run(method, warmup_step=3, dilation=1, masking_threshold=0.9)[0] for method in METHODS]
     for k, one in enumerate(results):
         assert not any(torch.equal(one, other) for other in results[k + 1 :])
@@ -146,9 +141,6 @@ def test_methods_differ():
     assert kept.any() and not kept.all()  # the input is pasted back outside the mask
     assert not torch.equal(run("fastdimenomask")[0], run("fastdimenomask", scale_grads=True)[0])
     assert torch.equal(run("gmd")[0], run("gmd", scale_grads=True)[0])  # it has no effect there
-
-
-def test_guided_iterations():
     stopped = {method: run(method, guided_iterations=0, warmup_step=99)[0] for method in ("dime", "naive", "gmd")}
     assert torch.equal(stopped["naive"], stopped["gmd"])  # nothing but ordinary denoising is left
     assert not torch.equal(stopped["naive"], run("fastdime", guided_iterations=0, warmup_step=99)[0])  # goes on
@@ -184,7 +176,7 @@ def test_estimates_keep_the_input_outside_the_last_region():
         assert estimate(step_with(None, number=0)) is X
 
 
-def test_gradient_mask_takes_the_largest():
+def test_gradient_mask_takes_the_largest_and_others_wait_or_stay():
     g_class = torch.zeros_like(X)
     g_class[:, 1, 0, 0] = -9.0
     g_class[:, 0, 4, 4] = 3.0
@@ -199,9 +191,6 @@ def test_gradient_mask_takes_the_largest():
     assert mask(step_with(None), None) is None
     region = mask(step_with(None), torch.zeros_like(X))
     assert region.z_t.all() and region.x_t.all()
-
-
-def test_other_masks():
     waiting = SelfOptimisedMask(warmup_step=4)
     assert waiting(step_with(None, number=3), None) is None
     assert waiting(step_with(None, number=4), None) is not None

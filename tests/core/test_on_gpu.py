@@ -1,10 +1,4 @@
-"""Chains on a GPU that is only pretended: every tensor is on one device, and the host never waits for a result.
-
-torch's fake tensors know device, shape and type but hold no numbers: whatever would copy one to the host, or depend on
-its value there, raises an error.
-"""
-
-from __future__ import annotations
+"""Chains on a pretended GPU: fake tensors hold no numbers, so that whatever asks the host for one raises an error."""
 
 import pytest
 import torch
@@ -50,7 +44,6 @@ class Watch(TorchDispatchMode):
 
 
 def moved(network: nn.Module) -> nn.Module:
-    """The network, its weights on the pretended GPU."""
     for module in network.modules():
         for table in (module._parameters, module._buffers):
             for name, value in table.items():

@@ -1,6 +1,4 @@
-"""Algorithm 1 against the published code's figures, and its promises: evaluations, order of draws, early stop."""
-
-from __future__ import annotations
+"""Algorithm 1 against the published code's figures, the inversion, and where random numbers come from."""
 
 import pytest
 import torch
@@ -66,16 +64,13 @@ def test_sharing_evaluations_changes_no_bit(stochastic, clip, tau, guided_iterat
     assert torch.equal(cf, plain_loop(CountingModel(), toy_diffusion(100), x, tau, ToyPull(), seed=0, **flags))
 
 
-def test_no_guidance_is_ordinary_denoising():
+def test_no_guidance_is_ordinary_denoising_which_sampling_scale_silences():
     tau, diffusion, x = 6, toy_diffusion(100), rnd(1, 2, 3, 4, 4)
     torch.manual_seed(3)
     expected = diffusion.q_sample(x, torch.full((2,), tau), noise=torch.randn_like(x))
     for i in reversed(range(tau)):
         expected = diffusion.p_sample(CountingModel(), expected, torch.full((2,), i))["sample"]
     torch.testing.assert_close(run_toy(tau, guided_iterations=0, seed=3), expected, atol=0, rtol=0)
-
-
-def test_sampling_scale_silences_the_reverse_steps_but_not_the_noising():
     silent = run_toy(5, sampling_scale=0)
     assert torch.equal(silent, run_toy(5, sampling_scale=0, use_sampling_on_x_t=False))
     assert not torch.equal(silent, run_toy(5, sampling_scale=0, seed=1))
@@ -115,7 +110,7 @@ def test_the_input_comes_back_through_the_published_network():
     torch.testing.assert_close(cf, X, atol=1e-5, rtol=0)  # float32, if a kernel were to differ from call to call
 
 
-def test_an_inversion_is_made_once_for_all_attempts():
+def test_an_inversion_is_made_once_and_fresh_noise_alone_is_ordinary_denoising():
     denoiser, noise = Denoiser(CountingModel(), toy_diffusion(100)), PerImageNoise(4)
     x, method = rnd(1, 3, 3, 4, 4), METHODS["inverted"](Settings(start_step=8, outer_steps=4))
     draw = noise.noising(IDS)
@@ -129,10 +124,7 @@ def test_an_inversion_is_made_once_for_all_attempts():
         *(denoiser, x[some], z[some], ToyPull(), lambda i: noise.step(some, 1, i)), inversion=inversion.rows(some)
     )
     assert torch.equal(again, pulled[some])  # no attempt draws anything of its own
-
-
-def test_fresh_noise_alone_is_ordinary_denoising():
-    """fresh_noise 1 is the ablation `naive` without gradients, up to the rounding of s - m + m."""
+    # fresh_noise 1 is the ablation `naive` without gradients, up to the rounding of s - m + m
     denoiser, noise, x = Denoiser(CountingModel(), toy_diffusion(100)), PerImageNoise(4), rnd(1, 3, 3, 4, 4)
     z = denoiser.noised(x, 8, noise.noising(IDS)(x.shape))
     made = [
@@ -156,3 +148,34 @@ def test_fewer_outer_steps(name, steps, visited):
     passes = {"dime": visited, "inverted": 2 * visited - 1, "maskdime2": 2 * visited}
     assert seen == list(range(visited)) and settings.steps == visited
     assert denoiser.model.evaluations == passes[name]
+
+
+SHAPE = torch.Size((2, 3, 8, 8))
+
+
+def test_the_stream_is_torchs_own_and_an_images_noise_depends_on_its_key_alone():
+    noise = PerImageNoise(4)
+    together = noise.step([11, 12], 3, 5)
+    alone = PerImageNoise(4).step([12], 3, 5)
+    for _ in range(3):  # its inner chain's ε's, then its own
+        assert torch.equal(together(SHAPE)[1], alone(torch.Size((1, *SHAPE[1:])))[0])
+    eps = PerImageNoise(0).noising(list(range(8)))(torch.Size((8, 3, 64, 64)))
+    assert abs(eps.mean()) < 0.02  # 98,304 numbers: the standard error is 0.0032
+    assert abs(eps.std() - 1) < 0.02
+    torch.manual_seed(7)
+    noise = StreamNoise(7)
+    draws = [noise.noising([0, 1])(SHAPE), noise.step([0, 1], 0, 5)(SHAPE), noise.step([1], 2, 4)(SHAPE)]
+    for eps in draws:  # which has not been touched
+        assert torch.equal(eps, torch.randn_like(eps))
+
+
+def test_every_part_of_the_key_matters():
+    def first(seed: int, id: int, attempt: int | None = None, index: int = 0) -> torch.Tensor:
+        noise = PerImageNoise(seed)
+        draw = noise.noising([id]) if attempt is None else noise.step([id], attempt, index)
+        return draw(torch.Size((1, 3, 8, 8)))
+
+    keys = [(4, 0), (4, 0, 0, 0), (5, 0), (4, 1), (4, 0, 1, 0), (4, 0, 0, 1), (4, 1, 0, 0), (4, 1, 1, 0)]
+    drawn = {key: first(*key) for key in keys}
+    for key, eps in drawn.items():
+        assert not any(torch.equal(eps, other) for name, other in drawn.items() if name != key), key

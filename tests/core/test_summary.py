@@ -1,7 +1,5 @@
 """Tables from records, chunks into one, and the files they are kept in: figures by hand."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from dime.core.errors import InputError
 from dime.core.job.identity import merge, merge_chunks
 from dime.core.results import ResultTree
 from dime.core.summary import ImageRecord, read_stats, summarise, write_stats, write_summary
+from tests.helpers import assert_close
 
 FLOAT32 = 0.27158546447753906
 """A float32 whose repr as a Python float has 17 digits."""
@@ -83,24 +82,17 @@ def test_summary_by_hand():
     assert nothing["clean acc"] == nothing["cf acc"] == 0
 
 
-def assert_close(a: dict, b: dict) -> None:
-    assert a.keys() == b.keys()
-    for key, value in a.items():
-        if isinstance(value, dict):
-            assert_close(value, b[key])
-        else:
-            assert value == pytest.approx(b[key], rel=1e-12), key
-
-
 def test_each_table_is_weighted_by_its_own_count_and_what_a_chunk_lacks_counts_as_zero():
     a = {"n": 10, "bkl": 0.1, "clean acc": 90.0, "cf-inc": {"n": 1, "bkl": 0.9, "l_1": 0.2}}
     b = {"n": 2, "bkl": 0.7, "clean acc": 30.0, "cf-inc": {"n": 3, "bkl": 0.5, "l_1": 0.4}}
-    assert_close(merge([a, b]), {"n": 12, "bkl": 0.2, "clean acc": 80.0, "cf-inc": {"n": 4, "bkl": 0.6, "l_1": 0.35}})
+    assert_close(
+        merge([a, b]), {"n": 12, "bkl": 0.2, "clean acc": 80.0, "cf-inc": {"n": 4, "bkl": 0.6, "l_1": 0.35}}, rel=1e-12
+    )
     merged = merge([{"n": 1, "FVA": 0.8, "cf-cor": {"n": 1, "bkl": 0.5}}, {"n": 3, "MNAC": 4.0}])
-    assert_close(merged, {"n": 4, "FVA": 0.2, "MNAC": 3.0, "cf-cor": {"n": 1, "bkl": 0.5}})
+    assert_close(merged, {"n": 4, "FVA": 0.2, "MNAC": 3.0, "cf-cor": {"n": 1, "bkl": 0.5}}, rel=1e-12)
 
 
-def test_summary_file(tmp_path):
+def test_summary_and_stats_files(tmp_path):
     write_summary(tmp_path / "summary.yaml", summarise(FOUR))
     text = (tmp_path / "summary.yaml").read_text()
     assert yaml.safe_load(text) == summarise(FOUR)
@@ -108,9 +100,6 @@ def test_summary_file(tmp_path):
     assert top == sorted(top)
     assert "{" not in text and "!!" not in text
     assert [path.name for path in tmp_path.iterdir()] == ["summary.yaml"]
-
-
-def test_stats_file(tmp_path):
     write_stats(tmp_path / "stats.pth", [replace(FOUR[0], bkl=FLOAT32), *FOUR[1:]])
     stats = torch.load(tmp_path / "stats.pth", weights_only=True)
     assert stats["n"] == 4 and stats["flipped"] == 3 and stats["acc"] == pytest.approx(75.0)
@@ -148,12 +137,11 @@ def chunk_files(tree: ResultTree, *contents: str) -> list[Path]:
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 3, 4, 6])
 def test_merged_chunks_are_the_whole(tmp_path, num_chunks):
-    """Also chunks without an image."""
     tree = ResultTree(tmp_path, "a/b")
     chunks = [summarise(FOUR[chunk::num_chunks], failed=chunk) for chunk in range(num_chunks)]
     chunk_files(tree, *map(yaml.safe_dump, chunks))
     for found in (merge_chunks(tree, num_chunks), yaml.safe_load((tmp_path / "Results/a/b/summary.yaml").read_text())):
-        assert_close(found, summarise(FOUR, failed=sum(range(num_chunks))))
+        assert_close(found, summarise(FOUR, failed=sum(range(num_chunks))), rel=1e-12)
 
 
 @pytest.mark.parametrize("content", ["", "n: [", "just text", "- n\n", "bkl: 1\n", "n: 1.5\n", "n: 1\nl_1: none\n"])

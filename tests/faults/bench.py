@@ -6,8 +6,6 @@ Every trial runs main.py in forks of this process, on small drawn images and sma
 tenth of the trials of each kind. Exits 0 when every trial survives.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random
@@ -30,6 +28,7 @@ KINDS = {
     "write-kill": ("kill -9 while writing: no damaged file", 300, trials.kill_while_writing),
     "disk": ("full, read-only or failing disk: nothing lost", 30, trials.failing_disk),
     "writers": ("8 processes on 4 chunks: each image once", 50, trials.eight_writers),
+    "one of four": ("kill -9 of one of 4 processes: the others do its part", 20, trials.kill_one_of_four),
     "signal": ("SIGTERM, SIGINT, SIGUSR1: ends in time, resumes", 60, trials.signalled),
     "nan": ("4 images turned into NaN: never flipped", 25, trials.not_a_number),
     "memory": ("memory for part of a batch: same results", 10, trials.out_of_memory),
@@ -39,6 +38,7 @@ KINDS = {
 IN_WORDS = {
     "kill": lambda found: f"{sum(0 < share < 1 for share in found)} kills between the first image and the last",
     "write-kill": lambda found: f"{sum(found):.0f} whole files",
+    "one of four": lambda found: f"{sum(0 < share < 1 for share in found)} kills between the first batch and the last",
     "signal": lambda found: f"slowest {max(found, default=0):.1f} s",
     "nan": lambda found: f"0 of {sum(found):.0f} counted as flipped",
     "memory": lambda found: f"at most {max(found, default=0):.4f} grey levels apart",
@@ -60,7 +60,6 @@ def measure(bench: Bench, name: str, count: int) -> tuple[str, list[str]]:
 
 
 def main() -> int:
-    """Print the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--share", type=float, default=1.0, help="of the trials")
     parser.add_argument("--seed", type=int, default=0)

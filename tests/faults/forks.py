@@ -1,13 +1,11 @@
 """main.py in real processes that need no second for importing torch: forks of this one, with a fault arranged."""
 
-from __future__ import annotations
-
+import multiprocessing
 import os
 import runpy
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,54 +27,37 @@ class Fork:
 
     def __init__(self, arguments: Sequence[str], log: Path, prepare: Callable[[], None] = lambda: None) -> None:
         self.log = log
-        self.started = time.monotonic()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._run(arguments, prepare)
+        self._process = multiprocessing.get_context("fork").Process(target=self._run, args=(arguments, prepare))
+        self._process.start()
+        self.pid = self._process.pid
 
     def _run(self, arguments: Sequence[str], prepare: Callable[[], None]) -> None:
-        code = 1
-        try:
-            torch.set_num_threads(1)  # a pool of threads does not survive a fork
-            descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            sys.argv = [str(SCRIPT), *arguments]
-            prepare()
-            try:
-                runpy.run_path(str(SCRIPT), run_name="__main__")
-            except SystemExit as exit:
-                code = exit.code if isinstance(exit.code, int) else 1
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:  # whatever has happened, a fork never goes back into the code of its parent
-            os._exit(code)
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.argv = [str(SCRIPT), *arguments]
+        prepare()
+        runpy.run_path(str(SCRIPT), run_name="__main__")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 
     def wait(self, limit: float = 120.0) -> int:
         """The exit code, or minus the signal that ended it."""
-        deadline = time.monotonic() + limit
-        while time.monotonic() < deadline:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(POLL)
-        self.kill()
-        os.waitpid(self.pid, 0)
-        raise TimeoutError(f"still running after {limit} s: {self.said()}")
+        self._process.join(limit)
+        if self._process.exitcode is None:
+            self.kill()
+            self._process.join()
+            raise TimeoutError(f"still running after {limit} s: {self.said()}")
+        return self._process.exitcode
 
     def said(self) -> str:
-        """All that it printed."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
 def wait_for(condition: Callable[[], bool], limit: float = 60.0) -> None:
-    """Return when the condition holds."""
     deadline = time.monotonic() + limit
     while not condition():
         if time.monotonic() > deadline:

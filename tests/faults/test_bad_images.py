@@ -1,9 +1,4 @@
-"""Images that cannot be explained: each recorded with its reason, its neighbours as if nothing had been.
-
-And images of rare kinds, which can be converted, and broken ones that nobody asks for.
-"""
-
-from __future__ import annotations
+"""Images that cannot be explained: each recorded with its reason, its neighbours as if nothing had been."""
 
 import os
 import shutil
@@ -14,7 +9,7 @@ import yaml
 from PIL import Image
 
 from tests.faults.forks import EXIT_SOME_FAILED, without
-from tests.faults.images import BAD, UNSCALED, UNUSUAL
+from tests.faults.hostile import BAD
 from tests.worlds import SMALL_FLAGS, World, images, run_main, tree_of
 
 RECORDING = SMALL_FLAGS | {"on_bad_image": "record", "noise": "stream"}
@@ -25,7 +20,6 @@ FIRST = 31
 
 @pytest.fixture(scope="module")
 def clean(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """All images of a run without a fault."""
     out = tmp_path_factory.mktemp("clean") / "out"
     world.explain(out, noise="stream")
     return images(out)
@@ -95,13 +89,3 @@ def test_what_takes_too_long_or_too_much_memory_is_bad_too(world, data, tmp_path
     run = run_main(*world.command(tmp_path / "out", RECORDING | {"data_dir": data, "num_batches": 1}))
     assert run.code == EXIT_SOME_FAILED
     assert sorted(failed(tmp_path / "out")) == [0, 1, 2, 3] and "not a file" in failed(tmp_path / "out")[0]
-
-
-def test_what_can_be_converted_is_explained_and_what_cannot_is_recorded(world, data, tmp_path):
-    kinds = UNUSUAL | UNSCALED
-    for id, kind in enumerate(kinds):
-        kinds[kind](photo(data, id))
-    run = run_main(*world.command(tmp_path / "out", RECORDING | {"data_dir": data, "num_batches": 3}))
-    assert f"{12 - len(UNSCALED)} images" in run.out, run.err
-    assert list(failed(tmp_path / "out")) == [7, 8]
-    assert all("16-bit or float" in reason for reason in failed(tmp_path / "out").values())

@@ -1,7 +1,5 @@
 """The quick part of the fault bench, on eight images, a twin and signals. All of it: python tests/faults/bench.py."""
 
-from __future__ import annotations
-
 import os
 import random
 import time
@@ -24,7 +22,8 @@ def bench(world: World, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("kill", 1), ("write-kill", 10), ("disk", 4), ("writers", 1), ("nan", 2), ("memory", 1)]
+    ("name", "count"),
+    [("kill", 1), ("write-kill", 10), ("disk", 4), ("writers", 1), ("one of four", 2), ("nan", 2), ("memory", 1)],
 )
 def test_bench(bench, name, count):
     row, reasons = measure(bench, name, count)  # a kind of failing disk each; nan: the network's and the classifier's

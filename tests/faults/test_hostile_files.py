@@ -1,11 +1,8 @@
-"""Hostile files: nothing in them runs, one line of their reader's names them, and nothing takes long.
+"""Hostile files: nothing in them runs, one line of their reader's names them, and nothing takes long."""
 
-Weights have one reader, and pickles of arrays another: they are given every file, and every entry point one of them.
-"""
-
-from __future__ import annotations
-
+import ast
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from dime.core.networks.files import read_checkpoint, read_numpy_pickle
 from tests.faults.hostile import JSON, WEIGHTS, YAML
 from tests.metric_world import MetricWorld
 from tests.training.small import SMALL_UNET
-from tests.worlds import SMALL_FLAGS, VGG19_FILE, Run, World, refusal, run_main, run_script, succeeded
+from tests.worlds import ROOT, SMALL_FLAGS, VGG19_FILE, Run, World, refusal, run_main, run_script, succeeded
 
 # torch reads a TorchScript archive's header to refuse it, and warns
 pytestmark = pytest.mark.filterwarnings("ignore:.*(torch.jit|TorchScript|pickle protocol)")
@@ -124,7 +121,6 @@ def test_training(world: World, tmp_path, hostile, marker, script, flag):
 
 @pytest.fixture(scope="module")
 def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a classifier was trained for one update."""
     out = tmp_path_factory.mktemp("classifier")
     succeeded(run_script("celeba-train-classifier", **CLASSIFIER, data_dir=world.data, output_path=out))
     return out
@@ -183,3 +179,48 @@ def test_every_evaluation(metric_world: MetricWorld, tmp_path, marker, kind):
     page = tmp_path / "page.html"
     assert_refused(run_script("make-report", tree, "expA", "--file", page), path, marker)
     assert not page.exists()
+
+
+PROGRAMS = r"\b(torch\.jit\.load|torch\.export\.load)\b"
+CARELESS = re.compile(
+    r"\b(th|torch)\.load\((?!.*weights_only=True)|allow_pickle=(?!False)|(?<![\w.])(eval|exec)\(|\bpd\.read_pickle\b"
+    r"|\bpickle\.(loads?\b|Unpickler\b(?!\):))|\bfrom _?(pickle|dill|joblib|shelve) import|\bimport (pickle|yaml) as"
+    r"|\byaml\.(unsafe_|full_)?load(_all)?\b|" + PROGRAMS
+)
+"""What runs code that a file holds. A class that inherits Unpickler must choose: see choosing."""
+TRUSTED = ROOT / "core" / "networks" / "classifiers.py"
+"""Where programs are loaded, once their user has said that he trusts them."""
+
+
+def offences(source: str, programs: bool = False) -> list[str]:
+    """The lines that would run code that a file holds; programs: what loads those may stand there."""
+    text = ast.unparse(ast.parse(source))
+    careless = [line for line in text.splitlines() if CARELESS.search(line)]
+    choosing = text.count("(pickle.Unpickler):") == text.count("def find_class(")
+    return [line for line in careless if not (programs and re.search(PROGRAMS, line))] + ["Unpickler"] * (not choosing)
+
+
+def test_nothing_is_loaded_carelessly():
+    found, places = {}, set()
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).parts
+        if parts[0] not in ("tests", "build") and not any(p[0] == "." or p == "site-packages" for p in parts):
+            places.add(parts[0])
+            found[str(path)] = offences(path.read_text(), programs=path == TRUSTED)
+    assert {"main.py", "dime", "core", "models", "guided_diffusion", "tools", "slurm", "bench"} <= places
+    assert not {path: offending for path, offending in found.items() if offending}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("torch.load(p)", "torch.load(p, weights_only=False)", "torch.load(p, weights_only=safe)", "th.load(\n p)"),
+        *("pickle.load(f)", "pickle.loads(b)", "pickle.Unpickler(f).load()", "from pickle import load"),
+        *("import pickle as p", "yaml.load(t, Loader=yaml.Loader)", "yaml.unsafe_load(t)", "run(torch.jit.load)"),
+        *("np.load(p, allow_pickle=True)", "eval(text)", "class U(pickle.Unpickler):\n    pass"),
+    ],
+)
+def test_the_test_sees_it(source):
+    assert offences(source)
+    # one that chooses is allowed
+    assert offences("class U(pickle.Unpickler):\n    def find_class(self, m, n): ...") == []

@@ -1,7 +1,5 @@
 """Merging proves that it has all chunks of one run, or says which it has not."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -15,7 +13,6 @@ FLAGS = {"num_chunks": 3, "save_images": False, "num_batches": 2}
 
 @pytest.fixture(scope="module")
 def chunks(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three finished chunks of 3, 3 and 2 images."""
     out = tmp_path_factory.mktemp("chunks") / "out"
     for chunk in range(3):
         world.explain(out, **FLAGS, chunk=chunk)

@@ -1,9 +1,4 @@
-"""Memory that runs out, and numbers that are none: halves and second attempts with the results of an ordinary run.
-
-The bench has both in main.py, and that what fails in full precision has failed.
-"""
-
-from __future__ import annotations
+"""Memory that runs out, and numbers that are none, with the results of an ordinary run; in main.py: the bench."""
 
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Single trials of the fault bench: arrange a fault, let it happen, look at what is left."""
 
-from __future__ import annotations
-
 import errno
 import io
 import itertools
@@ -22,20 +20,14 @@ import torch
 import yaml
 from PIL import Image
 from torch import nn
+from torch.distributed import TCPStore
 from torch.nn.modules.module import register_module_forward_hook
 
 from dime.core.files import write_atomically
+from dime.core.job.queue import Queue
 from guided_diffusion.unet import UNetModel
-from tests.faults.forks import (
-    EXIT_CONTINUE,
-    EXIT_ERROR,
-    EXIT_OK,
-    EXIT_SOME_FAILED,
-    Fork,
-    around_unet,
-    wait_for,
-    without,
-)
+from tests.faults import forks
+from tests.faults.forks import EXIT_OK, Fork, wait_for
 from tests.worlds import SMALL_FLAGS, World, comparable, images
 
 
@@ -67,14 +59,12 @@ class Bench:
         return [range(first, min(first + 4, 15)) for first in range(0, 4 * self.batches, 4)]
 
     def place(self) -> Path:
-        """An empty folder for a trial; that of the one before it is removed."""
         place = self.folder / "trial"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         return place
 
     def start(self, place: Path, prepare: Callable[[], None] = lambda: None, log: str = "log", **flags: Any) -> Fork:
-        """main.py with its results in place/out."""
         flags = SMALL_FLAGS | {"num_batches": self.batches} | flags
         return Fork(self.world.command(place / "out", flags), place / log, prepare)
 
@@ -107,9 +97,6 @@ def require_same(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     other = [name for name in expected.keys() & found.keys() if found[name] != expected[name]]
     for names, what in ((lacking, "missing"), (more, "too many"), (other, "different")):
         require(not names, f"{len(names)} {what} ({min(names, default='')})")
-
-
-# The trials: each gives the figure that the table sums up
 
 
 def kill_and_resume(bench: Bench, number: int) -> float:
@@ -167,7 +154,7 @@ def failing_disk(bench: Bench, number: int) -> float:
 
     fork = bench.start(place, prepare)
     code = fork.wait()
-    ends = (EXIT_ERROR, EXIT_OK) if kind == "EFBIG" else (EXIT_ERROR,)  # no file may be that large
+    ends = (forks.EXIT_ERROR, EXIT_OK) if kind == "EFBIG" else (forks.EXIT_ERROR,)  # no file may be that large
     said = fork.said()
     require(code in ends and "Traceback" not in said, f"{kind}: exit code {code}: {said}")
     require(code == EXIT_OK or "could not be written" in said.splitlines()[-1], f"{kind}: {said}")
@@ -187,11 +174,40 @@ def eight_writers(bench: Bench, number: int) -> float:
     for chunk in range(4):
         pair = {codes[chunk], codes[chunk + 4]}
         said = forks[chunk].said() + forks[chunk + 4].said()
-        require(EXIT_OK in pair and pair <= {EXIT_OK, EXIT_ERROR}, f"chunk {chunk} ended with {pair}: {said}")
+        require(EXIT_OK in pair and pair <= {EXIT_OK, forks.EXIT_ERROR}, f"chunk {chunk} ended with {pair}: {said}")
     out = bench.run(place, EXIT_OK, merge_and_eval=True, **flags)
     require(summary_of(out)["n"] == sum(map(len, bench.rows)), "the merged summary does not count all images")
     require_same(images(out), images(expected))
     return 0
+
+
+def kill_one_of_four(bench: Bench, number: int) -> float:
+    """The share of the batches that was given out when one of four processes was killed; the others do all of them."""
+    flags = {"batch_size": 1, "num_batches": 4 * bench.batches - 1, "classifier_scales": "8,30", "query_label": 1}
+    expected, seconds = bench.undisturbed(**flags)
+    place, store = bench.place(), TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+    def start(rank: int) -> Fork:
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", **meeting}
+        return bench.start(place, lambda: os.environ.update(own), log=f"log{rank}", **flags)
+
+    forks, victim = [start(rank) for rank in range(4)], bench.rng.randrange(4)
+    queue = Queue(place / "out/Results/exp/running")
+    wait_for(lambda: (state := queue.peek()) and state.given)  # they have met
+    time.sleep(bench.rng.uniform(0, seconds / 3))
+    state, batches = queue.peek(), 4 * bench.batches - 1
+    given = state.given if state else batches
+    forks[victim].kill()
+    codes = [fork.wait() for fork in forks]
+    said = "".join(fork.said() for fork in forks)
+    others = [code for rank, code in enumerate(codes) if rank != victim]
+    require(others == [EXIT_OK] * 3 and "Traceback" not in said, f"{codes}: {said}")
+    require_same(comparable(place / "out"), comparable(expected))
+    require(
+        codes[victim] == EXIT_OK or f"rank {victim}) has ended" in said or not given, f"its end was not said: {said}"
+    )
+    return given / batches
 
 
 def signalled(bench: Bench, number: int) -> float:
@@ -205,7 +221,9 @@ def signalled(bench: Bench, number: int) -> float:
     asked = time.monotonic()
     fork.kill(getattr(signal, name))
     code, took = fork.wait(), time.monotonic() - asked
-    require(code in (EXIT_CONTINUE, EXIT_OK), f"{name}: exit code {code}: {fork.said()}")  # it may be about to end
+    require(
+        code in (forks.EXIT_CONTINUE, EXIT_OK), f"{name}: exit code {code}: {fork.said()}"
+    )  # it may be about to end
     said = f"{name}: nothing" if code == EXIT_OK else fork.said().splitlines()[-1]
     require(code == EXIT_OK or (name in said and "run the same command again" in said), said)
     require(not list(place.glob("out/**/.*.tmp")), f"{name}: temporary files stayed")
@@ -233,10 +251,10 @@ def not_a_number(bench: Bench, number: int) -> float:
             decided.extend([module] * spoils)
         return output.index_fill(0, torch.tensor([victims[batch] % 4]), float("nan")) if spoils else None
 
-    out = bench.run(place, EXIT_SOME_FAILED, lambda: register_module_forward_hook(hook))
+    out = bench.run(place, forks.EXIT_SOME_FAILED, lambda: register_module_forward_hook(hook))
     recorded = yaml.safe_load((out / "Results/exp/failed.yaml").read_text())
     require(sorted(recorded) == victims, f"recorded {sorted(recorded)} instead of {victims}")
-    require_same(images(out), without(images(expected), set(victims)))
+    require_same(images(out), forks.without(images(expected), set(victims)))
     return len(victims)
 
 
@@ -251,7 +269,7 @@ def out_of_memory(bench: Bench, number: int) -> float:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return output
 
-    out = bench.run(place, EXIT_OK, lambda: around_unet(change), **flags)
+    out = bench.run(place, EXIT_OK, lambda: forks.around_unet(change), **flags)
     found = images(out)
     require(found.keys() == expected.keys(), "other files")
     pictures = [name for name in found if name.endswith(".png") and "/SM/" not in name]

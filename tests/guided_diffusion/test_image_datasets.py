@@ -1,12 +1,16 @@
-"""Batches from a folder of images."""
+"""Images of a folder in endless batches: their crops, their position, their workers, and what fails there."""
 
-from __future__ import annotations
+import multiprocessing
+import os
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset, get_worker_info
 
+from guided_diffusion.batches import EndlessBatches
 from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, random_crop_arr
 
 
@@ -23,7 +27,6 @@ def folder(tmp_path):
 
 
 def level(images: torch.Tensor) -> list[int]:
-    """Which of the images these are."""
     return ((images[:, 0, 0, 0] + 1) * 127.5 / 20).round().int().tolist()
 
 
@@ -31,7 +34,7 @@ def load(folder, batch_size: int = 4, **more):
     return load_data(data_dir=str(folder), batch_size=batch_size, image_size=8, deterministic=True, **more)
 
 
-def test_batches_in_order(folder, monkeypatch):
+def test_batches_in_order_or_each_pass_in_another(folder, monkeypatch):
     data = load(folder)
     images, cond = next(data)
     assert images.shape == (4, 3, 8, 8) and images.dtype == torch.float32 and cond == {}
@@ -41,16 +44,13 @@ def test_batches_in_order(folder, monkeypatch):
     monkeypatch.setattr("guided_diffusion.dist_util.rank", lambda: 1)
     monkeypatch.setattr("guided_diffusion.dist_util.world_size", lambda: 3)
     assert level(next(load(folder, 3))[0]) == [1, 4, 7]  # ranks share the files
-
-
-def test_a_pass_shows_every_image_once_in_another_order(folder):
     data = load_data(data_dir=str(folder), batch_size=5, image_size=8)
     passes = [level(torch.cat([next(data)[0], next(data)[0]])) for _ in range(2)]
     assert sorted(passes[0]) == sorted(passes[1]) == list(range(10))
     assert passes[0] != passes[1]
 
 
-def test_crops_halve_with_box_then_bicubic_then_take_the_centre_or_any_square():
+def test_crops_halve_with_box_then_bicubic_and_flips_happen_half_of_the_time(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     halved = image.resize((35, 20), Image.Resampling.BOX)
@@ -60,9 +60,6 @@ def test_crops_halve_with_box_then_bicubic_then_take_the_centre_or_any_square():
     crops = [random_crop_arr(image, 16) for _ in range(20)]
     assert {crop.shape for crop in crops} == {(16, 16, 3)}
     assert len({crop.tobytes() for crop in crops}) > 5
-
-
-def test_flips_happen_half_of_the_time(tmp_path):
     ramp = np.tile(np.arange(0, 160, 20, dtype=np.uint8)[None, :, None], (8, 1, 3))
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     dataset = ImageDataset(resolution=8, image_paths=[str(tmp_path / "ramp.png")])
@@ -85,3 +82,76 @@ def test_bad_input(folder, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             load(place, batch_size)
+
+
+class Numbers(Dataset):
+    """Ten random numbers, drawn as augmentations are; `fail` is called for item 7 first."""
+
+    def __init__(self, fail=lambda: None):
+        self.fail = fail
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index == 7:
+            self.fail()
+        return torch.rand(()) + index
+
+
+def die_in_a_worker():
+    if get_worker_info():
+        os._exit(1)
+
+
+def bad_image():
+    raise OSError("000007.jpg: not a readable image")
+
+
+def take(batches: EndlessBatches, count: int = 5) -> list[list[float]]:
+    return [next(batches).tolist() for _ in range(count)]
+
+
+def test_where_workers_die_the_same_batches_are_read_without_them(capsys):
+    found = take(EndlessBatches(Numbers(die_in_a_worker), 2, num_workers=2))
+    assert found == take(EndlessBatches(Numbers(), 2))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and "images are read without them" in said[0]
+    for drop_last, expected in ((False, [*range(10), 0, 1]), (True, [*range(8), *range(4)])):
+        batches = EndlessBatches(Numbers(), 4, shuffle=False, drop_last=drop_last)
+        drawn = torch.tensor([number for batch in take(batches, 4) for number in batch])
+        assert drawn.long().tolist()[:12] == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_arrives_as_it_is(workers):
+    with pytest.raises(OSError, match=r"^000007\.jpg: not a readable image$"):
+        take(EndlessBatches(Numbers(bad_image), 2, num_workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_position_can_be_resumed(workers):
+    before = torch.get_rng_state()
+    whole = take(EndlessBatches(Numbers(), 3, seed=5), 8)
+    first = EndlessBatches(Numbers(), 3, seed=5, num_workers=workers)
+    assert take(first, 4) == whole[:4]
+    second = EndlessBatches(Numbers(), 3, seed=0, num_workers=workers)
+    second.load_state_dict(first.state_dict())
+    assert take(second, 4) == whole[4:]
+    assert torch.equal(torch.get_rng_state(), before)  # reading leaves the global generator alone
+
+
+def test_a_signal_to_every_process_disturbs_no_reading_and_workers_end_with_their_batches():
+    """As clusters send it. Were it for torch, an error would be raised wherever this process is when a worker ends."""
+    data = EndlessBatches(Numbers(), 2, num_workers=2)
+    begun = take(data, 2)
+    for worker in multiprocessing.active_children():
+        subprocess.run(["bash", "-c", f"kill -TERM {worker.pid}"], check=True)
+        worker.join(10)
+    assert begun + take(data, 20) == take(EndlessBatches(Numbers(), 2), 22)
+    before = set(multiprocessing.active_children())
+    data = EndlessBatches(Numbers(), 2, num_workers=2)
+    next(data)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    del data  # at once: there is no cycle for the garbage collector to find
+    assert not set(multiprocessing.active_children()) - before

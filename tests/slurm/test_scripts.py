@@ -1,7 +1,5 @@
 """The Slurm scripts without a Slurm: what is submitted runs, and what becomes of a job for each way it can end."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -37,8 +35,6 @@ if name == "sbatch":
 
 
 class FakeSlurm:
-    """Commands of Slurm on PATH that do nothing but record."""
-
     def __init__(self, folder: Path) -> None:
         self.folder, self._calls = folder, folder / "calls"
         for name in ("sbatch", "scancel", "scontrol"):
@@ -80,21 +76,20 @@ def test_shellcheck():
     assert found.code == 0, found.out
 
 
-def test_the_documented_command_submits_three_jobs_that_wait_for_each_other(slurm):
+def test_the_documented_command_submits_an_array_and_what_waits_for_it(slurm):
     """With flags that main.py and evaluate.py take, the second knowing what the first was told."""
     text = (ROOT / "docs/reliability.md").read_text()
     words = re.search(r"^slurm/submit\.sh ((?:.*\\\n)*.*)$", text, re.MULTILINE)[1].replace("\\\n", " ").split()
     words = [word for word in words if word not in ("$MODEL_FLAGS", "$SAMPLE_FLAGS")]
     done = slurm.submit(*words)
-    assert done.code == 0 and "scancel 101 102 103" in done.out, done.err
-    chunks, merge, evaluation = (" ".join(call) for call in slurm.calls)
+    assert done.code == 0 and "scancel 101 102" in done.out, done.err
+    explain, evaluation = (" ".join(call) for call in slurm.calls)
     count, _, at_once = words[0].partition("%")
-    assert f"--array=0-{int(count) - 1}%{at_once}" in chunks and f"--num_chunks {count}" in chunks
-    assert "afterok:101" in merge and merge.endswith("--merge_and_eval True")
-    assert "afterok:102" in evaluation and "--papers DiME" in evaluation
+    assert f"--array=0-{int(count) - 1}%{at_once}" in explain and "--num_chunks" not in explain
+    assert "afterok:101" in evaluation and "--papers DiME" in evaluation
     given = dict(pairwise(words))
     assert f"--exp-name {given['--exp_name']}" in evaluation and f"--celeba-path {given['--data_dir']}" in evaluation
-    for job, script in ((chunks, "main.py"), (merge, "main.py"), (evaluation, "evaluate.py")):
+    for job, script in ((explain, "main.py"), (evaluation, "evaluate.py")):
         assert f"job.sh {sys.executable} -W ignore {ROOT / script}" in job
         assert all(option in job for option in words[1 : words.index("--")])  # sbatch's own
         log = Path(re.search(r"--output=(\S+)", job)[1])
@@ -126,9 +121,9 @@ def test_all_jobs_or_none(slurm):
     refusing = slurm.program("python", "#!/bin/sh\necho main.py: error: a flag >&2; exit 2\n")
     assert slurm.submit("1", "--", PYTHON=refusing) == Run(2, "", "main.py: error: a flag\n") and not slurm.calls
     unchecked = slurm.program("python", "#!/bin/sh\nprintf '%s\\n' --output-path out --exp-name a/b\n")
-    done = slurm.submit("1", "--", PYTHON=unchecked, REFUSED="3")
+    done = slurm.submit("1", "--", PYTHON=unchecked, REFUSED="2", SRUN="srun --ntasks=2")
     assert done.code == 2 and "'evaluate'" in done.err
-    assert slurm.calls[3:] == [["scancel", "101", "102"]]
+    assert slurm.calls[2:] == [["scancel", "101"]] and "srun --ntasks=2" in " ".join(slurm.calls[0])
 
 
 TASK = {"SLURM_JOB_ID": "5", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
@@ -180,7 +175,5 @@ def test_a_signal_before_the_command_has_begun_is_handed_on(slurm, name, requeue
     assert slurm.calls == [["scontrol", "requeue", "7"]] * requeued
 
 
-def test_a_task_of_an_array_does_its_chunk(slurm):
-    out, _ = slurm.job('echo "$@"', **TASK).communicate(timeout=60)
-    assert "job 5_3," in out and out.endswith("\n--chunk 3\n")
-    assert "--chunk" not in slurm.job('echo "$@"').communicate(timeout=60)[0]
+def test_a_job_says_which_task_of_its_array_it_is(slurm):
+    assert "job 5_3," in slurm.job("true", **TASK).communicate(timeout=60)[0]

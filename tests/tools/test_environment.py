@@ -1,7 +1,5 @@
 """The first installation: killed at any moment, or begun on a system without pip, the next call makes it whole."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil
@@ -47,7 +45,6 @@ def system(tmp_path: Path) -> Path:
 
 
 def call(system: Path) -> dict[str, Any]:
-    """A process that installs, from a folder that has nothing to do with the project."""
     script = 'set -e; source ../project/tools/environment.sh; dime_environment; echo "$PYTHON"'
     environment = {name: value for name, value in os.environ.items() if name != "DIME_VENV"}
     environment["PYTHON"] = str(system / "usr/bin/python")

@@ -1,7 +1,5 @@
 """The errors of ε on networks whose answer is known."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -7,8 +7,6 @@ checkpoint and its expected end, looks for a complete set, and runs the same com
 every trial ends in the same bytes and no kill left less than a complete set.
 """
 
-from __future__ import annotations
-
 import random
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from guided_diffusion.checkpoint_set import CheckpointFolder
+from guided_diffusion.checkpoint_util import CheckpointFolder
 from tests.training.small import SMALL_UNET, environment
 from tests.worlds import ROOT, as_arguments, unpack_celeba
 
@@ -62,7 +60,6 @@ def trial(data: Path, out: Path, updates: int, delay: float, expected: dict[str,
 
 
 def run_trials(trials: int, seed: int, updates: int) -> list[str]:
-    """The outcome of every trial."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

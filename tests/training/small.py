@@ -1,7 +1,5 @@
 """Networks small enough to be trained in a test, and how to start several processes."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -53,14 +51,12 @@ def network_and_diffusion(**flags):
 
 
 def endless(batch_size: int, seed: int = 0, size: int = 8):
-    """Batches of noise."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield torch.randn(batch_size, 3, size, size, generator=generator).clamp(-1, 1), {}
 
 
 def settings(**other) -> dict:
-    """Arguments of TrainLoop, without network, diffusion and data."""
     return {
         "batch_size": 4,
         "microbatch": -1,

@@ -1,7 +1,5 @@
 """celeba-train-diffusion.py, sample-diffusion.py and image-nll.py, from their flags to their files."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys
@@ -11,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dime.core.datasets import open_dataset
+from dime.core.errors import InputError
 from dime.core.training.script import LabelledImages, open_part
 from guided_diffusion import checkpoint_util, dist_util
 from guided_diffusion.script_util import model_and_diffusion_defaults
@@ -178,3 +178,18 @@ def test_a_checkpoint_without_configuration_of_another_architecture(data, traine
     torch.save(dict(torch.load(trained, weights_only=True)), plain)
     line = refusal(train(data, tmp_path / "out", resume_checkpoint=plain, num_channels=64))
     assert "another network than the flags describe" in line
+
+
+def test_a_damaged_image_does_not_end_a_training(tmp_path, capsys):
+    """The next one stands in for it, which is said once; where many are damaged, that is an error."""
+    for number in range(4):
+        Image.new("L", (16, 16), 60 * number).save(tmp_path / f"{number}.jpg")
+    path = tmp_path / "1.jpg"
+    path.write_bytes(path.read_bytes()[:-4])
+    images = LabelledImages(open_dataset("folder", str(tmp_path), 16))
+    for _ in range(2):
+        torch.testing.assert_close(images[1][0], images[2][0])
+    assert capsys.readouterr().out.count("1.jpg: not a readable image") == 1
+    (tmp_path / "2.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"2\.jpg: not a readable image"):
+        images[2]

@@ -1,7 +1,5 @@
 """A script in the manner of guided-diffusion's own, written against its names alone, run with this library."""
 
-from __future__ import annotations
-
 import re
 import sys
 

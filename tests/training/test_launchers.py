@@ -1,12 +1,8 @@
 """Two processes train as one with the double batch, however they are started; and what happens when one dies."""
 
-from __future__ import annotations
-
-import signal
 import socket
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,29 +33,10 @@ def test_two_processes_equal_one_with_the_double_batch(launcher, alone, tmp_path
         assert (one - two).norm() < 1e-5 * one.norm(), name
 
 
-def training(folder: Path, number: int) -> str:
-    """A script that trains without end, in which rank 1 sends itself a signal after three updates."""
-    (folder / "signalled.py").write_text(
-        "import os\n"
-        "from guided_diffusion import dist_util, logger\n"
-        "from guided_diffusion.train_util import TrainLoop, TrainObserver\n"
-        "from tests.training.small import endless, network_and_diffusion, settings\n"
-        "class Signal(TrainObserver):\n"
-        "    def on_update(self, loop):\n"
-        "        if dist_util.rank() == 1 and loop.updates == 3:\n"
-        f"            os.kill(os.getpid(), {int(number)})\n"
-        "dist_util.setup_dist()\n"
-        f"logger.configure(dir={str(folder)!r}, format_strs=[])\n"
-        "model, diffusion = network_and_diffusion()\n"
-        "TrainLoop(model=model, diffusion=diffusion, data=endless(4), observer=Signal(), **settings()).run_loop()\n"
-    )
-    return str(folder / "signalled.py")
-
-
 def test_the_others_end_when_a_process_dies(tmp_path):
     """Rank 0 neither hangs nor ends in success."""
     began = time.monotonic()
-    process = start([*LAUNCHERS["mpiexec"], training(tmp_path, signal.SIGKILL)])
+    process = start([*LAUNCHERS["mpiexec"], SCRIPT, str(tmp_path), "SIGKILL"])
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert time.monotonic() - began < 90  # most of it for the start of the interpreters
@@ -69,7 +46,7 @@ def test_the_others_end_when_a_process_dies(tmp_path):
 def test_sigterm_to_one_of_two_processes_stops_both_after_a_save(tmp_path):
     # each rank in a shell, as in wrappers and containers: the ranks' parents differ, and may not be asked after
     mpiexec, *two, python = LAUNCHERS["mpiexec"]
-    run([mpiexec, *two, "bash", "-c", f"{python} {training(tmp_path, signal.SIGTERM)}; exit $?"])
+    run([mpiexec, *two, "bash", "-c", f"{python} {SCRIPT} {tmp_path} SIGTERM; exit $?"])
     assert (tmp_path / "model000003.pt").exists()
 
 

@@ -1,7 +1,5 @@
 """The grid of samples never delays, ends or changes a training."""
 
-from __future__ import annotations
-
 import os
 import signal
 
@@ -38,7 +36,6 @@ class Clock:
 
 
 def train(monkeypatch, clock: Clock, steps: int = 3, hook=lambda *args: None, **flags) -> TrainLoop:
-    """Grids of 16 images and 10 evaluations, a set after every update."""
     monkeypatch.setattr(monitor, "time", clock)
     model, diffusion = network_and_diffusion()
     model.register_forward_hook(hook)

@@ -1,17 +1,15 @@
-"""Three updates on batches of 8, with timesteps and noise that belong to the images: share of this process of them.
+"""A share of three updates on batches of 8 whose timesteps and noise are the images'; usage: FOLDER [SIGNAL]"""
 
-usage: two_ranks.py FOLDER. Writes the checkpoint set, and grads.pt with the gradients of the last update.
-"""
-
-from __future__ import annotations
-
+import itertools
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.train_util import TrainLoop, TrainObserver
 from tests.helpers import rnd
 from tests.training.small import network_and_diffusion, settings
 
@@ -39,9 +37,17 @@ class Scripted:
 
 
 def batches():
-    for update in range(UPDATES):
+    for update in itertools.count():
         whole = rnd(200 + update, GLOBAL_BATCH, 3, 8, 8).clamp(-1, 1)
         yield torch.cat([share(whole, part) for part in range(MICROBATCHES)]), {}
+
+
+class Signal(TrainObserver):
+    """With a signal the training has no end, but rank 1 sends it to itself after the third update."""
+
+    def on_update(self, loop):
+        if len(sys.argv) > 2 and dist_util.rank() == 1 and loop.updates == UPDATES:
+            os.kill(os.getpid(), signal.Signals[sys.argv[2]])
 
 
 if __name__ == "__main__":
@@ -49,8 +55,8 @@ if __name__ == "__main__":
     logger.configure(dir=sys.argv[1], format_strs=[])
     model, diffusion = network_and_diffusion()
     local = GLOBAL_BATCH // dist_util.world_size()
-    sizes = settings(batch_size=local, microbatch=local // MICROBATCHES, max_steps=UPDATES)
-    TrainLoop(model=model, diffusion=Scripted(diffusion), data=batches(), **sizes).run_loop()
+    sizes = settings(batch_size=local, microbatch=local // MICROBATCHES, max_steps=0 if len(sys.argv) > 2 else UPDATES)
+    TrainLoop(model=model, diffusion=Scripted(diffusion), data=batches(), observer=Signal(), **sizes).run_loop()
     if dist_util.rank() == 0:
         torch.save({name: p.grad for name, p in model.named_parameters()}, Path(sys.argv[1]) / "grads.pt")
     dist_util.close()

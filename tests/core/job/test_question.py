@@ -1,7 +1,5 @@
 """What is asked: outputs, classes, labels and targets by name or number, and what does not fit together."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,7 +19,6 @@ CLASSES = Config(dataset="folder", decision="multiclass")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """Five images of three classes."""
     folder = tmp_path_factory.mktemp("animals")
     for number, place in enumerate(PLACES):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +27,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 def network(outputs: int, names: list[str] | None = None) -> SimpleNamespace:
-    """What of a classifier matters here."""
     return SimpleNamespace(num_outputs=outputs, names=names)
 
 
@@ -94,12 +90,16 @@ def test_targets_from_a_file_by_name_or_id(source, tmp_path):
         assert said in refusal(replace(CLASSES, target=str(path)), source, network(3))
 
 
-def test_one_output_of_many_by_the_folders_class(source):
+def test_one_output_of_many_by_the_folders_class_and_what_is_chosen(source):
     config = Config(dataset="folder", query_label="dog")
     question = ask(config, source, network(3, ["cat", "dog", "owl"]))
     assert question.decision == Binary(1) and question.labels.tolist() == [0, 0, 1, 0, 0] and not question.classes
     assert "--class_names" in refusal(replace(config, query_label=1), source, network(3))
     assert "--query_label is missing" in refusal(replace(config, query_label=-1), source, network(3))
+    labels = np.array([1, 0, 0, 1, 0, 1, 1])
+    question = Question(Binary(31), 31, labels=labels)
+    assert question.select(7, -1, 3) == [0, 1, 2]
+    assert question.select(7, 0, 3) == [0, 3, 5] and question.select(7, 1, 99) == [1, 2, 4]
 
 
 def test_a_single_logit_needs_no_query(tmp_path):
@@ -131,10 +131,3 @@ def test_attributes_keep_their_published_numbers(world):
     assert ask(Config(query_label="Smiling"), celeba, named).decision == Binary(1)
     assert "decides on Young, Smiling only" in refusal(Config(query_label="Male"), celeba, named)
     assert "is Smiling meant?" in refusal(Config(query_label="Smilling"), celeba, network(40))
-
-
-def test_labels_are_filtered_before_the_cut():
-    labels = np.array([1, 0, 0, 1, 0, 1, 1])
-    question = Question(Binary(31), 31, labels=labels)
-    assert question.select(7, -1, 3) == [0, 1, 2]
-    assert question.select(7, 0, 3) == [0, 3, 5] and question.select(7, 1, 99) == [1, 2, 4]

@@ -1,21 +1,25 @@
-"""The metrics on numbers whose answer is known."""
-
-from __future__ import annotations
+"""The metrics on numbers whose answer is known, and features of files: each once, remembered while nothing changed."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy.linalg import sqrtm
 
-from dime.core.errors import UndefinedError
+from dime.core.errors import InputError, UndefinedError
 from dime.core.guidance import Binary, MultiClass
+from dime.core.metrics.attribute_scores import area_under_curve, attribute_scores, criterion
 from dime.core.metrics.cd import correlation_difference, correlations
 from dime.core.metrics.cout import cout, transition
 from dime.core.metrics.faces import face_similarity, same_face
+from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures, batches
+from dime.core.metrics.fid import frechet_distance, gaussian, split_frechet_distance
 from dime.core.metrics.measurement import Measurement, bootstrap_interval, mean
 from dime.core.metrics.mnac import decide
-from tests.helpers import rnd
+from tests.helpers import CPU, rnd
 
 
 def test_face_similarity_is_the_cosine_and_the_same_face_is_above_one_half():
@@ -61,17 +65,14 @@ def brightness(x: torch.Tensor) -> torch.Tensor:
     return 20 * x.mean(dim=(1, 2, 3))[:, None]
 
 
-def test_transition_of_a_linear_classifier():
+def test_transition_of_a_linear_classifier_follows_the_class_of_the_input():
     x, x_cf = -torch.ones(2, 3, 10, 10), torch.ones(2, 3, 10, 10)
     curves = transition(brightness, x, x_cf, Binary(0))
     mean_level = np.linspace(-1, 1, 51)  # 100 pixels, 2 at a time
     # 1e-6: float32; the own class is the dark one, then the bright one
     assert curves == pytest.approx(np.tile(1 / (1 + np.exp(20 * mean_level)), (2, 1)), abs=1e-6)
     assert transition(brightness, x_cf, x, Binary(0)) == pytest.approx(curves, abs=1e-6)
-
-
-def test_transition_among_classes_follows_the_class_of_the_input():
-    """Three classes with logits 0, 20·mean and -20·mean: a dark image is of class 2."""
+    # three classes with logits 0, 20·mean and -20·mean: a dark image is of class 2
 
     def classify(x: torch.Tensor) -> torch.Tensor:
         bright = brightness(x)
@@ -83,7 +84,7 @@ def test_transition_among_classes_follows_the_class_of_the_input():
     assert curve == pytest.approx(np.exp(logits[:, 2]) / np.exp(logits).sum(axis=1), abs=1e-6)
 
 
-def test_most_changed_pixels_come_first_and_ties_in_reading_order():
+def test_most_changed_pixels_come_first_and_the_last_step_is_the_counterfactual():
     x = torch.zeros(1, 3, 2, 3)
     x_cf = torch.tensor([[0.0, 0.2, 0.4], [-0.8, 0.2, 0.0]]).expand(1, 3, 2, 3)
     seen = []
@@ -97,9 +98,6 @@ def test_most_changed_pixels_come_first_and_ties_in_reading_order():
     assert len(seen) == 7
     assert changed[:4] == [3, 2, 1, 4]
     assert torch.equal(seen[-1], x_cf[0, 0])
-
-
-def test_transition_ends_at_the_counterfactual_where_steps_do_not_divide_the_pixels():
     x, x_cf = rnd(1, 2, 3, 64, 64), rnd(2, 2, 3, 64, 64)
     seen = []
     transition(lambda images: seen.append(images) or brightness(images), x, x_cf, Binary(0))
@@ -125,7 +123,7 @@ def test_cout_of_curves(curve, expected):
     assert cout(curve[None], pixels=100) == pytest.approx([expected])
 
 
-def test_bootstrap_interval_of_a_mean():
+def test_a_mean_and_its_interval():
     values = rnd(3, 400).numpy().astype(float)
     low, high = bootstrap_interval(lambda rows: values[rows].mean(), 400)
     error = values.std() / 20
@@ -133,9 +131,6 @@ def test_bootstrap_interval_of_a_mean():
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.4 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.4 * error)
     assert (low, high) == bootstrap_interval(lambda rows: values[rows].mean(), 400)
-
-
-def test_what_has_no_value_or_no_interval():
     assert mean("FVA", np.array([0.25])) == Measurement("FVA", 0.25, 1, None)
     for values in ([], [0.5, np.nan], [np.inf, 1.0]):
         found = mean("FVA", np.array(values))
@@ -145,3 +140,176 @@ def test_what_has_no_value_or_no_interval():
     reason = "no finite number comes out of its 3 images"
     assert Measurement("CD", float("nan"), 3, (0.0, 1.0)).as_dict() == cd | {"reason": reason}
     assert Measurement("CD", 1.0, 3, (0.0, float("nan"))).as_dict() == cd | {"value": 1.0}
+
+
+def some_features(seed: int, n: int, dimensions: int) -> np.ndarray:
+    """Correlated features, away from the origin."""
+    mixing = rnd(seed + 1000, dimensions, dimensions).numpy().astype(float)
+    return rnd(seed, n, dimensions).numpy().astype(float) @ mixing + seed
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return frechet_distance(gaussian(a), gaussian(b))
+
+
+@pytest.mark.parametrize(("n_a", "n_b"), [(200, 150), (9, 12)])
+def test_statistics_are_mean_and_covariance_and_the_distance_is_the_textbooks(n_a, n_b):
+    a, b = some_features(1, n_a, 10), some_features(2, n_b, 10)
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    for x, covariance in zip((a, b), covariances, strict=True):
+        statistics = gaussian(x)
+        assert statistics.root.shape[0] == min(len(x), 10)
+        assert np.allclose(statistics.mean, x.mean(0)) and np.allclose(statistics.root.T @ statistics.root, covariance)
+    root = np.trace(sqrtm(covariances[0] @ covariances[1]).real)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum(map(np.trace, covariances)) - 2 * root
+    # 1e-5: the square root of a product loses half of float64's digits
+    assert distance(a, b) == pytest.approx(expected, rel=1e-5)
+
+
+def test_small_cases_in_closed_form():
+    a, b = np.array([[0.0], [2.0]]), np.array([[1.0], [7.0]])  # standard deviations √2 and √18
+    assert distance(a, b) == pytest.approx((1 - 4) ** 2 + (2**0.5 - 18**0.5) ** 2)
+    for n in (5, 100):
+        a = 100 * some_features(5, n, 30)
+        # the terms are of the order of 1e8: float64 leaves 1e-6 of them
+        assert abs(distance(a, a.copy())) < 1e-3
+    with pytest.raises(InputError, match="at least 2 images"):
+        gaussian(np.ones((1, 5)))
+
+
+def test_what_a_distance_depends_on():
+    """20 dimensions of which 3 are used: the distance is the one within those 3."""
+    a, b = some_features(6, 50, 3), some_features(7, 60, 3)
+    basis = np.linalg.qr(rnd(8, 20, 20).numpy().astype(float))[0][:3]
+    assert distance(a @ basis, b @ basis) == pytest.approx(distance(a, b), rel=1e-9)
+    a, b = some_features(11, 40, 8), some_features(12, 40, 8)
+    assert distance(np.random.default_rng(0).permutation(b), a) == pytest.approx(distance(a, b), rel=1e-9)
+    away = b + (a.mean(0) - b.mean(0))
+    assert distance(a, away + 3) - distance(a, away) == pytest.approx(8 * 9)
+
+
+def test_split_distance_compares_opposite_halves_by_ids():
+    """Every counterfactual is its input: the split distance is still not 0, and the mean of both ways."""
+    ids, a = np.arange(40), some_features(15, 40, 4)
+    value = split_frechet_distance(ids, a, ids, a, seed=3)
+    half = np.isin(ids, np.random.default_rng(3).permutation(ids)[:20])
+    assert value == pytest.approx(distance(a[half], a[~half])) and value > 1e-3
+    ids, a, b = np.arange(30), some_features(16, 30, 4), some_features(17, 30, 4)
+    order = np.random.default_rng(1).permutation(30)
+    expected = split_frechet_distance(ids, a, ids, b)
+    assert split_frechet_distance(ids, a, ids[order], b[order]) == pytest.approx(expected, rel=1e-9)
+    assert split_frechet_distance(ids, a, ids[5:], a[5:]) > 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "positive", "expected"),
+    [
+        ([1, 2, 3, 4], [0, 0, 1, 1], 1.0),
+        ([4, 3, 2, 1], [0, 0, 1, 1], 0.0),
+        ([1, 1, 1, 1], [0, 1, 0, 1], 0.5),
+        ([1, 2, 2, 3], [0, 0, 1, 1], 3.5 / 4),  # one tie in four pairs
+    ],
+)
+def test_area_under_the_curve_counts_ordered_pairs(scores, positive, expected):
+    assert area_under_curve(np.array(scores, float), np.array(positive, bool)) == pytest.approx(expected)
+
+
+def test_an_attribute_that_all_images_share_has_no_curve():
+    assert np.isnan(area_under_curve(np.arange(3.0), np.ones(3, bool)))
+    labels = np.array([[1, 0], [1, 1]])
+    scores = attribute_scores(("Young", "Male"), np.array([[1.0, -1.0], [-1.0, 2.0]]), labels)
+    assert scores["attribute"].tolist() == ["Young", "Male"]
+    assert scores["accuracy"].tolist() == [0.5, 1.0]
+    assert np.isnan(scores["auc"][0]) and scores["auc"][1] == criterion(scores) == 1.0
+    alone = attribute_scores(("Young",), np.array([[1.0], [-1.0], [2.0]]), np.ones((3, 1)))
+    assert np.isnan(alone["auc"]).all() and criterion(alone) == pytest.approx(2 / 3)  # the accuracy decides
+
+
+class Counting:
+    """Mean per channel, and how many images went through, under which settings of torch."""
+
+    def __init__(self) -> None:
+        self.images, self.settings = 0, set()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.images += len(x)
+        self.settings.add((torch.backends.cudnn.allow_tf32, torch.is_grad_enabled()))
+        return x.mean(dim=(2, 3))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{level}.png" for level in range(0, 210, 30)]
+    for path in paths:
+        Image.new("RGB", (8, 8), (int(path.stem), 0, 255)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (2, 3), (6, 0), (7, 3), (50, 3)])
+def test_batches_change_nothing(files, batch_size, num_workers):
+    features = ImageFeatures(Counting(), Machine(CPU, batch_size, num_workers))(files)
+    expected = [[int(path.stem) / 127.5 - 1, -1, 1] for path in files]
+    # 1e-6: float32
+    assert np.allclose(features.numpy(), expected, atol=1e-6)
+
+
+def test_reading_runs_at_most_two_batches_ahead(files):
+    read = []
+    stream = batches(files, lambda path: read.append(path) or path, Machine(CPU, 2))
+    assert next(stream) == files[:2]
+    assert len(read) <= 4
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_networks_compute_without_tf32_and_gradients_and_leave_the_setting_as_it_was(files, monkeypatch, before):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    network = Counting()
+    features = ImageFeatures(network, Machine(CPU, 2))
+    first = features([*files[:3], files[0]])
+    assert network.settings == {(False, False)} and torch.backends.cudnn.allow_tf32 == before
+    assert network.images == 3 and torch.equal(first[0], first[3])  # a file is computed once
+    assert torch.equal(features(files)[:3], first[:3]) and network.images == 7
+    files[4].write_bytes(files[4].read_bytes()[:40])
+    with pytest.raises(InputError, match=r"120\.png"):
+        ImageFeatures(network, Machine(CPU, 2))(files)
+
+
+class Stored:
+    """A folder in which features are remembered, and the network that is asked for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.weights = folder / "features.npz", folder / "weights.pt"
+        self.weights.write_bytes(b"weights")
+
+    def ask(self, paths: list[Path]) -> tuple[torch.Tensor, int]:
+        """What a fresh process gets, and how many images it had to compute."""
+        network = Counting()
+        features = StoredFeatures(ImageFeatures(network, Machine(CPU)), self.file, self.weights)
+        return features(paths), network.images
+
+
+def test_features_are_remembered_by_the_content_of_images_and_weights(tmp_path, files):
+    stored = Stored(tmp_path)
+    first, computed = stored.ask(files)
+    assert computed == 7
+    again, computed = stored.ask(files[::-1])
+    assert computed == 0 and torch.equal(again, first.flip(0))
+    files[0].write_bytes(files[1].read_bytes())  # an image under another's name is that other image
+    features, computed = stored.ask(files)
+    assert torch.equal(features[0], first[1]) and computed == 0
+    Image.new("RGB", (8, 8), (77, 0, 255)).save(files[2])
+    features, computed = stored.ask(files)
+    assert computed == 1 and features[2, 0] == pytest.approx(77 / 127.5 - 1)
+    stored.weights.write_bytes(b"other weights")
+    assert stored.ask(files)[1] == 6  # two of the seven are the same image
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", None])
+def test_a_damaged_memory_is_replaced(tmp_path, files, content):
+    stored = Stored(tmp_path)
+    stored.ask(files)
+    stored.file.write_bytes(stored.file.read_bytes()[:-9] if content is None else content)
+    assert stored.ask(files)[1] == 7
+    assert stored.ask(files)[1] == 0
+    stored.file = tmp_path / "absent" / "features.npz"  # a place that cannot be written is no error
+    assert stored.ask(files)[1] == 7

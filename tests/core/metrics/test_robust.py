@@ -15,7 +15,7 @@ from dime.core.metrics.protocol import evaluate
 from dime.core.metrics.report import Report
 from dime.core.metrics.robust import ROBUST, as_jpeg, as_saved, survivors
 from dime.core.results import ResultTree
-from tests.grey_world import make_tree
+from tests.metric_world import make_tree
 from tests.worlds import World
 
 HERE = Machine(torch.device("cpu"), batch_size=3, num_workers=1)

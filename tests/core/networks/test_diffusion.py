@@ -1,7 +1,5 @@
 """Models in OpenAI's format: what comes back, what is inferred, asked for and refused; flags from weights and back."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -60,9 +58,6 @@ def output(model: DiffusionModel, labels: torch.Tensor | None = None) -> torch.T
     return model.network(rnd(1, 2, 3, 64, 64), torch.tensor([3.0, 480.0]), labels)[:, :, ::4, ::4]
 
 
-# Loading
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_published_output_with_nothing_said_but_the_heads(tmp_path, variant):
     told = {
@@ -95,16 +90,22 @@ def test_flags_that_nobody_gave_keep_their_published_defaults(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "asked"),
+    ("flags", "message"),
     [
         ({}, "--image_size and --num_heads or --num_head_channels"),
         ({"image_size": 64}, "give --num_heads or --num_head_channels"),
         ({"num_head_channels": 16}, "give --image_size as"),
         ({"image_size": 64, "num_head_channels": -1}, "give --num_heads"),
+        (FLAGS | {"image_size": 62}, "--image_size 62: 3 levels need"),
+        (FLAGS | {"learn_sigma": "perhaps"}, "--learn_sigma 'perhaps': expected True or False"),
+        (FLAGS | {"num_channels": "wide"}, "--num_channels 'wide': expected a number"),
+        (FLAGS | {"num_chanels": 32}, "'num_chanels' is no flag of a diffusion model"),
+        (FLAGS | {"timestep_respacing": "501"}, "--timestep_respacing: cannot take 501"),
     ],
 )
-def test_what_weights_do_not_tell_is_asked_for(tmp_path, flags, asked):
-    assert asked in refusal(unet_file(tmp_path), flags)
+def test_what_weights_do_not_tell_is_asked_for_and_what_no_network_has_is_refused(tmp_path, flags, message):
+    """What networks and processes themselves refuse: tests/guided_diffusion."""
+    assert message in refusal(unet_file(tmp_path), flags)
 
 
 @pytest.mark.parametrize(
@@ -121,21 +122,6 @@ def test_a_unet_of_other_flags_says_which_flags_fit(tmp_path, variant, given, ne
     for key, value in needed.items():
         assert f"--{key} {value} instead of {(FLAGS | given)[key]}" in message
     assert message.count("instead of") == len(needed)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"image_size": 62}, "--image_size 62: 3 levels need"),
-        ({"learn_sigma": "perhaps"}, "--learn_sigma 'perhaps': expected True or False"),
-        ({"num_channels": "wide"}, "--num_channels 'wide': expected a number"),
-        ({"num_chanels": 32}, "'num_chanels' is no flag of a diffusion model"),
-        ({"timestep_respacing": "501"}, "--timestep_respacing: cannot take 501"),
-    ],
-)
-def test_flags_that_no_network_has(tmp_path, flags, message):
-    """What networks and processes themselves refuse: tests/guided_diffusion."""
-    assert message in refusal(unet_file(tmp_path), FLAGS | flags)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +197,6 @@ def test_guidance_goes_on_at_the_last_index_where_the_posterior_has_no_variance(
     for i in (0, 1):
         variance = Denoiser(torch.nn.Identity(), process).reverse(z, z, i).variance
         torch.testing.assert_close(variance, torch.full_like(z, process.posterior_variance[1]))
-
-
-# Flags from weights, and flags that mean the same
 
 
 def shapes_of(flags: dict) -> dict[str, list[int]]:

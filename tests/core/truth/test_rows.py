@@ -1,7 +1,5 @@
 """Figures of the truth benchmark on pictures that are their own answer, what they cost, and the tables."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,6 @@ REGION[:, 2:4, 1:5] = True  # 8 of 64 pixels
 
 
 def shifted(where: np.ndarray, by: int) -> np.ndarray:
-    """X with `by` grey levels more in the pixels `where`."""
     return (X.astype(int) + by * where[..., None]).astype(np.uint8)
 
 
@@ -72,7 +69,7 @@ def test_closed_forms(cf, inside, outside, share_outside, localisation, alignmen
         np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12, err_msg=name)  # float64
 
 
-def test_what_is_not_defined_or_next_to_nothing():
+def test_what_is_not_defined_or_next_to_nothing_and_evaluations():
     nowhere = cases(X, region=np.zeros_like(REGION))
     assert not nowhere.shows.any()
     assert np.isnan(rows.within(np.ones((N, SIZE, SIZE)), nowhere.region)).all()
@@ -80,16 +77,13 @@ def test_what_is_not_defined_or_next_to_nothing():
     assert np.isnan(rows.recovered(np.stack([np.ones(N), np.zeros(N)], axis=1)))
     # an image that needs next to no change does not outweigh the others
     assert rows.recovered(np.array([[1.0, 9.999], [1.0, 0.001]])) == pytest.approx(0.8)
-
-
-PUBLISHED = {**model_and_diffusion_defaults(), "diffusion_steps": 500, "timestep_respacing": "200", "learn_sigma": True}
-
-
-def test_evaluations_of_one_attempt():
     for method, count in EVALUATIONS.items():
         assert rows.evaluations({**PUBLISHED, "method": method, "start_step": TAU}) == count
     for flags, count in (({}, 1771), ({"inner_steps": "1"}, 60)):  # settings are those of the run
         assert rows.evaluations({**PUBLISHED, "method": "dime", "start_step": 60, **flags}) == count
+
+
+PUBLISHED = {**model_and_diffusion_defaults(), "diffusion_steps": 500, "timestep_respacing": "200", "learn_sigma": True}
 
 
 REPORT = Report(

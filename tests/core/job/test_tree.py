@@ -1,6 +1,6 @@
-"""Explanations on disk, and the 8-bit images they are made of."""
+"""The result tree: explanations on disk, the 8-bit images they are made of, and what the metrics read of it."""
 
-from __future__ import annotations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,17 +14,8 @@ from dime.core.job.writer import check_original, write_explanations, write_image
 from dime.core.results import ResultTree
 from tests.helpers import rnd
 
-# 8-bit images
 
-
-def test_inputs_keep_all_256_levels_and_generated_images_are_clamped_and_truncated():
-    x = (torch.arange(256) / 255 - 0.5) / 0.5  # as the transform makes them
-    assert input_to_uint8(x).tolist() == list(range(256))
-    x = torch.tensor([-3.0, -1.0, -0.99999, 0.0, 0.5, 0.99999, 1.0, 7.0])
-    assert to_uint8(x).tolist() == [0, 0, 0, 127, 191, 254, 255, 255]
-
-
-def test_differences_by_hand():
+def test_levels_and_differences_by_hand():
     a, b = np.zeros((1, 3, 3), np.uint8), np.zeros((1, 3, 3), np.uint8)
     a[0, 0] = (10, 0, 0)
     b[0, 0] = (0, 20, 0)  # 30 in all
@@ -33,9 +24,10 @@ def test_differences_by_hand():
     assert not difference_map(a, a).any()
     mean = mean_difference(a, b)
     assert mean == np.float32(230 / 9 / 255) and mean.dtype == np.float32
-
-
-# The tree
+    x = (torch.arange(256) / 255 - 0.5) / 0.5  # as the transform makes them
+    assert input_to_uint8(x).tolist() == list(range(256))
+    x = torch.tensor([-3.0, -1.0, -0.99999, 0.0, 0.5, 0.99999, 1.0, 7.0])
+    assert to_uint8(x).tolist() == [0, 0, 0, 127, 191, 254, 255, 255]
 
 
 def explanations(finite: tuple[bool, ...] = (True, True, True)) -> Explanations:
@@ -152,3 +144,78 @@ def test_check_original_knows_its_own_image(tmp_path, image_format):
         check_original(tree, 7, rnd(2, 3, 16, 16).clamp(-1, 1))
     with pytest.raises(InputError, match="0000007"):
         check_original(tree, 7, rnd(1, 3, 32, 32).clamp(-1, 1))
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> ResultTree:
+    return ResultTree(tmp_path, "exp/name")
+
+
+def add(named: ResultTree, id: int, correct: bool, flipped: bool) -> None:
+    named.create()
+    named.original(id, correct).write_bytes(b"x")
+    named.image("CF", id, correct, flipped).write_bytes(b"cf")
+
+
+def test_published_paths(tmp_path, named):
+    names = {
+        "Original/Correct/0000012.jpg": named.original(12, True),
+        "Original/Incorrect/0000012.jpg": named.original(12, False),
+        "Results/exp/name/CC/CCF/CF/0000012.jpg": named.image("CF", 12, True, True),
+        "Results/exp/name/CC/ICF/Noise/0000012.jpg": named.image("Noise", 12, True, False),
+        "Results/exp/name/IC/CCF/SM/0000012.jpg": named.image("SM", 12, False, True),
+        "Results/exp/name/IC/ICF/Info/0000012.txt": named.info(12, False, False),
+        "x_t/exp/name/000012/0003.jpg": named.frame("x_t", 12, 3),
+        "z_t/exp/name/000012/0059.jpg": named.frame("z_t", 12, 59),
+        "Results/exp/name/summary.yaml": named.report("summary.yaml"),
+        "Results/exp/name/chunk-2_num-chunks-7_stats.pth": named.report("stats.pth", 7, 2),
+    }
+    for name, path in names.items():
+        assert path == tmp_path / name
+    png = ResultTree(tmp_path, "exp", "png")
+    assert {path.suffix for path in (png.original(1, True), png.image("CF", 1, True, True))} == {".png"}
+    assert png.info(1, True, True).suffix == ".txt"
+    named.create()
+    folders = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not any(path.iterdir())}
+    cells = {f"Results/exp/name/{c}/{f}" for c in ("CC", "IC") for f in ("CCF", "ICF")}
+    expected = {f"{cell}/{kind}" for cell in cells for kind in ("CF", "Noise", "SM", "Info")}
+    assert folders == expected | {"Original/Correct", "Original/Incorrect"} and named.pairs() == []
+
+
+def test_stored_originals_in_any_format(tmp_path, named):
+    assert named.stored_originals(1) == []
+    add(named, 1, True, True)
+    ResultTree(tmp_path, "other", "png").original(1, False).write_bytes(b"x")
+    assert named.stored_originals(1) == [
+        tmp_path / "Original/Correct/0000001.jpg",
+        tmp_path / "Original/Incorrect/0000001.png",
+    ]
+    assert named.stored_originals(11) == []
+
+
+def test_pairs_come_by_id_from_all_four_cells(tmp_path, named):
+    quarters = {9: (True, True), 2: (False, True), 30: (True, False), 4: (False, False)}
+    for id, (correct, flipped) in quarters.items():
+        add(named, id, correct, flipped)
+    (named.image("CF", 2, True, True).parent / "notes.txt").write_text("ignored")
+    (named.image("CF", 2, True, True).parent / "cover.jpg").write_text("ignored")
+    pairs = named.pairs()
+    assert [pair.id for pair in pairs] == [2, 4, 9, 30]
+    for pair in pairs:
+        assert (pair.correct, pair.flipped) == quarters[pair.id]
+        assert pair.original == named.original(pair.id, pair.correct)
+        assert pair.counterfactual == named.image("CF", pair.id, pair.correct, pair.flipped)
+        assert pair.info == named.info(pair.id, pair.correct, pair.flipped)
+
+
+def test_trees_that_contradict_themselves(tmp_path, named):
+    add(named, 5, True, True)
+    with pytest.raises(InputError, match="exp/name"):  # names the experiments that are there
+        ResultTree(tmp_path, "exp/nmae").pairs()
+    add(named, 5, True, False)
+    with pytest.raises(InputError, match="0000005"):
+        named.pairs()
+    named.image("CF", 5, True, False).unlink()
+    named.original(5, True).unlink()
+    with pytest.raises(InputError, match="0000005"):
+        named.pairs()
