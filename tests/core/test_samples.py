@@ -167,6 +167,10 @@ def test_refusals_are_one_line(sets, names, flags, said):
     assert said in refusal(evaluate(sets, *names, **flags))
 
 
-def test_inception_score_alone_without_a_reference(sets):
-    lines = succeeded(evaluate(sets, "folder")).out.splitlines()
-    assert [line.split("|")[1].split()[0] for line in lines[2:]] == ["IS", "images"]
+@pytest.mark.parametrize("flags", [{}, {"dataset": "folder"}])
+def test_without_a_reference_and_with_a_data_set(sets, flags):
+    flags = flags | {"data_dir": sets / "folder"} if flags else {}
+    lines = succeeded(evaluate(sets, "same.npz", **flags)).out.splitlines()
+    names = [line.split("|")[1].split()[0] for line in lines[2:]]
+    assert names == (["IS", "FID", "sFID", "precision", "recall", "KID", "images"] if flags else ["IS", "images"])
+    assert not flags or abs(float(lines[3].split("|")[2])) < 1e-6  # the same images
