@@ -1,6 +1,6 @@
 """Handwritten digits: the shipped networks, one channel from end to end, digits beside their true counterfactuals."""
 
-from __future__ import annotations
+from __future__ import importlib
 
 import json
 from pathlib import Path
@@ -113,8 +113,8 @@ def test_a_matrix_of_all_classes(mnist, tmp_path):
     """The classes' first digits stand in its diagonal; a class without one is named."""
     flags = {"preset": "digits", "method": "naive", "start_step": 1, "l1_loss": 0, "l_perc": 0, "classifier_scales": 0}
     flags |= {"data_dir": mnist, "gpu": "cpu", "output_path": tmp_path}
-    script = "class-matrix"
-    run = run_script(script, *as_arguments(flags))
+    script = importlib.import_module("class-matrix")
+    run = run_script("class-matrix", *as_arguments(flags))
     assert run.code == 0 and "of 90 counterfactuals reached" in run.out, run.err
     sheet, digit = np.asarray(Image.open(tmp_path / "class-matrix.png").convert("L")), digits(mnist)[3, 0]
     pitch, margin = script.CELL + script.GAP, script.MARGIN
@@ -122,7 +122,7 @@ def test_a_matrix_of_all_classes(mnist, tmp_path):
     # enlarged and reduced again; another digit is some 50 levels off
     assert np.abs(np.asarray(zero) - (digit.numpy() + 1) * 127.5).mean() < 10
     assert sheet.shape == (margin + 10 * pitch,) * 2
-    run = run_script(script, *as_arguments(flags | {"batch_size": 10, "num_batches": 1}))
+    run = run_script("class-matrix", *as_arguments(flags | {"batch_size": 10, "num_batches": 1}))
     assert run.code == 2 and "class 3: the classifier recognises none of the 10 images" in run.err
 
 
