@@ -1,7 +1,8 @@
 """Handwritten digits: the shipped networks, one channel from end to end, digits beside their true counterfactuals."""
 
-from __future__ import importlib
+from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
