@@ -44,13 +44,13 @@ def main() -> None:
     learnt, test = (
         open_part(args.dataset, args.data_dir, part, args.image_size, args.image_channels) for part in ("train", "val")
     )
-    pixels = torch.stack([input_to_uint8(learnt.load(i)) for i in tqdm(range(len(learnt)), disable=None)])
+    pixels = to_hwc(torch.stack([input_to_uint8(learnt.load(i)) for i in tqdm(range(len(learnt)), disable=None)]))
 
     def start(own: argparse.Namespace, name: str) -> GeneratorTraining:
         settings = {key: getattr(args, key) for key in ("seconds", "batch_size", "precision")}
         settings |= {"last_update": args.max_steps or None, "log_interval": 100, "save_interval": 500}
         generator = build(name, args.image_size, args.image_channels, args.width)
-        trainings[name] = GeneratorTraining(generator, pixels.movedim(1, -1), Path(own.output_path), **settings)
+        trainings[name] = GeneratorTraining(generator, pixels, Path(own.output_path), **settings)
         return trainings[name]
 
     for name in args.generators:
@@ -99,7 +99,7 @@ def measured(name: str, training: GeneratorTraining, test: Source, args: argpars
     same = {"parameters": parameters(network), "updates": training.updates, "seconds to train": training.spent}
     same["samples drawn"] = args.num_samples
     if network.quick:
-        ways = {f"{name}, {network.quick['steps']} steps of DDIM": network.quick, **ways}
+        ways[f"{name}, {network.quick['steps']} steps of DDIM"] = network.quick
     file = folder / "figures.json"
     columns = json.loads(file.read_text()) if file.exists() else {}
     columns = {label: column for label, column in columns.items() if same.items() <= column.items()}

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -113,7 +114,9 @@ class GeneratorTraining(Trainer):
     Raises ValueError for a training.pt of another network, OSError for a folder that cannot be written.
     """
 
-    def __init__(self, network: nn.Module, images: Tensor, folder: Path, *, seconds: float, **settings: Any) -> None:
+    def __init__(
+        self, network: nn.Module, images: np.ndarray, folder: Path, *, seconds: float, **settings: Any
+    ) -> None:
         data, (lr, betas) = random_batches(images, settings["batch_size"]), network.adam
         super().__init__(network, data, lr=lr, weight_decay=0.0, log_loss_scale=16.0, observer=Progress(), **settings)
         self.opt.param_groups[0]["betas"] = betas
@@ -186,10 +189,10 @@ class GeneratorTraining(Trainer):
             self.spent, self.pictures = float(state["spent"]), list(state["pictures"])
 
 
-def random_batches(images: Tensor, batch_size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+def random_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Endless batches of images, uint8 (N, H, W, C), drawn with torch's generator: a restart goes on with it."""
     while True:
-        yield from_image(images[torch.randint(len(images), (batch_size,))]), {}
+        yield from_image(images[torch.randint(len(images), (batch_size,)).numpy()]), {}
 
 
 def clock(device: torch.device) -> float:

@@ -84,21 +84,13 @@ def test_as_torch_fidelity_has_it():
     assert distance(a, b) == pytest.approx(1.583051762628589, rel=1e-6)
 
 
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory):
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(inception_weights() | {"fc.weight": rnd(3, 1008, 2048) / 45}, path)
-    return FeatureNetwork("inception", CPU, path), path
-
-
-def test_inceptions_features_logits_and_spatial_features(inception):
+def test_inceptions_features_logits_and_spatial_features(sets, tmp_path):
     """Grey images are seen in three channels; logits are without bias, of the features; the map is mixed_6/conv's."""
-    network, path = inception
-    np.savez(path.with_suffix(".npz"), np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), dtype=np.uint8))
-    found = network(open_images(str(path.with_suffix(".npz"))))
+    head = rnd(3, 1008, 2048) / 45
+    torch.save(inception_weights() | {"fc.weight": head}, tmp_path / "weights.pth")
+    found = FeatureNetwork("inception", CPU, tmp_path / "weights.pth")(open_images(str(sets / "three.npz")))
     assert found["pooled"].shape == (3, 2048) and found["spatial"].shape == (3, 7 * 17 * 17)
-    weight = torch.load(path)["fc.weight"].numpy()
-    assert np.allclose(found["logits"], found["pooled"] @ weight.T, atol=1e-4)  # float32 sums over 2048
+    assert np.allclose(found["logits"], found["pooled"] @ head.numpy().T, atol=1e-4)  # float32 sums over 2048
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +104,8 @@ def sets(tmp_path_factory):
     np.savez(root / "colour.npz", pixels.repeat(3, axis=3))
     np.savez(root / "large.npz", pixels.repeat(2, axis=1).repeat(2, axis=2))
     np.savez(root / "three.npz", pixels[:3])
-    np.savez(root / "statistics.npz", mu=np.zeros(2048))
     np.savez(root / "floats.npz", pixels / 255)
-    (root / "broken.npz").write_bytes(b"no archive")
+    np.savez(root / "statistics.npz", mu=np.zeros(2048))
     (root / "empty").mkdir()
     (root / "folder" / "deep").mkdir(parents=True)
     for number, image in enumerate(pixels):
@@ -155,10 +146,8 @@ def test_the_table_says_whose_features_they_are(sets, tmp_path):
         (["colour.npz"], {}, "colour.npz: images of (3, 16, 16)"),
         (["same.npz", "large.npz"], {}, "large.npz: images of (1, 32, 32)"),
         (["same.npz"], {"reference": "empty"}, "empty: no image in it or below it"),
-        (["statistics.npz"], {}, "statistics.npz: no images in it"),
         (["floats.npz"], {}, "float64 (12, 16, 16, 1), expected uint8"),
-        (["broken.npz"], {}, "broken.npz: no images in it"),
-        (["absent"], {}, "absent: no such folder"),
+        (["statistics.npz"], {}, "statistics.npz: no images in it"),
         (["same.npz"], {"reference": "folder", "dataset": "mnist"}, "give one of them"),
     ],
 )
@@ -167,6 +156,10 @@ def test_refusals_are_one_line(sets, names, flags, said):
     assert said in refusal(evaluate(sets, *names, **flags))
 
 
-def test_inception_score_alone_without_a_reference(sets):
-    lines = succeeded(evaluate(sets, "folder")).out.splitlines()
-    assert [line.split("|")[1].split()[0] for line in lines[2:]] == ["IS", "images"]
+@pytest.mark.parametrize("flags", [{}, {"dataset": "folder"}])
+def test_without_a_reference_and_with_a_data_set(sets, flags):
+    flags = flags | {"data_dir": sets / "folder"} if flags else {}
+    lines = succeeded(evaluate(sets, "same.npz", **flags)).out.splitlines()
+    names = [line.split("|")[1].split()[0] for line in lines[2:]]
+    assert names == (["IS", "FID", "sFID", "precision", "recall", "KID", "images"] if flags else ["IS", "images"])
+    assert not flags or abs(float(lines[3].split("|")[2])) < 1e-6  # the same images
