@@ -41,7 +41,7 @@ if [ -n "$TARGET" ]; then
     explain --exp_name "$NAME"
     explain --exp_name "$NAME-to-$TARGET" --target "$TARGET"
     "$PYTHON" evaluate.py --output-path demo/results --exp-name "$NAME" "$NAME-to-$TARGET" --oracle-path $NETWORK \
-        --weights-path $NETWORK --feature-network oracle
+        --weights-path $NETWORK --feature-network oracle --robust --second-classifier-path $NETWORK
     "$PYTHON" -W ignore class-matrix.py "${RUN[@]:1}" "${REST[@]}"
     "$PYTHON" make-report.py demo/results "$NAME" "$NAME-to-$TARGET"
     exit

@@ -137,7 +137,7 @@ def _connect(launch: Launch) -> dist.Store:
     if launch.launcher == "srun":
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "localhost")
         step = "{SLURM_JOB_ID}.{SLURM_STEP_ID}".format_map({"SLURM_JOB_ID": 0, "SLURM_STEP_ID": 0, **os.environ})
-        return store(first_host(nodes), _port(step))
+        return store("localhost" if one_machine else first_host(nodes), _port(step))
     if launch.launcher == "Open MPI" and one_machine and "PMIX_NAMESPACE" in os.environ:
         return store("localhost", _port(os.environ["PMIX_NAMESPACE"]))
     own = store("localhost", 0) if launch.rank == 0 else None  # on a port that the system chooses

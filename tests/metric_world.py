@@ -141,7 +141,7 @@ class Squares:
         return (a - b).square()[:, 0]
 
 
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def stand_ins(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, object]:
     """What every loader of networks and labels gives from now on; a test may put others in their place."""
     used = {
         "faces.load_vggface2": face,
@@ -149,6 +149,10 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         "fid.load_inception": lambda x: torch.cat([grey_of(x), grey_of(x).square()], dim=1),
         "metric.load_classifier": Forty(),
     }
+    (folder / "models").mkdir()
+    for name in ("oracle.pth", "resnet50_vggface2_model.pkl"):  # what features are kept under the name of
+        (folder / "models" / name).touch()
+    monkeypatch.chdir(folder)
     for name in used:
         monkeypatch.setattr(f"dime.core.metrics.{name}", lambda *_, name=name, **__: used[name])
     monkeypatch.setattr("dime.core.metrics.sigma_l.load_lpips", lambda device: Squares())

@@ -119,7 +119,7 @@ def test_an_evaluation_by_two_processes_gives_the_same_numbers(metric_world, tmp
         numbers.append((tree / "Results/expA/evaluation.json").read_bytes())
         if processes == "cpu,cpu":
             features = sorted(tree.glob("Original/features-*.npz"))
-            assert [path.stem for path in features] == ["features-faces", "features-oracle", "features-oracle-logits"]
+            assert {path.stem for path in features} == {"features-faces", "features-oracle", "features-oracle-logits"}
             for path in features:
                 path.unlink()
     assert numbers[0] == numbers[1] == numbers[2]

@@ -32,8 +32,8 @@ METRICS = ["flip rate", "FVA", "FS", "MNAC", "CD", "MAD", "COUT", "FID", "sFID",
 
 
 @pytest.fixture
-def networks(monkeypatch) -> dict[str, object]:
-    return stand_ins(monkeypatch)
+def networks(monkeypatch, tmp_path) -> dict[str, object]:
+    return stand_ins(monkeypatch, tmp_path)
 
 
 @pytest.fixture

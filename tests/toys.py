@@ -66,7 +66,10 @@ class ToyPull:
     """Gradients in closed form: towards grey at the clean estimate, a constant step at the noisy image."""
 
     def class_gradient(self, x_t: torch.Tensor, wrt: torch.Tensor | None = None) -> torch.Tensor:
-        return x_t - 0.3
+        if wrt is None:
+            return x_t - 0.3
+        with torch.enable_grad():
+            return torch.autograd.grad((x_t - 0.3).square().sum() / 2, wrt)[0]
 
     def perceptual_gradient(self, x_t: torch.Tensor) -> float:
         return 0.0

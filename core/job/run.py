@@ -173,6 +173,10 @@ class Run:
                         if written:
                             written.result()
                     written = writer.submit(self._write, lease, result, explain.limit)
+            except InputError:  # of the next batch, maybe: what is sampled is written
+                if written:
+                    written.result()
+                raise
             except BaseException:
                 self._interrupted.set()
                 raise

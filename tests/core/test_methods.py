@@ -29,23 +29,13 @@ EVALUATIONS = {
 }
 
 
-class TowardsGrey(ToyPull):
-    """A classifier whose loss is half the squared distance to a grey of 0.3."""
-
-    def class_gradient(self, x_t, wrt=None):
-        if wrt is None:
-            return x_t - 0.3
-        with torch.enable_grad():
-            return torch.autograd.grad((x_t - 0.3).square().sum() / 2, wrt)[0]
-
-
 def run(method: str, ids: list[int] | None = None, observe=None, **settings) -> tuple[torch.Tensor, int]:
     ids = [0, 1, 2] if ids is None else ids
     model, noise = CountingModel(), PerImageNoise(4)
     denoiser, x = Denoiser(model, toy_diffusion(50)), X[ids]
     z = denoiser.noised(x, TAU, noise.noising(ids)(x.shape))
     sampler = METHODS[method](Settings(start_step=TAU, **settings))
-    cf = sampler(denoiser, x, z, TowardsGrey(), lambda i: noise.step(ids, 0, i), observe)
+    cf = sampler(denoiser, x, z, ToyPull(), lambda i: noise.step(ids, 0, i), observe)
     return cf, model.evaluations
 
 
@@ -205,7 +195,7 @@ def test_what_serves_the_target_is_found():
     other[:, :, 0, 0] -= 0.1
     other[:, :, 0, 1] += 0.4
     other[1, :, 5, 5] -= 0.5
-    served = worth(x, other, TowardsGrey(), 1)
+    served = worth(x, other, ToyPull(), 1)
     # per channel the gradient is the value midway less 0.3
     expected = torch.zeros(2, 1, 8, 8)
     expected[:, :, 0, 0] = 3 * 0.55 * 0.1
@@ -215,7 +205,7 @@ def test_what_serves_the_target_is_found():
     region = largest(served, 1 / 64)
     assert region.nonzero().tolist() == [[0, 0, 0, 0], [1, 0, 5, 5]]
     assert largest(served, torch.tensor([0.5, 0.0]).view(2, 1, 1, 1)).sum(dim=(1, 2, 3)).tolist() == [32, 0]
-    wide = worth(x, other, TowardsGrey(), 3)
+    wide = worth(x, other, ToyPull(), 3)
     torch.testing.assert_close(wide[1, 0, 4:7, 4:7], torch.full((3, 3), float(expected[1, 0, 5, 5]) / 9))
     torch.testing.assert_close(wide[0, 0, 0, 0], expected[0].sum() / 4)  # a corner's square is cut
 

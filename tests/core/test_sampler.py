@@ -45,35 +45,40 @@ def test_the_published_chains(name):
         assert relative_error(images[..., ::4, ::4], golden("sampler")[f"{name}_{kind}"]) < 2e-5, kind
 
 
-def run_toy(tau: int, **settings) -> torch.Tensor:
-    model, noise, x = CountingModel(), StreamNoise(settings.pop("seed", 0)), rnd(1, 2, 3, 4, 4)
-    denoiser = Denoiser(model, toy_diffusion(100))
-    z = denoiser.noised(x, tau, noise.noising([0, 1])(x.shape))
-    cf = dime(Settings(start_step=tau, **settings))(denoiser, x, z, ToyPull(), lambda i: noise.step([0, 1], 0, i))
-    assert model.evaluations <= 1 + tau * (tau - 1) // 2
-    return cf
+TOY = rnd(1, 3, 3, 4, 4)
+
+
+def run_toy(name: str, tau: int, pull=None, observe=None, noise=None, x=TOY, **settings) -> tuple[torch.Tensor, int]:
+    """The counterfactuals of images that a model of known answers denoises, and how often it was asked."""
+    ids, noise, denoiser = list(range(len(x))), noise or PerImageNoise(4), Denoiser(CountingModel(), toy_diffusion(100))
+    z = denoiser.noised(x, tau, noise.noising(ids)(x.shape))
+    method = METHODS[name](Settings(start_step=tau, **settings))
+    cf = method(denoiser, x, z, pull or ToyPull(), lambda i: noise.step(ids, 0, i), observe)
+    return cf, denoiser.model.evaluations
 
 
 @pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize(("tau", "guided_iterations"), [(8, 0), (8, 3), (8, 99), (1, 99), (2, 99)])
 def test_sharing_evaluations_changes_no_bit(stochastic, clip, tau, guided_iterations):
-    flags, x = {"guided_iterations": guided_iterations}, rnd(1, 2, 3, 4, 4)
-    cf = run_toy(tau, clip_denoised=clip, use_sampling_on_x_t=stochastic, **flags)
+    flags, noise = {"guided_iterations": guided_iterations}, StreamNoise(0)
+    cf, evaluations = run_toy("dime", tau, noise=noise, clip_denoised=clip, use_sampling_on_x_t=stochastic, **flags)
     flags |= {"clip": clip, "stochastic": stochastic}
-    assert torch.equal(cf, plain_loop(CountingModel(), toy_diffusion(100), x, tau, ToyPull(), seed=0, **flags))
+    assert torch.equal(cf, plain_loop(CountingModel(), toy_diffusion(100), TOY, tau, ToyPull(), seed=0, **flags))
+    assert evaluations <= 1 + tau * (tau - 1) // 2
 
 
 def test_no_guidance_is_ordinary_denoising_which_sampling_scale_silences():
-    tau, diffusion, x = 6, toy_diffusion(100), rnd(1, 2, 3, 4, 4)
+    tau, diffusion = 6, toy_diffusion(100)
     torch.manual_seed(3)
-    expected = diffusion.q_sample(x, torch.full((2,), tau), noise=torch.randn_like(x))
+    expected = diffusion.q_sample(TOY, torch.full((3,), tau), noise=torch.randn_like(TOY))
     for i in reversed(range(tau)):
-        expected = diffusion.p_sample(CountingModel(), expected, torch.full((2,), i))["sample"]
-    torch.testing.assert_close(run_toy(tau, guided_iterations=0, seed=3), expected, atol=0, rtol=0)
-    silent = run_toy(5, sampling_scale=0)
-    assert torch.equal(silent, run_toy(5, sampling_scale=0, use_sampling_on_x_t=False))
-    assert not torch.equal(silent, run_toy(5, sampling_scale=0, seed=1))
+        expected = diffusion.p_sample(CountingModel(), expected, torch.full((3,), i))["sample"]
+    cf, _ = run_toy("dime", tau, noise=StreamNoise(3), guided_iterations=0)
+    torch.testing.assert_close(cf, expected, atol=0, rtol=0)
+    silent, _ = run_toy("dime", 5, sampling_scale=0)
+    assert torch.equal(silent, run_toy("dime", 5, sampling_scale=0, use_sampling_on_x_t=False)[0])
+    assert not torch.equal(silent, run_toy("dime", 5, sampling_scale=0, noise=PerImageNoise(1))[0])
 
 
 class NoPull(ToyPull):
@@ -89,14 +94,11 @@ class NoPull(ToyPull):
 @pytest.mark.parametrize(("tau", "steps"), [(1, 0), (5, 0), (30, 0), (99, 0), (99, 7), (30, 1)])
 def test_the_input_comes_back_where_nothing_pulls(tau, steps, clip):
     """Through a U-Net with learned variances, whose predictions leave [-1, 1] and are clipped or not."""
-    settings = Settings(start_step=tau, outer_steps=steps, clip_denoised=clip, method="inverted")
-    denoiser, noise, x = Denoiser(CountingModel(), toy_diffusion(100)), PerImageNoise(4), X[:2, :, :16, :16]
-    z, seen = denoiser.noised(x, tau, noise.noising([0, 1])(x.shape)), []
-    cf = METHODS["inverted"](settings)(
-        *(denoiser, x, z, NoPull(), lambda i: noise.step([0, 1], 0, i)), lambda step, x_t, z_t: seen.append((x_t, z_t))
-    )
+    seen, x = [], X[:2, :, :16, :16]
+    observe = lambda step, x_t, z_t: seen.append((x_t, z_t))  # noqa: E731
+    cf, _ = run_toy("inverted", tau, NoPull(), observe, x=x, outer_steps=steps, clip_denoised=clip)
     assert torch.equal(cf, x)  # to the last bit
-    assert all(torch.equal(x_t, x) for x_t, _ in seen) and torch.equal(seen[0][1], z)
+    assert all(torch.equal(x_t, x) for x_t, _ in seen)
     assert len(seen) == len(evenly_spread(tau - 1, steps))
     assert len({tuple(z_t.flatten()[:4].tolist()) for _, z_t in seen}) == len(seen)  # noised to every index
 
@@ -125,29 +127,19 @@ def test_an_inversion_is_made_once_and_fresh_noise_alone_is_ordinary_denoising()
     )
     assert torch.equal(again, pulled[some])  # no attempt draws anything of its own
     # fresh_noise 1 is the ablation `naive` without gradients, up to the rounding of s - m + m
-    denoiser, noise, x = Denoiser(CountingModel(), toy_diffusion(100)), PerImageNoise(4), rnd(1, 3, 3, 4, 4)
-    z = denoiser.noised(x, 8, noise.noising(IDS)(x.shape))
-    made = [
-        METHODS[name](Settings(start_step=8, **flags))(denoiser, x, z, NoPull(), lambda i: noise.step(IDS, 0, i))
-        for name, flags in (("inverted", {"fresh_noise": 1.0}), ("naive", {}), ("inverted", {"fresh_noise": 0.5}))
-    ]
-    torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=1e-5)
-    assert (made[2] - x).abs().mean() < (made[0] - x).abs().mean()
+    fresh, half = (run_toy("inverted", 8, NoPull(), fresh_noise=share)[0] for share in (1.0, 0.5))
+    torch.testing.assert_close(fresh, run_toy("naive", 8, NoPull())[0], atol=1e-5, rtol=1e-5)
+    assert (half - TOY).abs().mean() < (fresh - TOY).abs().mean()
 
 
 @pytest.mark.parametrize(("steps", "visited"), [(0, 8), (3, 3), (8, 8), (99, 8)])
 @pytest.mark.parametrize("name", ["dime", "inverted", "maskdime2"])
 def test_fewer_outer_steps(name, steps, visited):
     seen = []
-    noise, denoiser, x = PerImageNoise(4), Denoiser(CountingModel(), toy_diffusion(100)), rnd(1, 3, 3, 4, 4)
-    z = denoiser.noised(x, 8, noise.noising(IDS)(x.shape))
-    settings = Settings(start_step=8, outer_steps=steps, inner_steps="1")
-    METHODS[name](settings)(
-        *(denoiser, x, z, ToyPull(), lambda i: noise.step(IDS, 0, i)), lambda step, x_t, z_t: seen.append(step)
-    )
-    passes = {"dime": visited, "inverted": 2 * visited - 1, "maskdime2": 2 * visited}
-    assert seen == list(range(visited)) and settings.steps == visited
-    assert denoiser.model.evaluations == passes[name]
+    flags = {"outer_steps": steps, "inner_steps": "1"}
+    _, evaluations = run_toy(name, 8, observe=lambda step, x_t, z_t: seen.append(step), **flags)
+    assert seen == list(range(visited)) and Settings(start_step=8, **flags).steps == visited
+    assert evaluations == {"dime": visited, "inverted": 2 * visited - 1, "maskdime2": 2 * visited}[name]
 
 
 SHAPE = torch.Size((2, 3, 8, 8))

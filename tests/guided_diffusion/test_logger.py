@@ -58,6 +58,7 @@ def test_the_folder_comes_from_the_environment_or_is_a_dated_one(tmp_path, monke
     monkeypatch.setattr("guided_diffusion.dist_util.rank", lambda: 2)
     logger.configure()
     logger.warn("here")
+    dump(step=1)  # in no table of its own
     assert [str(path) for path in (tmp_path / "logs").iterdir()] == [f"{logger.get_dir()}/log-rank002.txt"]
 
 

@@ -199,9 +199,23 @@ def test_sets_and_their_numbers(tmp_path, monkeypatch, settings, steps):
 
 
 def test_what_is_logged(tmp_path):
-    """Ten timesteps of a process of a hundred: the quartiles are 0-2, 3-4, 5-7 and 8-9."""
-    logged = {}
+    train(max_steps=4, log_interval=2, use_fp16=False)
+    with (tmp_path / "progress.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["0", "2"]
+    assert [row["samples"] for row in rows] == ["4", "12"]
+    assert {"loss", "mse", "vb", "grad_norm", "param_norm", "lr", "images_per_second"} <= set(rows[0])
+    row = {key: float(value) for key, value in rows[1].items() if value}
+    assert row["loss"] == pytest.approx(row["mse"] + row["vb"])
+    logged = {}  # the norms of the weights and the loss's scale are those that an update started from
     observer = watch(on_log=lambda loop, values: logged.update(values))
+    loop = make(precision="fp16", max_steps=1, lr=1.0, observer=observer)
+    loop.scaler = scaler(9)
+    before = torch.cat([p.detach().flatten() for p in loop.params]).norm()
+    loop.run_loop()
+    assert logged["param_norm"] == pytest.approx(float(before), rel=1e-4)  # float32 sums in another order
+    assert logged["lg_loss_scale"] == 9
+    # each term by quartile of the timestep: of ten of a process of a hundred they are 0-2, 3-4, 5-7 and 8-9
     loop = make(flags={"timestep_respacing": "10"}, batch_size=10, observer=observer)
     loop.schedule_sampler.sample = lambda batch_size, device: (torch.arange(10), torch.ones(10))
     loop.diffusion.training_losses = lambda network, x, t, model_kwargs: {
@@ -215,23 +229,6 @@ def test_what_is_logged(tmp_path):
         **{"mse": 104.5, "mse_q0": 101, "mse_q1": 103.5, "mse_q2": 106, "mse_q3": 108.5},
     }
     assert {key: logged[key] for key in expected} == pytest.approx(expected)
-    train(max_steps=4, log_interval=2, use_fp16=False)
-    with (tmp_path / "progress.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == ["0", "2"]
-    assert [row["samples"] for row in rows] == ["4", "12"]
-    assert {"loss", "mse", "vb", "grad_norm", "param_norm", "lr", "images_per_second"} <= set(rows[0])
-    row = {key: float(value) for key, value in rows[1].items() if value}
-    assert row["loss"] == pytest.approx(row["mse"] + row["vb"])
-    logged = {}  # the norms of the weights and the loss's scale are those that an update started from
-    loop = make(
-        precision="fp16", max_steps=1, lr=1.0, observer=watch(on_log=lambda loop, values: logged.update(values))
-    )
-    loop.scaler = scaler(9)
-    before = torch.cat([p.detach().flatten() for p in loop.params]).norm()
-    loop.run_loop()
-    assert logged["param_norm"] == pytest.approx(float(before), rel=1e-4)  # float32 sums in another order
-    assert logged["lg_loss_scale"] == 9
 
 
 class Noise(torch.utils.data.Dataset):

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dime.core.errors import InputError
 from dime.core.job.queue import BUSY, Queue, Start
+from dime.core.job.world import World
+from guided_diffusion.launch import Launch
 
 
 @pytest.fixture
@@ -141,3 +144,29 @@ def test_a_full_disk_is_one_line(folder, monkeypatch):
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(InputError, match=r"0\.jsonl: could not be written \(No space left on device\)"):
             queue.done(queue.take(), None, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "place", "expected"),
+    [
+        ("0", 1, "cuda:1"),  # the default: each its own
+        ("2,0", 1, "cuda:0"),
+        ("cpu", 1, "cpu"),
+        ("cpu,cpu", 1, "cpu"),
+        ("0", 4, "--gpu 0: 5 processes: this machine has 4 GPU"),
+        ("1", 1, "names 1 GPU"),
+        ("cpu,cpu", 2, "more processes on its machine than these"),
+        ("first", 1, "--gpu first"),
+    ],
+)
+def test_each_process_takes_the_device_of_its_place(monkeypatch, gpu, place, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    world = World()
+    world.launch, world.alone = Launch("srun", place, 8, place, place + 1), False
+    if expected.startswith("cuda") or expected == "cpu":
+        assert world.device(gpu) == torch.device(expected)
+    else:
+        with pytest.raises(InputError, match=expected):
+            world.device(gpu)

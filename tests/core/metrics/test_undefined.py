@@ -25,8 +25,8 @@ from tests.worlds import run_script
 
 
 @pytest.fixture
-def networks(monkeypatch) -> dict[str, object]:
-    return stand_ins(monkeypatch)
+def networks(monkeypatch, tmp_path) -> dict[str, object]:
+    return stand_ins(monkeypatch, tmp_path)
 
 
 def measure(trees: list[ResultTree], **flags) -> Report:
