@@ -91,7 +91,8 @@ def open_store(launch: Launch) -> dist.Store:
     notice.daemon = True
     notice.start()
     try:
-        store = _connect(launch)
+        # torchrun's store outlives a restart (--max-restarts), with the addresses of the dead
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), _connect(launch))
         everyone = [f"arrived/{rank}" for rank in range(launch.world_size)]
         store.set(everyone[launch.rank], "")
         store.wait(everyone, MEETING_TIMEOUT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
@@ -114,15 +113,14 @@ def test_a_matrix_of_all_classes(mnist, tmp_path):
     """The classes' first digits stand in its diagonal; a class without one is named."""
     flags = {"preset": "digits", "method": "naive", "start_step": 1, "l1_loss": 0, "l_perc": 0, "classifier_scales": 0}
     flags |= {"data_dir": mnist, "gpu": "cpu", "output_path": tmp_path}
-    script = importlib.import_module("class-matrix")
     run = run_script("class-matrix", *as_arguments(flags))
     assert run.code == 0 and "of 90 counterfactuals reached" in run.out, run.err
     sheet, digit = np.asarray(Image.open(tmp_path / "class-matrix.png").convert("L")), digits(mnist)[3, 0]
-    pitch, margin = script.CELL + script.GAP, script.MARGIN
-    zero = Image.fromarray(sheet[margin : margin + script.CELL, margin : margin + script.CELL]).resize((32, 32))
+    margin, cell, gap = 22, 64, 6
+    zero = Image.fromarray(sheet[margin : margin + cell, margin : margin + cell]).resize((32, 32))
     # enlarged and reduced again; another digit is some 50 levels off
     assert np.abs(np.asarray(zero) - (digit.numpy() + 1) * 127.5).mean() < 10
-    assert sheet.shape == (margin + 10 * pitch,) * 2
+    assert sheet.shape == (margin + 10 * (cell + gap),) * 2
     run = run_script("class-matrix", *as_arguments(flags | {"batch_size": 10, "num_batches": 1}))
     assert run.code == 2 and "class 3: the classifier recognises none of the 10 images" in run.err
 

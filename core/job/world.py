@@ -67,8 +67,6 @@ class World:
         names = gpu.split(",")
         if not self.alone or len(names) == 1:
             return None
-        for name in names if torch.cuda.is_available() else ():
-            select_device(name)
         codes = run_here(len(names))
         if EXIT_INPUT_ERROR not in codes and (ended := [code for code in codes if code in (0, EXIT_SOME_FAILED)]):
             return max(ended)  # the others have done the work of those that died

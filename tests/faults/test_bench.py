@@ -34,7 +34,7 @@ def test_bench(bench, name, count):
 def test_a_twin_is_refused_and_a_signal_ends_the_run_which_then_continues(bench, name):
     place = bench.place()
     out = place / "out"
-    first = bench.start(place, lambda: slow_unet(0.4))
+    first = bench.start(place, lambda: slow_unet(1.0))
     wait_for(lambda: any(out.rglob("Info/*.txt")))
     twin = refusal(run_main(*bench.world.command(out, SMALL_FLAGS | {"num_batches": bench.batches})))
     assert f"process {first.pid} on " in twin and "same images" in twin

@@ -169,11 +169,11 @@ def eight_writers(bench: Bench, number: int) -> float:
     flags = {"num_chunks": 4, "pad_batches": True}
     expected, _ = bench.undisturbed(pad_batches=True)
     place = bench.place()
-    forks = [bench.start(place, log=f"log{n}", **flags, chunk=n % 4) for n in range(8)]
-    codes = [fork.wait() for fork in forks]
+    writers = [bench.start(place, log=f"log{n}", **flags, chunk=n % 4) for n in range(8)]
+    codes = [writer.wait() for writer in writers]
     for chunk in range(4):
         pair = {codes[chunk], codes[chunk + 4]}
-        said = forks[chunk].said() + forks[chunk + 4].said()
+        said = writers[chunk].said() + writers[chunk + 4].said()
         require(EXIT_OK in pair and pair <= {EXIT_OK, forks.EXIT_ERROR}, f"chunk {chunk} ended with {pair}: {said}")
     out = bench.run(place, EXIT_OK, merge_and_eval=True, **flags)
     require(summary_of(out)["n"] == sum(map(len, bench.rows)), "the merged summary does not count all images")

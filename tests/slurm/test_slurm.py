@@ -148,8 +148,15 @@ def logs(out: Path) -> dict[str, str]:
 def test_jobs_that_were_requeued_give_the_tree_of_one_process(cluster: Cluster, world: World, tmp_path: Path) -> None:
     """One is requeued by Slurm, one by itself on the signal before the time limit; each job has two tasks of srun."""
     out, alone = tmp_path / "out", tmp_path / "alone"
-    # fifteen batches, so that jobs can be interrupted between two
-    slow_enough = {"start_step": 5, "pad_batches": True, "batch_size": 1, "save_z_t": True, "save_x_t": True}
+    # thirty batches, so that jobs can be interrupted between two
+    slow_enough = {
+        "use_train": True,
+        "start_step": 9,
+        "pad_batches": True,
+        "batch_size": 1,
+        "save_z_t": True,
+        "save_x_t": True,
+    }
     command = world.command(out, SMALL_FLAGS | slow_enough)
     networks = as_arguments({"inception-weights": tmp_path / "none", "batch-size": 5})
     machine = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -166,7 +173,7 @@ def test_jobs_that_were_requeued_give_the_tree_of_one_process(cluster: Cluster, 
         wait_for(lambda: any(map(begun, interrupt)), 300)
         for job in filter(begun, list(interrupt)):
             cluster.run(*interrupt.pop(job), f"{jobs}_{job}")
-    assert len(list(out.rglob("Info/*.txt"))) < 15
+    assert len(list(out.rglob("Info/*.txt"))) < 30
     undisturbed = Fork(world.command(alone, SMALL_FLAGS | slow_enough), tmp_path / "alone.log")
 
     assert cluster.wait_for_end([jobs, evaluation], 300) == ["COMPLETED"] * 2, logs(out)
@@ -180,7 +187,7 @@ def test_jobs_that_were_requeued_give_the_tree_of_one_process(cluster: Cluster, 
     more = [name for name in found if name not in expected]
     assert all(re.search(r"Logs/|evaluation\.|features-", name) for name in more), more
     evaluated = json.loads((out / "Results/exp/evaluation.json").read_text())["measurements"]["exp"]
-    assert evaluated["MAD"]["n"] == 15
+    assert evaluated["MAD"]["n"] == 30
 
 
 @pytest.mark.parametrize(("code", "states"), [(2, ["COMPLETED+FAILED", "CANCELLED"]), (3, ["COMPLETED"] * 2)])

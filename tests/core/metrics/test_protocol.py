@@ -59,8 +59,8 @@ def test_attributes_as_published(metric_world):
     assert changed_attributes(pairs, attributes)[0].value == pytest.approx(9.974358974, abs=0.03)
     [measurement] = spurious_correlations(pairs, attributes, train_labels(metric_world.celeba), SMILING)
     assert measurement.value == pytest.approx(5.808689273, abs=0.05) and measurement.notes == ()
-    bottleneck = FID.needs(context, metric_world.tree("expA"))[1]
-    assert bottleneck([pairs[0].counterfactual]).shape == (1, 128)
+    bottleneck = FID.needs(context, metric_world.tree("expA"))[1].features
+    assert bottleneck([pairs[0].original]).shape == (1, 128)
 
 
 def test_decisions_as_published(metric_world):
