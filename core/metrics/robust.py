@@ -21,7 +21,7 @@ from dime.core.errors import InputError
 from dime.core.explain import Batch, Explainer
 from dime.core.guidance import Decision
 from dime.core.images import from_image
-from dime.core.metrics.features import Machine, batches
+from dime.core.metrics.features import Machine, shared
 from dime.core.metrics.mad import target_of
 from dime.core.metrics.measurement import Measurement, mean
 from dime.core.metrics.metric import Context, Metric
@@ -55,24 +55,28 @@ def survivors(
 
     read: pair -> (C, H, W) in [-1, 1]. alter: ids, counterfactuals (n, C, H, W) -> what becomes of them.
     """
-    kept = []
-    for group in batches(pairs, lambda pair: (pair, read(pair)), machine):
+
+    def compute(group: list[tuple[Pair, torch.Tensor]]) -> torch.Tensor:
         asked = torch.tensor([target_of(pair) for pair, _ in group])
         images = torch.stack([image for _, image in group]).to(machine.device)
-        with torch.no_grad():
-            logits = classifier(alter([pair.id for pair, _ in group], images))
-        kept.append(decision.predict(logits).cpu() == asked)
-    return torch.cat(kept).double().numpy()
+        logits = classifier(alter([pair.id for pair, _ in group], images))
+        return decision.predict(logits).cpu() == asked
+
+    return torch.cat(shared(pairs, lambda pair: (pair, read(pair)), compute, machine)).double().numpy()
 
 
 def changes_unasked(pairs: Sequence[Pair], explainer: Explainer, machine: Machine) -> np.ndarray:
     """What a method makes of inputs when nothing pulls, (N,): mean |difference| in grey levels, 0 to 255."""
-    found = []
-    for group in batches(pairs, lambda pair: (pair.id, from_image(read_image(str(pair.original)))), machine):
+
+    def read(pair: Pair) -> tuple[int, torch.Tensor]:
+        return pair.id, from_image(read_image(str(pair.original)))
+
+    def compute(group: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
         x = torch.stack([image for _, image in group])[:, : explainer.diffusion.channels].to(machine.device)
         changed = explainer.explain(Batch([id for id, _ in group], x)).cf - x
-        found.append(changed.abs().flatten(1).mean(dim=1).cpu() * 127.5)
-    return torch.cat(found).double().numpy()
+        return changed.abs().flatten(1).mean(dim=1).cpu() * 127.5
+
+    return torch.cat(shared(pairs, read, compute, machine)).double().numpy()
 
 
 def without_pull(context: Context, tree: ResultTree, **settings: object) -> Explainer:
