@@ -86,8 +86,8 @@ rounding changes a gradient by up to 1e-3; without it, every gradient and chain 
 
 
 def assert_close(found: Mapping, expected: Mapping, **tolerance: float) -> None:
-    """Of summaries: tables in tables of figures."""
-    assert found.keys() == expected.keys()
+    """Of summaries: tables in tables of figures, all of those expected; ours have more than the published ones."""
+    assert found.keys() >= expected.keys()
     for key, value in expected.items():
         if isinstance(value, dict):
             assert_close(found[key], value, **tolerance)
