@@ -156,16 +156,6 @@ def test_published_smile_command(world, tmp_path):
         }
 
 
-def test_every_flag_has_help_text():
-    result = run_main("--help")
-    flags = [line for line in result.out.splitlines() if line.startswith("  --")]
-    assert len(flags) > 50
-    for block in result.out.split("\n  --")[1:]:
-        flag, *words = block.split("\n\n")[0].split()
-        text = [word for word in words if word.islower() and len(word) > 2]
-        assert len(text) > 1, f"--{flag} has no help text"
-
-
 def test_what_a_run_says_and_keeps(world, tmp_path):
     """And with another experiment beside it, and without images."""
     result = world.explain(tmp_path, seed=11, num_batches=1, save_z_t=True, oracle_path="nowhere.pth")

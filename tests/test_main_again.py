@@ -42,8 +42,10 @@ def interrupted_and_resumed(world: World, out: Path, batches: int, monkeypatch, 
     with monkeypatch.context() as patch, contextlib.suppress(PulledPlugError):
         patch.setattr(Queue, "done", dying_done)
         run_main(*command)
-    for folder in ("", "CC/CCF/CF", "IC/ICF/Info"):  # what a process leaves that dies while it writes
-        (out / "Results/exp" / folder / f".file.{NO_PROCESS}-{socket.gethostname()}-0123abcd.tmp").touch()
+    frames = [out / "z_t/exp/000013"] if "save_z_t" in flags else []
+    for folder in (*out.glob("Results/exp/*/*/*"), *frames):  # what a process leaves that dies while it writes
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f".file.{NO_PROCESS}-{socket.gethostname()}-0123abcd.tmp").touch()
     with monkeypatch.context() as patch:
         watched(patch, "load_diffusion", lambda unet: unet.register_forward_hook(lambda *_: evaluations.append(1)))
         succeeded(run_main(*command))
