@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.plain_loop import plain_loop
 from dime.core.arithmetic import compile_unet, keep_freed_memory, prepare_unet
 from dime.core.cli import Parser, boolean, integer, run, say, select_device
+from dime.core.config import preset
 from dime.core.errors import InputError
 from dime.core.files import write_atomically
 from dime.core.guidance import Binary, Guidance
@@ -37,6 +38,7 @@ from dime.core.methods import METHODS
 from dime.core.noise import PerImageNoise
 from dime.core.sampler import Denoiser
 from dime.core.settings import Settings
+from dime.core.shrink import shrunk
 from dime.core.table import markdown_table
 from dime.core.truth.rows import evaluations
 from dime.models.classifiers import DenseNetClassifier, SmallCNN
@@ -77,26 +79,29 @@ NETWORKS: dict[str, Networks] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the plain loop where method is None, else a method with its settings."""
+    """One line of the table: a method's settings, the plain loop where there are none."""
 
     name: str
     precision: str
-    method: str | None = None
-    inner_steps: str = "0"
+    settings: Settings | None = None
 
     @property
     def evaluations(self) -> int:
         """How many evaluations of the U-Net a whole chain makes."""
-        if self.method is None:
-            return TAU * (TAU + 1) // 2
-        return evaluations({**PROCESS, "method": self.method, "start_step": TAU, "inner_steps": self.inner_steps})
+        return evaluations({**PROCESS, **vars(self.settings)}) if self.settings else TAU * (TAU + 1) // 2
 
 
 def rows(half: str) -> list[Row]:
     """All rows; the plain loop is the first."""
-    dime = (("dime (exact)", "dime"), ("dime --inner_steps 1", "dime", "1"))
-    methods = (*dime, ("fastdime", "fastdime"), ("maskdime", "maskdime"))
-    made = [Row(name, precision, *method) for name, *method in methods for precision in ("fp32", half)]
+    dime = Settings(start_step=TAU, l1_loss=0.05, l_perc=30, use_logits=True)
+    methods = {
+        "dime (exact)": dime,
+        "dime --inner_steps 1": replace(dime, inner_steps="1"),
+        "fastdime": replace(dime, method="fastdime"),
+        "maskdime": replace(dime, method="maskdime"),
+        "--preset turbo": preset("turbo", start_step=40, use_logits=True),
+    }
+    made = [Row(name, precision, settings) for name, settings in methods.items() for precision in ("fp32", half)]
     return [Row("plain loop", "fp32"), *made]
 
 
@@ -153,11 +158,7 @@ class SpeedBench:
             self.meters[precision] = Meter(compile_unet(prepared, self.x.shape) if compile else prepared, device)
         classify = random_weights(classifier()).to(device)
         perceptual = random_weights(PerceptualFeatures(layer)).to(device) if layer else None
-        l_perc = 30.0 if layer else 0.0
-        guidance = Guidance(classify, Binary(31, use_logits=True), perceptual, l1=0.05, l_perc=l_perc)
-        with torch.no_grad():
-            features = guidance.input_features(self.x)
-        self.pull = guidance.towards(self.x, features, torch.ones(batch_size, device=device).long(), scale=8.0)
+        self.guidance = Guidance(classify, Binary(31, use_logits=True), perceptual)
 
     @property
     def flops(self) -> int:
@@ -172,7 +173,7 @@ class SpeedBench:
         Of a chain of fewer steps than τ, the evaluations' time is multiplied up to the number that τ steps need, and
         what is left (gradients, random numbers) by the steps. Raises InputError if the result is not finite.
         """
-        meter = self.meters[row.precision if row.method else "plain"]
+        meter = self.meters[row.precision if row.settings else "plain"]
         meter.take()
         start = time.perf_counter()
         cf = self.chain(row, self.run_steps)
@@ -182,17 +183,26 @@ class SpeedBench:
             raise InputError(f"{row.name} in {row.precision}: the result is not finite, so that its time means nothing")
         rest = seconds - evaluating
         whole = row.evaluations * evaluating / count + rest * TAU / self.run_steps
-        return (seconds if self.run_steps == TAU else whole), evaluating / count
+        return (seconds if count == row.evaluations else whole), evaluating / count
 
+    @torch.no_grad()
     def chain(self, row: Row, tau: int) -> torch.Tensor:
-        """The counterfactuals (N, 3, H, W) of a row's method from tau outer steps."""
-        if row.method is None:
-            return plain_loop(self.meters["plain"], self.diffusion, self.x, tau, self.pull, seed=4)
-        method = METHODS[row.method](Settings(start_step=tau, inner_steps=row.inner_steps))
+        """The counterfactuals (N, 3, H, W) of a row's method from tau outer steps, or from its own few."""
+        settings = row.settings or rows("fp32")[1].settings
+        l_perc = settings.l_perc if self.guidance.perceptual else 0
+        guidance = replace(self.guidance, l1=settings.l1_loss, l_perc=l_perc, confidence=settings.confidence)
+        target = torch.ones(len(self.x), device=self.device).long()
+        pull = guidance.towards(self.x, guidance.input_features(self.x), target, scale=8.0)
+        if not row.settings:
+            return plain_loop(self.meters["plain"], self.diffusion, self.x, tau, pull, seed=4)
+        if not settings.outer_steps:
+            settings = replace(settings, start_step=tau)
+        method = METHODS[settings.method](settings)
         denoiser, ids = Denoiser(self.meters[row.precision], self.diffusion), range(len(self.x))
         noise = PerImageNoise(4, self.device)
-        noisy = denoiser.noised(self.x, tau, noise.noising(ids)(self.x.shape))
-        return method(denoiser, self.x, noisy, self.pull, lambda i: noise.step(ids, 0, i))
+        noisy = denoiser.noised(self.x, settings.start_step, noise.noising(ids)(self.x.shape))
+        cf = method(denoiser, self.x, noisy, pull, lambda i: noise.step(ids, 0, i))
+        return shrunk(cf, pull) if settings.shrink else cf
 
 
 @torch.no_grad()
