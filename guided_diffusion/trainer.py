@@ -6,13 +6,13 @@ update are, and what is saved and when.
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._kept: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]] = []
-        self._sums, self._counts = Counter(), Counter()
+        self._numbers: dict[str, list[float]] = defaultdict(list)
         self.images, self._since = 0, time.monotonic()
 
     def add(self, step: int, values: dict[str, torch.Tensor], quartile: torch.Tensor | None = None) -> None:
@@ -64,20 +64,19 @@ class Meter:
                 if not all(map(math.isfinite, numbers)):
                     what = "the loss" if quartiles or name == "loss" else name
                     raise FloatingPointError(f"step {step}: {what} is not a finite number")
-                keys = [name] * len(numbers) + [f"{name}_q{q}" for q in quartiles]
-                self._counts.update(keys)
-                for key, number in zip(keys, itertools.cycle(numbers), strict=False):
-                    self._sums[key] += number
+                self._numbers[name] += numbers
+                for part, number in zip(quartiles, numbers, strict=False):
+                    self._numbers[f"{name}_q{part}"].append(number)
         self._kept.clear()
 
     def read(self) -> dict[str, float]:
         """The means over all processes. Every process calls it. Raises as `check`."""
         self.check()
-        sums, counts = Counter(), Counter()
-        for own_sums, own_counts in dist_util.gather((self._sums, self._counts)):
-            sums.update(own_sums)
-            counts.update(own_counts)
-        means = {name: total / counts[name] for name, total in sums.items()}
+        everyone = defaultdict(list)
+        for own in dist_util.gather(self._numbers):
+            for name, numbers in own.items():
+                everyone[name] += numbers
+        means = {name: sum(numbers) / len(numbers) for name, numbers in everyone.items()}
         return means | {"images_per_second": self.images / max(time.monotonic() - self._since, 1e-9)}
 
 
@@ -185,8 +184,8 @@ class Trainer(ABC):
         self.meter.images += self.images_per_update
         self.scaler.unscale_(self.opt)
         norms = {
-            "grad_norm": norm([p.grad for p in self.params if p.grad is not None]),
-            "param_norm": norm(self.params),
+            "grad_norm": nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None]),
+            "param_norm": nn.utils.get_total_norm(self.params).detach(),
         }
         if self.grad_clip:
             nn.utils.clip_grads_with_norm_(self.params, self.grad_clip, norms["grad_norm"])
@@ -223,7 +222,7 @@ class Trainer(ABC):
     def require_finite(self) -> None:
         """Raise FloatingPointError, naming the step, if a loss since the last line of the log or a weight is none."""
         self.meter.check()
-        if not norm(self.params).isfinite():
+        if not nn.utils.get_total_norm(self.params).isfinite():
             raise FloatingPointError(f"step {self.updates - 1}: the weights are not finite numbers")
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,18 +251,28 @@ class Trainer(ABC):
         elif ranks:
             logger.log(f"saved by {len(ranks)} processes: data order and random numbers start anew")
 
+    def write_file(self, path: Path, **more: Any) -> None:
+        """Write all that a restart needs into one file, and what the training adds. Every process calls it."""
+        self.require_finite()
+        content = {**self.state_dict(), **more}
+        if dist_util.rank() == 0:
+            content |= {"network": self.model.state_dict(), "optimizer": self.opt.state_dict()}
+            checkpoint_util.save(path, checkpoint_util.plain(content))
+        self.saved_updates = self.updates
+
+    def take_up(self, state: dict[str, Any], path: Path) -> None:
+        """Go on from what `write_file` wrote, with the given learning rate; use it inside `damage_named`."""
+        checkpoint_util.load_weights(self.model, state["network"], path)
+        self.load_state_dict(state, optimizer=state["optimizer"])
+        self.set_lr(self.lr)
+        self.updates = self.saved_updates = int(state["updates"])
+
     def parallelise(self, *more: torch.Tensor) -> None:
         """Give every process rank 0's weights and buffers (and `more`), and average the gradients from now on."""
         dist_util.sync_params([*self.params, *self.model.buffers(), *more])
         if dist_util.world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.ddp_model = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
-
-
-@torch.no_grad()
-def norm(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """The Euclidean length of all of them together, as a scalar tensor."""
-    return torch.stack(torch._foreach_norm(tensors)).norm() if tensors else torch.tensor(math.nan)
 
 
 def usable_precision(precision: str, device: torch.device) -> str:

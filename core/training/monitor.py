@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,7 +59,7 @@ class Monitor(Progress):
         began, wanted = time.monotonic(), len(self.noise)
         if loop.stopping or not wanted or (began < self.next_grid and not loop.finished):
             return
-        path = Path(loop.folder.folder) / "samples" / f"{number:06d}.png"
+        path = loop.folder.folder / "samples" / f"{number:06d}.png"
         say(f"drawing {path.parent.name}/{path.name}, in {TIME_LIMIT:g} seconds at most")
         try:
             images = self._draw(loop, began + TIME_LIMIT)
@@ -79,11 +78,11 @@ class Monitor(Progress):
 
         A few at first and more in each batch that follows: so the slowest network finishes some, the fastest all.
         """
-        rate, evaluations = next(iter(loop.ema)), self.diffusion.num_timesteps
+        network, evaluations = next(iter(loop.ema.values())), self.diffusion.num_timesteps
         devices = [loop.device] if loop.device.type == "cuda" else []
         images = self.noise[:0]
         # sampling draws noise that it does not use: the training must not notice
-        with torch.random.fork_rng(devices), loop.averaged(rate) as network, loop.autocast():
+        with torch.random.fork_rng(devices), loop.autocast():
             while len(images) < len(self.noise):
                 part = slice(len(images), len(images) + min(loop.microbatch, max(1, 3 * len(images))))
                 noise = self.noise[part].to(loop.device)

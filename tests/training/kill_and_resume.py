@@ -39,8 +39,8 @@ def last_set(out: Path) -> dict[str, bytes] | None:
     """The newest complete set, as the next start would find it."""
     folder = CheckpointFolder(out, NAMES)
     folder.recover()
-    sets = folder.complete_sets()
-    return {name: Path(sets[0][name]).read_bytes() for name in NAMES} if sets else None
+    newest = next(iter(folder.complete_sets().values()), None)
+    return newest and {name: Path(path).read_bytes() for name, path in newest.items()}
 
 
 def trial(data: Path, out: Path, updates: int, delay: float, expected: dict[str, bytes]) -> str:
