@@ -18,7 +18,7 @@ from dime.core.cli import Parser, integer, number, run
 from dime.core.training.monitor import Monitor
 from dime.core.training.script import LabelledImages, add_training_flags, open_part, train
 from guided_diffusion import dist_util
-from guided_diffusion.batches import EndlessBatches
+from guided_diffusion.image_datasets import EndlessBatches
 from guided_diffusion.resample import SAMPLERS, create_named_schedule_sampler
 from guided_diffusion.script_util import (
     add_dict_to_argparser,

@@ -16,7 +16,7 @@ from dime.core.networks.diffusion import load_diffusion
 from dime.core.training.sampling import measure_likelihood
 from dime.core.training.script import LabelledImages, open_part, parse_model_args, processes
 from guided_diffusion import dist_util
-from guided_diffusion.batches import EndlessBatches
+from guided_diffusion.image_datasets import EndlessBatches
 
 
 def main() -> None:

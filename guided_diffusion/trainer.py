@@ -21,7 +21,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.dist_util import StopSignal
 from guided_diffusion.nn import PRECISIONS
 
 
@@ -135,7 +134,7 @@ class Trainer(ABC):
         self.last_update = last_update
         self.observer = observer or TrainObserver()
         self.meter = Meter()
-        self.stop = StopSignal()
+        self.signals: list[str] = []
 
     @abstractmethod
     def forward_backward(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> None:
@@ -157,7 +156,7 @@ class Trainer(ABC):
     @property
     def stopping(self) -> bool:
         """Whether a signal to this process has asked for the end."""
-        return self.stop.received is not None
+        return bool(self.signals)
 
     def run_loop(self) -> None:
         """Train; when it returns, a checkpoint with every update is on the disk.
@@ -165,10 +164,11 @@ class Trainer(ABC):
         Raises FloatingPointError at a loss that is no number, and OSError for a checkpoint that cannot be written; the
         last one is whole then. Where another process dies, this one ends as `dist_util.watched` says.
         """
-        with dist_util.watched(), StopSignal() as self.stop:
+        self.signals.clear()
+        with dist_util.watched(), dist_util.signals_noted(self.signals):
             while not self.finished:
                 if dist_util.any_rank(self.stopping):
-                    logger.log(f"{self.stop.received or 'a signal to another process'}: saving and stopping")
+                    logger.log(f"{[*self.signals, 'a signal to another process'][0]}: saving and stopping")
                     break
                 self.run_step(*next(self.data))
                 self.updates += 1

@@ -22,7 +22,7 @@ from dime.core.metrics.attribute_scores import attribute_scores, criterion
 from dime.models.classifiers import DenseNetClassifier, SmallCNN
 from dime.models.resnet import Oracle, oracle_layers
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.batches import EndlessBatches
+from guided_diffusion.image_datasets import EndlessBatches
 from guided_diffusion.trainer import Trainer
 
 ARCHITECTURES = {"densenet": DenseNetClassifier, "oracle": Oracle, "small": SmallCNN}

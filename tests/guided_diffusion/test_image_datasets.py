@@ -10,8 +10,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
-from guided_diffusion.batches import EndlessBatches
-from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, random_crop_arr
+from guided_diffusion.image_datasets import (
+    EndlessBatches,
+    ImageDataset,
+    center_crop_arr,
+    load_data,
+    random_crop_arr,
+)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from guided_diffusion import checkpoint_util, logger
-from guided_diffusion.batches import EndlessBatches
+from guided_diffusion.image_datasets import EndlessBatches
 from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.script_util import create_model_and_diffusion
 from guided_diffusion.train_util import TrainLoop, TrainObserver
