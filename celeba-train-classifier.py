@@ -3,8 +3,6 @@
 Started like celeba-train-diffusion.py: by python, mpiexec or torchrun; run again to go on. docs/training.md has more.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -7,8 +7,6 @@
 Run the same command again to go on from the newest checkpoint in --output_path. docs/training.md has the details.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 

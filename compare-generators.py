@@ -5,8 +5,6 @@ DDPM/terms.png (the terms of its variational bound). Run again, it goes on where
 it measures the same samples anew.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from functools import partial

@@ -3,8 +3,6 @@
 Started like the training: by python, mpiexec or torchrun.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -9,8 +9,6 @@ every file lies on the disk under its temporary name, the optimizer's last; then
 again. While the optimizer's temporary file is there and whole, the set only has to be renamed, which `recover` does.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 import sys

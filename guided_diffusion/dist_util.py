@@ -3,8 +3,6 @@
 Without `setup_dist` everything here behaves as one process alone.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """Files here or in an object store (`gs://…`, by blobfile): opened, found, and written whole or not at all."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

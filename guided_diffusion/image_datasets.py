@@ -1,7 +1,5 @@
 """Opening an image, for everybody; and endless batches of a data set, in an order that follows from a seed."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import math
@@ -188,7 +186,7 @@ class EndlessBatches:
         self._taken = 0
         self._iterator: Iterator[Any] | None = None
 
-    def __iter__(self) -> EndlessBatches:
+    def __iter__(self) -> "EndlessBatches":
         return self
 
     def __next__(self) -> Any:

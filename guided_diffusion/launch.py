@@ -4,8 +4,6 @@ torchrun, mpiexec (MPICH, Intel MPI, Open MPI, MVAPICH), srun and plain python. 
 unknown (None). Only Open MPI over several machines needs MASTER_ADDR and MASTER_PORT, or mpi4py.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import re

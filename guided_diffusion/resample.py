@@ -3,8 +3,6 @@
 Improved Denoising Diffusion Probabilistic Models (Nichol and Dhariwal, 2021), section 3.3.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 from guided_diffusion import dist_util
 
 
-def create_named_schedule_sampler(name: str, diffusion: Any) -> ScheduleSampler:
+def create_named_schedule_sampler(name: str, diffusion: Any) -> "ScheduleSampler":
     """The sampler over `diffusion.num_timesteps` of this name, one of SAMPLERS. Raises ValueError otherwise."""
     if name not in SAMPLERS:
         raise ValueError(f"schedule_sampler {name!r}: expected one of {', '.join(SAMPLERS)}")

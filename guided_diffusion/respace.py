@@ -1,7 +1,5 @@
 """Diffusion over a part of the timesteps that a network was trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -76,7 +74,7 @@ class SpacedDiffusion(GaussianDiffusion):
         self._long = {"betas": betas, **settings}
         self._subsets: dict[tuple[int, ...], SpacedDiffusion] = {}
 
-    def subset(self, indices: Iterable[int]) -> SpacedDiffusion:
+    def subset(self, indices: Iterable[int]) -> "SpacedDiffusion":
         """The process that visits only these indices of this one, numbered anew from 0; each is made once.
 
         Posterior, and with it the bounds of a learned variance, are those between the indices that are kept. Of one

@@ -1,7 +1,5 @@
 """The classic command-line flags and what they build: a U-Net and its diffusion process."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -5,8 +5,6 @@ processes; AdamW; exponential moving averages; then the learning rate of the nex
 times (k + 2) / lr_warmup_steps until that is 1.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Iterator

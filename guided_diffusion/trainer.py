@@ -4,8 +4,6 @@ Two trainings stand on it, `train_util.TrainLoop` and the project's classifiers.
 update are, and what is saved and when.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time
@@ -30,13 +28,13 @@ class TrainObserver:
     def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
         """Before a network's file is loaded, with the configuration stored in it; refuses it by a ValueError."""
 
-    def on_update(self, trainer: Trainer) -> None:
+    def on_update(self, trainer: "Trainer") -> None:
         """After each update, in every process."""
 
-    def on_log(self, trainer: Trainer, values: dict[str, float]) -> None:
+    def on_log(self, trainer: "Trainer", values: dict[str, float]) -> None:
         """After each line of the log, in every process."""
 
-    def on_save(self, trainer: Trainer, number: int) -> None:
+    def on_save(self, trainer: "Trainer", number: int) -> None:
         """After set `number` has been written, on rank 0; draws nothing from the global generators."""
 
 

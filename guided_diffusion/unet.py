@@ -1,7 +1,5 @@
 """The U-Net of Dhariwal and Nichol 2021 (ADM) for images, under the published parameter names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, partialmethod

@@ -1,7 +1,5 @@
 """Can this classifier be explained? Asked once, before anything is computed, of networks from files and from Python."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial

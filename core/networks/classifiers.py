@@ -4,8 +4,6 @@ A new kind is one function and one entry in KINDS: from what follows the kind in
 has it. What all of them need in front and behind is `load_classifier`'s.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import itertools
@@ -85,7 +83,7 @@ class Classifier(nn.Module):
         self.register_buffer("shift", ((high + low) / 2 - shift) / scale, persistent=False)
         self.training = False
 
-    def train(self, mode: bool = True) -> Classifier:
+    def train(self, mode: bool = True) -> "Classifier":
         """Do nothing: a network that was loaded stays in eval mode (an exported program has no modes at all)."""
         return self
 

@@ -1,7 +1,5 @@
 """Diffusion models from files: OpenAI's format and folders of diffusers, with as few flags as the file allows."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Mapping, Sequence

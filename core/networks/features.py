@@ -4,8 +4,6 @@ Every loader gives a network in eval mode, in float32, with frozen parameters, o
 InputError. Networks are built on the meta device first, so that no random weights are drawn.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +137,7 @@ def load_perceptual(
     return install(network, {k: published[k] for k in network.state_dict() if k in published}, path, device)
 
 
-def load_lpips(device: torch.device) -> LPIPSDistance:
+def load_lpips(device: torch.device) -> "LPIPSDistance":
     """LPIPS on VGG16: torchvision's weights (as in load_perceptual) and the lpips package's linear heads."""
     import lpips
 
@@ -158,7 +156,7 @@ def load_lpips(device: torch.device) -> LPIPSDistance:
     return install(network, state, path, device)
 
 
-def load_inception(path: str | Path, device: torch.device) -> InceptionFeatures:
+def load_inception(path: str | Path, device: torch.device) -> "InceptionFeatures":
     """The FID's Inception-V3 (pytorch-fid's weights): x (N, 3, H, W) in [-1, 1] -> features (N, 2048)."""
     from dime.models.perceptual import InceptionFeatures
 

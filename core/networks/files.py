@@ -4,8 +4,6 @@ People save networks in wrappers: compiled, parallel, of a training framework, b
 Names lose what such a wrapper puts before them (`bare_names`), and the entry that holds the network is looked up.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import re

@@ -3,8 +3,6 @@
 One file, training.pt, holds all that a restart needs; the same command run again goes on from it, to the same bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Training a DDPM, a GAN or a VAE on the same images, for as many seconds and with as many parameters each."""
 
-from __future__ import annotations
-
 import bisect
 import copy
 import time

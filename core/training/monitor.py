@@ -1,7 +1,5 @@
 """What is shown while the diffusion model trains: progress, and pictures drawn by the averaged weights."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """What a trained diffusion model is asked for: images, as 8-bit arrays, and how likely images are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 

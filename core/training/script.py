@@ -1,7 +1,5 @@
 """What the training scripts share: their flags, their data, the frame of a run in one process or many, its progress."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os
