@@ -27,6 +27,7 @@ from guided_diffusion.checkpoint_util import (
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.nn import update_ema
 from guided_diffusion.resample import LossAwareSampler, ScheduleSampler, UniformSampler
+from guided_diffusion.script_util import differing_flags
 from guided_diffusion.trainer import Trainer, TrainObserver, usable_precision
 
 __all__ = ["INITIAL_LOG_LOSS_SCALE", "TrainLoop", "TrainObserver", "parse_resume_step_from_filename"]
@@ -205,7 +206,10 @@ class TrainLoop(Trainer):
 
     def _load_network(self, network: nn.Module, path: str) -> None:
         weights = checkpoint_util.load_state_dict(path)
-        self.observer.on_resume(path, checkpoint_util.stored_config(weights))
+        config, own = checkpoint_util.stored_config(weights) or {}, getattr(network, "config", None) or {}
+        flags = {key: value for key, value in own.items() if key not in ("num_classes", "multiclass")}  # weights differ
+        for key in differing_flags(flags, config):
+            raise ValueError(f"{path}: trained with --{key} {config[key]}, not {flags[key]}")
         checkpoint_util.load_weights(network, weights, path)
 
     def _load_optimizer(self, saved: dict[str, Any], is_own: bool) -> str:

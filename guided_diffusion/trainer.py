@@ -25,9 +25,6 @@ from guided_diffusion.nn import PRECISIONS
 class TrainObserver:
     """Told what happens in a training, for progress bars and pictures; every method may be left out."""
 
-    def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
-        """Before a network's file is loaded, with the configuration stored in it; refuses it by a ValueError."""
-
     def on_update(self, trainer: "Trainer") -> None:
         """After each update, in every process."""
 

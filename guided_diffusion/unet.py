@@ -95,8 +95,7 @@ class UNetModel(nn.Module):
         super().__init__()
         require_images(dims)
         self.image_size, self.in_channels, self.model_channels = image_size, in_channels, model_channels
-        self.num_classes, self.multiclass = num_classes, multiclass
-        self.use_fp16, self.dialect = use_fp16, dialect
+        self.num_classes, self.multiclass, self.use_fp16, self.dialect = num_classes, multiclass, use_fp16, dialect
         widths = _widths(model_channels, channel_mult, dialect.norm_groups)
         self.downsampling = 2 ** (len(widths) - 1)
         same = [Level(2**i in attention_resolutions, resblock_updown) for i in range(len(widths))]
@@ -105,15 +104,13 @@ class UNetModel(nn.Module):
         emb_width = 4 * model_channels
         norm = partial(normalization, groups=dialect.norm_groups, eps=dialect.norm_eps)
         shared = {"use_checkpoint": use_checkpoint, "norm": norm}
-        residual = partial(
-            ResBlock, emb_channels=emb_width, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm, **shared
-        )
+        within = {"dropout": dropout, "use_scale_shift_norm": use_scale_shift_norm, **shared}
+        residual = partial(ResBlock, emb_channels=emb_width, **within)
         heads = {"num_head_channels": num_head_channels, "use_new_attention_order": use_new_attention_order}
         attention = partial(AttentionBlock, num_heads=num_heads, **heads, **shared)
 
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_width), nn.SiLU(), nn.Linear(emb_width, emb_width)
-        )
+        embedding = nn.Linear(model_channels, emb_width), nn.SiLU(), nn.Linear(emb_width, emb_width)
+        self.time_embed = nn.Sequential(*embedding)
         if num_classes is not None:
             self.label_emb = (nn.Linear if multiclass else nn.Embedding)(num_classes, emb_width)
 
@@ -126,12 +123,11 @@ class UNetModel(nn.Module):
         middle = [attention(width, norm=middle_norm)] if dialect.middle_attention else []
         self.middle_block = TimestepEmbedSequential(residual(width), *middle, residual(width))
 
-        if num_heads_upsample != -1:
-            attention = partial(attention, num_heads=num_heads_upsample)
+        attention = partial(attention, num_heads=num_heads if num_heads_upsample == -1 else num_heads_upsample)
         upsample = partial(Upsample, use_conv=conv_resample)
         self.output_blocks = _way_up(skip_widths, up, num_res_blocks, residual, attention, upsample)
-        head = zero_module(nn.Conv2d(widths[0], out_channels, 3, padding=1))
-        self.out = nn.Sequential(norm(widths[0]), SiLUInPlace(), head)
+        head = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+        self.out = nn.Sequential(norm(widths[0]), SiLUInPlace(), zero_module(head))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,7 +9,6 @@ import torch
 from dime.core.cli import say
 from dime.core.files import write_atomically
 from dime.core.images import grid_png
-from dime.core.networks.diffusion import differing_flags
 from dime.core.training.script import Progress
 from guided_diffusion.script_util import create_diffusion
 from guided_diffusion.train_util import TrainLoop
@@ -21,7 +20,7 @@ SHARE = 0.03
 
 
 class Monitor(Progress):
-    """Shows progress, refuses checkpoints of another configuration, and draws a grid at the checkpoint sets.
+    """Shows progress, and draws a grid at the checkpoint sets.
 
     Args:
         flags: those that built the network, image_channels among them.
@@ -42,11 +41,6 @@ class Monitor(Progress):
         generator = torch.Generator().manual_seed(seed)
         self.noise = torch.randn(samples, flags["image_channels"], size, size, generator=generator)
         self.next_grid = 0.0
-
-    def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
-        """Refuse a network that has the same shapes but another meaning, such as another number of heads."""
-        for key in differing_flags(self.flags, config or {}):
-            raise ValueError(f"{path}: trained with --{key} {config[key]}, not {self.flags[key]}")
 
     def on_save(self, loop: TrainLoop, number: int) -> None:
         """Write samples/NUMBER.png beside the set, drawn with the first rate's averaged weights.
