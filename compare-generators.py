@@ -25,8 +25,7 @@ from dime.core.metrics.features import Machine
 from dime.core.metrics.scripts import DEFAULT_WORKERS, png, write_file
 from dime.core.samples import FeatureNetwork, open_images, table
 from dime.core.training.generators import DDPM, GENERATORS, MOMENTS, GeneratorTraining, build, clock, parameters
-from dime.core.training.sampling import write_samples
-from dime.core.training.script import GPUS, open_part, train
+from dime.core.training.script import GPUS, open_part, train, write_samples
 from dime.models.generators import LATENT, VAE
 from guided_diffusion import dist_util
 from guided_diffusion.trainer import PRECISIONS

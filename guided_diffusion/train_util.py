@@ -16,14 +16,7 @@ import torch
 from torch import nn
 
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.checkpoint_util import (
-    MODEL,
-    NOTES,
-    OPTIMIZER,
-    CheckpointFolder,
-    ema_name,
-    parse_resume_step_from_filename,
-)
+from guided_diffusion.checkpoint_util import CheckpointFolder, parse_resume_step_from_filename
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.nn import update_ema
 from guided_diffusion.resample import LossAwareSampler, ScheduleSampler, UniformSampler
@@ -101,7 +94,7 @@ class TrainLoop(Trainer):
         self.resume_checkpoint = resume_checkpoint
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
         self.ema = {rate: copy.deepcopy(self.model).eval().requires_grad_(False) for rate in _rates(ema_rate)}
-        file_names = [MODEL, *map(ema_name, self.ema), OPTIMIZER]
+        file_names = [checkpoint_util.MODEL, *map(checkpoint_util.ema_name, self.ema), checkpoint_util.OPTIMIZER]
         self.folder = CheckpointFolder(output_path or logger.get_dir(), file_names, keep_checkpoints)
         self.resume_step = 0
         self.set_lr(self.lr * self._warmup(0))
@@ -180,19 +173,19 @@ class TrainLoop(Trainer):
     def _contents(self, notes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """The files of a set, (name, content) one after another."""
         config = getattr(self.model, "config", None)
-        yield MODEL, checkpoint_util.portable(self.model.state_dict(), config)
+        yield checkpoint_util.MODEL, checkpoint_util.portable(self.model.state_dict(), config)
         for rate, network in self.ema.items():
-            yield ema_name(rate), checkpoint_util.portable(network.state_dict(), config)
-        yield OPTIMIZER, checkpoint_util.plain({**self.opt.state_dict(), NOTES: notes})
+            yield checkpoint_util.ema_name(rate), checkpoint_util.portable(network.state_dict(), config)
+        yield checkpoint_util.OPTIMIZER, checkpoint_util.plain({**self.opt.state_dict(), checkpoint_util.NOTES: notes})
 
     def _resume(self, model_path: str, number: int, siblings: dict[str, str]) -> None:
         """Load a set: averaged weights that are not there start from the network, the optimizer anew."""
         self._load_network(self.model, model_path)
         for rate, network in self.ema.items():
-            path = siblings[ema_name(rate)]
+            path = siblings[checkpoint_util.ema_name(rate)]
             self._load_network(network, path if bf.exists(path) else model_path)
         self.updates = self.resume_step = number
-        path, reason = siblings[OPTIMIZER], "not there"
+        path, reason = siblings[checkpoint_util.OPTIMIZER], "not there"
         if bf.exists(path):
             saved = checkpoint_util.load(path)
             with checkpoint_util.damage_named(path):
@@ -214,7 +207,7 @@ class TrainLoop(Trainer):
 
     def _load_optimizer(self, saved: dict[str, Any], is_own: bool) -> str:
         """Take up opt*.pt, or say why not. `is_own`: training saves when it would have without the break."""
-        notes = saved.get(NOTES, {})
+        notes = saved.get(checkpoint_util.NOTES, {})
         try:
             self.load_state_dict(notes, optimizer=saved)
         except (ValueError, KeyError, TypeError):

@@ -85,6 +85,20 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     raise InputError(f"{path}: expected a state dict (names and tensors), found {describe(content)}{hint}")
 
 
+def read_tables(path: str | Path) -> tuple[Any, State]:
+    """What a file of a published classifier or oracle holds, and its weights as one state dict.
+
+    Its tables feat_extract and classifier become prefixes, as they are in a .safetensors file. The state dict of
+    anything that has no tables of that name, and is none itself, is empty.
+    """
+    content, tables = network_entry(read_checkpoint(path), path), ("feat_extract", "classifier")
+    if is_state_dict(content):
+        return content, bare(content)
+    if not isinstance(content, dict) or not all(is_state_dict(content.get(table)) for table in tables):
+        return content, {}
+    return content, {f"{table}.{k}": value for table in tables for k, value in bare(content[table]).items()}
+
+
 def network_entry(content: Any, path: str | Path) -> Any:
     """What a training's file holds as its network (NETWORK_ENTRIES), which is said; any other content as it is."""
     if isinstance(content, dict) and not is_state_dict(content):
