@@ -31,6 +31,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
+    """The flags."""
     parser = Parser(description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[1])
     add = parser.add_argument
     add("samples", nargs="+", help="folders or .npz files of generated images")

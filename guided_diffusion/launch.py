@@ -97,9 +97,8 @@ def open_store(launch: Launch) -> dist.Store:
         return store
     except (RuntimeError, OSError) as error:  # torch's errors of stores are RuntimeErrors of many lines
         reason = [*str(error).strip().splitlines(), type(error).__name__][0]
-        raise TimeoutError(
-            f"{launch}: the processes did not meet; see that all of them start, or set {_WHERE} ({reason})"
-        ) from error
+        advice = f"see that all of them start, or set {_WHERE}"
+        raise TimeoutError(f"{launch}: the processes did not meet; {advice} ({reason})") from error
     finally:
         notice.cancel()
 

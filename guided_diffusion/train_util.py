@@ -166,9 +166,8 @@ class TrainLoop(Trainer):
             notes["sampler"] = self.schedule_sampler.state_dict()
         if dist_util.rank() == 0:
             self.folder.write(number, self._contents(notes))
-        self.saved_updates = self.updates
-        if dist_util.rank() == 0:
             self.observer.on_save(self, number)
+        self.saved_updates = self.updates
 
     def _contents(self, notes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """The files of a set, (name, content) one after another."""

@@ -178,10 +178,8 @@ class Trainer(ABC):
         self.forward_backward(batch, cond)
         self.meter.images += self.images_per_update
         self.scaler.unscale_(self.opt)
-        norms = {
-            "grad_norm": nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None]),
-            "param_norm": nn.utils.get_total_norm(self.params).detach(),
-        }
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norms = {"grad_norm": nn.utils.get_total_norm(grads), "param_norm": nn.utils.get_total_norm(self.params)}
         if self.grad_clip:
             nn.utils.clip_grads_with_norm_(self.params, self.grad_clip, norms["grad_norm"])
         scale = self.scaler.get_scale()

@@ -158,9 +158,8 @@ class UNetModel(nn.Module):
         Returns (N, out_channels, H, W) in the type and layout of x. Raises ValueError for what does not fit.
         """
         self._require_fitting(x, y)
-        sinusoids = timestep_embedding(
-            timesteps, self.model_channels, sin_first=self.dialect.sin_first, freq_shift=self.dialect.freq_shift
-        )
+        order = {"sin_first": self.dialect.sin_first, "freq_shift": self.dialect.freq_shift}
+        sinusoids = timestep_embedding(timesteps, self.model_channels, **order)
         head_dtype = self.out[2].weight.dtype  # of embeddings, norms and head
         with own_precision(x):
             emb = self.time_embed(sinusoids.to(head_dtype))  # (N, E)
@@ -183,9 +182,8 @@ class UNetModel(nn.Module):
     def _require_fitting(self, x: Tensor, y: Tensor | None) -> None:
         count, channels, height, width = x.shape
         if height % self.downsampling or width % self.downsampling:
-            raise ValueError(
-                f"images are {height}x{width}: the levels (--channel_mult) need sides divisible by {self.downsampling}"
-            )
+            need = f"the levels (--channel_mult) need sides divisible by {self.downsampling}"
+            raise ValueError(f"images are {height}x{width}: {need}")
         if channels != self.in_channels:
             raise ValueError(f"images have {channels} channels: this network is for {self.in_channels}")
         if self.num_classes is None and y is not None:
