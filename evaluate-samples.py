@@ -4,8 +4,6 @@ A set is a folder of image files or an .npz, of sample-diffusion.py or in guided
 reference there is the Inception Score alone. Numbers are those of pytorch-fid and torch-fidelity.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path
@@ -33,6 +31,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
+    """The flags."""
     parser = Parser(description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[1])
     add = parser.add_argument
     add("samples", nargs="+", help="folders or .npz files of generated images")
