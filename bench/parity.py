@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 import torch
 
-from bench.speed import add_output, write_section
+from bench.speed import PAGE, write_section
 from dime.core.cli import Parser, boolean, run, say, select_device
 from dime.core.config import parse_config
 from dime.core.explain import Batch
@@ -28,7 +28,7 @@ def main() -> None:
     """Explain, compare, print the table, and put it into the results' page."""
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--compile", type=boolean, default=False, help="compare compiled networks too")
-    add_output(parser)
+    parser.add_argument("--output", type=Path, default=PAGE, help="the page whose section is replaced")
     parser.add_argument("main_flags", nargs="*", help="flags of main.py, after --")
     args = parser.parse_args()
     device = select_device(parse_config("", args.main_flags).gpu)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from dime.core.errors import InputError
 from dime.core.explain import Batch, Explanations
 from dime.core.files import write_atomically
 from dime.core.job.identity import identity_of, require_same_run, short_hash
-from dime.core.job.queue import Queue, Start
+from dime.core.job.queue import BUSY, POLL, Queue, Start
 from dime.core.job.recovery import RecoveringExplainer
 from dime.core.job.setup import Setup
 from dime.core.job.world import World
@@ -154,15 +154,7 @@ class Run:
                     with self._clock("input"):
                         lease = ahead.result()
                     if lease is None:
-                        with self._clock("others"):
-                            number = self.queue.take()
-                        if number is None and written:
-                            with self._clock("output"):
-                                written.result()
-                        if number is None:
-                            with self._clock("others"):
-                                number = self.queue.take_over(bar.look)
-                        if number is None:
+                        if (number := self._wait(bar, written)) is None:
                             return
                         with self._clock("input"):
                             lease = self._read(number)
@@ -181,6 +173,20 @@ class Run:
                 self._interrupted.set()
                 raise
 
+    def _wait(self, bar: _ProgressBar, written: Future | None) -> int | None:
+        """A batch that nobody does, maybe after waiting for others; None when all are done."""
+        while True:
+            with self._clock("others"):
+                number = self.queue.take()
+            if number != BUSY:
+                return number
+            with self._clock("output"):
+                if written:
+                    written.result()
+            with self._clock("others"):
+                bar.look()
+                time.sleep(POLL)
+
     @contextlib.contextmanager
     def _clock(self, kind: str) -> Iterator[None]:
         began = time.monotonic()
@@ -189,7 +195,7 @@ class Run:
 
     def _read(self, number: int | None) -> Lease | None:
         """The images of a batch; a grey one stands in for a bad one, whose neighbours keep the shape of their batch."""
-        if number is None:
+        if number in (None, BUSY):
             return None
         (ids, finished), images, failed = self.queue.todo[number], [], {}
         device, question = self.setup.device, self.question
