@@ -13,7 +13,7 @@ from pathlib import Path
 from dime.core.cli import Parser, boolean, integer, run
 from dime.core.datasets import DATASETS, PARTITIONS, Source
 from dime.core.errors import InputError
-from dime.core.metrics.scripts import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
+from dime.core.metrics.scripts import add_machine_flags, machine, write_file
 from dime.core.samples import FeatureNetwork, open_images, table
 from dime.core.training.script import open_part
 
@@ -47,9 +47,7 @@ def parse_args() -> argparse.Namespace:
     add("--neighbours", type=integer(1), default=3, help="k, of precision and recall")
     add("--kid_subsets", type=integer(1), default=100, help="random subsets for KID")
     add("--kid_subset_size", type=integer(2), default=1000, help="images in each of them")
-    add("--gpu", "--device", default="0", help="index of the CUDA GPU, or cpu")
-    add("--batch_size", type=integer(1), default=DEFAULT_BATCH_SIZE, help="images at once; changes no result")
-    add("--num_workers", type=integer(0), default=DEFAULT_WORKERS, help="threads that read images")
+    add_machine_flags(parser)
     add("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     return parser.parse_args()
 

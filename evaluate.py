@@ -6,8 +6,9 @@ from pathlib import Path
 from dime.core.cli import Parser, run
 from dime.core.errors import InputError
 from dime.core.job.world import World
-from dime.core.metrics.protocol import METRICS, evaluate
+from dime.core.metrics.protocol import evaluate
 from dime.core.metrics.report import PUBLISHED, as_csv, as_json, markdown
+from dime.core.metrics.robust import ROBUST
 from dime.core.metrics.scripts import (
     FLAGS,
     add_seeds_flags,
@@ -18,8 +19,7 @@ from dime.core.metrics.scripts import (
     write_report,
 )
 from dime.core.results import ResultTree
-
-ASKED = tuple(dict.fromkeys(metric.asked_by for metric in METRICS if metric.asked_by))
+from guided_diffusion.dist_util import watched
 
 
 def main() -> int | None:
@@ -30,7 +30,7 @@ def main() -> int | None:
         if (code := world.several(args.gpu)) is not None:
             return code
         args.gpu = str(world.device(args.gpu))
-        with world.in_step():
+        with watched():
             evaluate_and_write(args, world.speaks)
     return None
 
@@ -43,8 +43,7 @@ def evaluate_and_write(args: argparse.Namespace, speaks: bool) -> None:
         raise InputError("no experiment is named: give --exp-name, or --exp-pattern and --exp-values")
     trees = [ResultTree(args.output_path, name) for name in names]
     args.partition = None if args.partition == "all" else args.partition  # COUT's own choice is cor
-    asked = [flag for flag in ASKED if getattr(args, flag[2:].replace("-", "_"))]
-    report = evaluate(context_of(args, seeds), trees, asked)
+    report = evaluate(context_of(args, seeds), trees, args.robust)
     if not speaks:
         return
     print(markdown(report, args.papers), end="", flush=True)
@@ -67,9 +66,8 @@ def build_parser() -> Parser:
     add("--papers", nargs="*", choices=tuple(PUBLISHED), default=[], help="columns with papers' figures (Smile)")
     folder = "folder for evaluation.md, .csv and .json, in EXP_NAME there; unset: in the experiment's own folder"
     add("--report-path", type=Path, metavar="FOLDER", help=folder)
-    for flag in ASKED:
-        rows = [row for metric in METRICS if metric.asked_by == flag for row in metric.rows]
-        add(flag, action="store_true", help=f"measure {', '.join(rows)} too")
+    rows = ", ".join(metric.rows[0] for metric in ROBUST)
+    add("--robust", action="store_true", help=f"measure {rows} too")
     return parser
 
 

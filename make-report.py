@@ -7,10 +7,11 @@ from pathlib import Path
 
 from dime.core.cli import Parser, integer, run, say
 from dime.core.errors import InputError
+from dime.core.images import encoded
 from dime.core.metrics.mnac import oracle_logits
-from dime.core.metrics.scripts import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
+from dime.core.metrics.scripts import add_machine_flags, machine, write_file
 from dime.core.report.data import read_experiment, with_changes
-from dime.core.report.images import contact_sheet, denoising_animation, encoded
+from dime.core.report.images import contact_sheet, denoising_animation
 from dime.core.report.page import Limits, chosen_ids, render
 from dime.core.results import ResultTree
 
@@ -33,7 +34,7 @@ def main() -> None:
     contents = {file.name: page.encode(errors="replace")}
     if args.contact_sheet:
         sheet = contact_sheet(flips_first[: args.contact_sheet])
-        contents["contact-sheet.png"] = encoded(sheet, "PNG", optimize=True)
+        contents["contact-sheet.png"] = encoded(sheet, ".png", optimize=True)
     if filmed:
         contents["denoising.gif"] = denoising_animation(filmed[0])
     else:
@@ -59,9 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--contact-sheet", type=integer(0), default=16, help="images on contact-sheet.png, flips first; 0 for none")
     add("--gif", type=integer(0), help="id of the image in denoising.gif; unset: the first flip with saved steps")
     add("--oracle-path", type=Path, help="the attribute oracle: shows which attributes each counterfactual changes")
-    add("--gpu", "--device", default="0", help="where the oracle runs: index of the CUDA GPU, or cpu")
-    add("--batch-size", type=integer(1), default=DEFAULT_BATCH_SIZE, help="images that the oracle sees at once")
-    add("--num-workers", type=integer(1), default=DEFAULT_WORKERS, help="threads that read and encode images")
+    add_machine_flags(parser)
     return parser.parse_args()
 
 

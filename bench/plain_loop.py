@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dime.core.sampler import Pull
+from dime.core.guidance import Pull
 from guided_diffusion.respace import SpacedDiffusion
 
 

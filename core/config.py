@@ -34,20 +34,18 @@ class Data:
     dataset: str = flag(
         "CelebA",
         "CelebA's val partition, its mini-val set of 1000, a folder of images, mnist, ...",
-        choices=lambda: DATASETS,
+        choices=tuple(DATASETS),
     )
     download: bool = flag(False, "fetch the data set into data_dir first, where it is not there (mnist)")
     images: Sequence[str] = flag((), "explain these files instead of a data set")
     resize: str = flag(
-        "crop",
-        "crop: shorter side to image_size, then the centre; stretch: both sides",
-        choices=lambda: ("crop", "stretch"),
+        "crop", "crop: shorter side to image_size, then the centre; stretch: both sides", choices=("crop", "stretch")
     )
     use_train: bool = flag(False, "the train partition instead of val")
     decision: str = flag(
         "binary",
         "binary: one output of the classifier, yes or no; multiclass: one of several classes",
-        choices=lambda: ("binary", "multiclass"),
+        choices=("binary", "multiclass"),
     )
     query_label: int | str = flag(-1, "binary: output to explain, by index or name (31 is CelebA's Smiling)", _query)
     target: str = flag(
@@ -74,7 +72,7 @@ class Output:
     save_images: bool = flag(True, "write the result tree; else only the statistics")
     save_x_t: bool = flag(False, "write the clean estimate of every outer step")
     save_z_t: bool = flag(False, "write the noisy image of every outer step")
-    image_format: str = flag("jpg", "jpg as published, png without loss", choices=lambda: IMAGE_FORMATS)
+    image_format: str = flag("jpg", "jpg as published, png without loss", choices=IMAGE_FORMATS)
     merge_and_eval: bool = flag(False, "explain nothing: join the summaries of all num_chunks chunks into summary.yaml")
     allow_partial: bool = flag(
         False, "merge although chunks are missing or unfinished; the summary says what is missing"
@@ -87,7 +85,7 @@ class Output:
         "refuse",
         "refuse: do not begin while images are missing or empty, and record what proves damaged later in failed.yaml; "
         "record: record them all; abort: stop at the first",
-        choices=lambda: ("refuse", "record", "abort"),
+        choices=("refuse", "record", "abort"),
     )
 
 
@@ -118,7 +116,7 @@ class Networks:
     precision: str | None = flag(
         None,
         "arithmetic of the U-Net's convolutions; unset: fp16 with --use_fp16, else fp32",
-        choices=lambda: tuple(PRECISIONS),
+        choices=tuple(PRECISIONS),
     )
     compile: bool = flag(
         False, "compile the U-Net (minutes, once), for one batch size: implies --pad_batches; checked before it is used"
@@ -188,7 +186,7 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
                 f"--{entry.name}",
                 type=entry.metadata["type"] or kinds.get(entry.type, str),
                 default=as_text(entry.default),  # for --help alone: what is not given stays unset
-                choices=choices and tuple(choices()),
+                choices=choices() if callable(choices) else choices,
                 help=entry.metadata["help"],
                 **({"nargs": "+", "metavar": "FILE"} if entry.default == () else {}),
             )

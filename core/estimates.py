@@ -59,21 +59,6 @@ def chain_lengths(text: str, tau: int) -> tuple[int, ...]:
     return tuple([*lengths, *[int(last)] * tau][:tau])
 
 
-def noisy_image(step: Step) -> torch.Tensor:
-    """The noisy image itself ("direct" in the paper's ablation)."""
-    return step.z_t
-
-
-def input_image(step: Step) -> torch.Tensor:
-    """The input, in every step ("naive" in the paper's ablation)."""
-    return step.x
-
-
-def this_prediction(step: Step) -> torch.Tensor:
-    """The network's one-step prediction from the current z_t (GMD)."""
-    return step.p.pred_xstart
-
-
 def sharp_prediction(step: Step) -> torch.Tensor:
     """The input and what has changed in the network's prediction since: no blur where nothing changed (inverted)."""
     return step.x + (step.p.pred_xstart - step.own.pred_xstart)

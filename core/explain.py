@@ -16,13 +16,13 @@ from dime.core.datasets import image_transform, read_image
 from dime.core.errors import InputError
 from dime.core.guidance import Classifier, Decision, FeatureNetwork, Guidance, MultiClass
 from dime.core.images import input_to_uint8, mean_difference, to_hwc, to_image, to_uint8
+from dime.core.masks import shrunk
 from dime.core.methods import METHODS, Method
 from dime.core.networks.checks import check_classifier, frozen
 from dime.core.networks.diffusion import DiffusionModel
 from dime.core.noise import NOISE_SOURCES, NoiseSource
 from dime.core.sampler import Denoiser, Inversion, Observer
 from dime.core.settings import Settings
-from dime.core.shrink import shrunk
 
 Table = TypeVar("Table", bound="_Rows")
 
@@ -308,14 +308,15 @@ class Explainer:
         return images.to(self.diffusion.device, torch.float32)
 
 
+@dataclass
 class _Recorder:
     """Watches an attempt at some rows of a table: their 8-bit frames, and which estimates are finite."""
 
-    def __init__(
-        self, frames: dict[str, torch.Tensor], rows: list[int], scale: float, progress: Progress | None
-    ) -> None:
-        self.frames, self.rows, self.scale, self.progress = frames, rows, scale, progress
-        self.finite: torch.Tensor | bool = True
+    frames: dict[str, torch.Tensor]
+    rows: list[int]
+    scale: float
+    progress: Progress | None
+    finite: torch.Tensor | bool = True
 
     def __call__(self, step: int, x_t: torch.Tensor, z_t: torch.Tensor) -> None:
         # a ReLU passes no gradient back from NaN: such an estimate may leave no trace in the result

@@ -42,11 +42,8 @@ def image_transform(
     """
 
     def plain(image: Image.Image) -> torch.Tensor:
-        short = min(image.size)
-        sides = [image_size] * 2 if resize == "stretch" else [image_size * side // short for side in image.size]
-        left, top = (round((side - image_size) / 2) for side in sides)
-        image = image.resize(sides, Image.BILINEAR).crop((left, top, left + image_size, top + image_size))
-        levels = torch.from_numpy(np.array(image)).view(image_size, image_size, -1).permute(2, 0, 1).contiguous()
+        pixels = np.array(fitted(image, image_size, resize))
+        levels = torch.from_numpy(pixels).view(image_size, image_size, -1).permute(2, 0, 1).contiguous()
         return levels.float().div(255).sub(0.5).div(0.5)
 
     if not random_flip and not random_crop:
@@ -60,6 +57,13 @@ def image_transform(
     if random_crop:
         steps.append(transforms.RandomResizedCrop(image_size, (0.95, 1)))
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
+
+
+def fitted(image: Image.Image, size: int, resize: str = "crop") -> Image.Image:
+    """The square picture that a network of that size sees: see `image_transform`."""
+    sides = [size] * 2 if resize == "stretch" else [size * side // min(image.size) for side in image.size]
+    left, top = (round((side - size) / 2) for side in sides)
+    return image.resize(sides, Image.BILINEAR).crop((left, top, left + size, top + size))
 
 
 def images_below(folder: str) -> list[str]:

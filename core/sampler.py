@@ -25,24 +25,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
+from dime.core.guidance import Pull
 from dime.core.noise import Draw
 from guided_diffusion.respace import SpacedDiffusion
 
 Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Called with (step, x_t, z_t) in every outer step; step counts from 0."""
-
-
-class Pull(Protocol):
-    """The gradients of one attempt (core.guidance.Pull), each shaped like an image, or 0 where its weight is."""
-
-    def class_gradient(self, x_t: torch.Tensor, wrt: torch.Tensor | None = None) -> torch.Tensor:
-        """Of the classifier's loss at x_t, with respect to x_t, or to what it was computed from."""
-
-    def perceptual_gradient(self, x_t: torch.Tensor) -> torch.Tensor | float:
-        """Of the perceptual distance at x_t."""
-
-    def distance_gradient(self, z_t: torch.Tensor) -> torch.Tensor | float:
-        """Of the pixel distances at z_t."""
 
 
 class Gaussian(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dime.core.datasets import ATTRIBUTES, CelebA, image_transform
+from dime.core.datasets import ATTRIBUTES, image_transform, open_dataset
 from dime.core.drawn_faces import DRAWN, counterfactual, draw
 from dime.core.drawn_faces.folder import Plan, write_folder
 from dime.core.errors import InputError
@@ -76,9 +76,9 @@ def explain_faces(
     """
     tree = ResultTree(output_path, name, image_format)
     tree.create()
-    dataset = CelebA(str(data), "val", SIZE)
+    dataset = open_dataset("CelebA", str(data), SIZE)
     for id in range(IMAGES):
-        x = to_hwc(input_to_uint8(dataset[id].image))
+        x = to_hwc(input_to_uint8(dataset.load(id)))
         write_image(tree.original(id, correct(id)), x)
         write_image(tree.image("CF", id, correct(id), flipped(id)), explain(x, true_picture(id)))
     flags = {"query_label": ATTRIBUTES.index(QUERY), "image_size": SIZE, "dataset": "CelebA", "use_train": False}

@@ -39,11 +39,8 @@ def noise_error(
     mean, found_mean = (values.mean((2, 3)) for values in (eps, found))
     centred = mean - mean.mean(0)
     followed = (centred * (found_mean - found_mean.mean(0))).sum() / centred.square().sum()
-    return (
-        float((found - eps).square().mean()),
-        float((found_mean - mean).square().mean().sqrt()),
-        float(followed),
-    )
+    errors = (found - eps).square().mean(), (found_mean - mean).square().mean().sqrt()
+    return *map(float, errors), float(followed)
 
 
 def main() -> None:

@@ -41,8 +41,7 @@ class Metric:
     those of `rows` that it gives under given flags, where not all. partition, flipped_only: the images that it is
     defined on: CC, IC or both, and whether of CCF alone. printed: a row's name in the output of the metric's own
     script, where that is not `name:`. of_seeds: whether it is about several experiments (--exp-pattern) together.
-    asked_by: a flag of evaluate.py, such as --robust, without which it is not computed; '' computes it always. plot:
-    draws the first measurement.
+    robust: computed only where evaluate.py --robust asks for it. plot: draws the first measurement.
     """
 
     rows: tuple[str, ...]
@@ -54,7 +53,7 @@ class Metric:
     flipped_only: bool = True
     printed: Mapping[str, str] = field(default_factory=dict)
     of_seeds: bool = False
-    asked_by: str = ""
+    robust: bool = False
     plot: Callable[[Measurement], Figure] | None = None
 
     def names_in(self, context: Context) -> tuple[str, ...]:
@@ -98,7 +97,7 @@ class Context:
     feature_network: str = flag(
         "inception",
         "the space of Frechet distances; with oracle they are no FID, for images on which Inception makes no sense",
-        choices=lambda: ("inception", "oracle"),
+        choices=("inception", "oracle"),
     )
     inception_weights: Path | None = flag(
         None, "pytorch-fid's Inception-V3 weights; unset: models/, the torch hub cache, or a download", Path

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+
+import pandas as pd
 
 from dime.core.metrics.measurement import Measurement
 from dime.core.results import ResultTree
@@ -95,13 +95,10 @@ def markdown(report: Report, papers: Sequence[str] = ()) -> str:
 
 def as_csv(report: Report) -> str:
     """One row per experiment and metric; no value where it is undefined."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["experiment", "metric", "value", "low", "high", "n"])
-    for experiment, measured in report.measurements.items():
-        for m in measured.values():
-            writer.writerow([experiment, m.name, m.value, *(m.interval or ("", "")), m.n])
-    return buffer.getvalue()
+    found = [(experiment, m) for experiment, measured in report.measurements.items() for m in measured.values()]
+    rows = [(experiment, m.name, m.value, *(m.interval or (None, None)), m.n) for experiment, m in found]
+    columns = ["experiment", "metric", "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
 
 
 def as_json(report: Report) -> str:

@@ -105,11 +105,7 @@ ROWS = (
     Row(ALIGNMENT, alignment),
     Row(DISTANCE, lambda c: c.missed.mean(axis=(1, 2))),
     Row(RECOVERED, lambda c: np.stack([c.missed.mean(axis=(1, 2)), c.needed.mean(axis=(1, 2))], axis=1), recovered),
-    Row(
-        RECOVERED_INSIDE,
-        lambda c: np.stack([within(d, c.region) for d in (c.missed, c.needed)], axis=1),
-        recovered,
-    ),
+    Row(RECOVERED_INSIDE, lambda c: np.stack([within(d, c.region) for d in (c.missed, c.needed)], axis=1), recovered),
 )
 """What is right about a counterfactual: measured on the true counterfactuals and on the inputs as well."""
 

@@ -5,7 +5,6 @@ A world of your own is a subclass of World that says what it knows of an image.
 
 from __future__ import annotations
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 import numpy as np
-from PIL import Image
 
 from dime.core.datasets import ATTRIBUTES, open_dataset, read_image
 from dime.core.errors import InputError
-from dime.core.job.writer import SAME_IMAGE_TOLERANCE, encoded
+from dime.core.images import reopened
+from dime.core.job.writer import is_stored_as
 from dime.core.results import Pair, ResultTree
 from dime.core.truth.cases import Case
 
@@ -45,10 +44,9 @@ class Task:
         for flag, kind in get_type_hints(cls).items():
             if len(found[flag]) != 1 or not all(isinstance(value, kind) for value in found[flag]):
                 what = "different values of" if len(found[flag]) > 1 else "no readable config.yaml with"
-                raise InputError(
-                    f"{tree.results}: {what} {flag}; the truth benchmark needs an experiment as main.py left it"
-                )
-        return cls(**{flag: values.pop() for flag, values in found.items()})
+                expected = "the truth benchmark needs an experiment as main.py left it"
+                raise InputError(f"{tree.results}: {what} {flag}; {expected}")
+        return cls(*(value for (value,) in found.values()))
 
     def __str__(self) -> str:
         part = "train" if self.use_train else "val"
@@ -107,16 +105,10 @@ class World(ABC):
         """A pair of files with its truth. Raises InputError when the tree's input is not the image it should be."""
         known = self.known(pair.id)
         x, cf = (np.asarray(read_image(str(path))) for path in (pair.original, pair.counterfactual))
-        ours = _as_file(known.picture, pair.original.suffix)
-        if x.shape != ours.shape or np.abs(x.astype(float) - ours).mean() > SAME_IMAGE_TOLERANCE:
+        if not is_stored_as(x, known.picture, pair.original.suffix):
             raise InputError(
                 f"{pair.original}: is not {self.name_of(pair.id)} of {self.data_dir} as it is today; "
                 "give the folder that the run explained as --celeba-path, or make it and run again"
             )
-        truth = _as_file(known.truth, pair.counterfactual.suffix)
+        truth = np.asarray(reopened(known.truth, pair.counterfactual.suffix))
         return Case(pair, x, cf, truth, known.region, known.has, known.expected)
-
-
-def _as_file(picture: np.ndarray, suffix: str) -> np.ndarray:
-    """A picture as it comes back from a file of the tree."""
-    return np.asarray(Image.open(io.BytesIO(encoded(picture, suffix))).convert("RGB"))

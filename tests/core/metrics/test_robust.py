@@ -68,7 +68,7 @@ def explained(world: World, tmp_path_factory: pytest.TempPathFactory) -> ResultT
 
 def measured(tree: ResultTree, **given: object) -> Report:
     context = Context(HERE, **given)
-    return evaluate(context, [tree, ResultTree(tree.output_path, "inverted")], ["--robust"], ROBUST)
+    return evaluate(context, [tree, ResultTree(tree.output_path, "inverted")], True, ROBUST)
 
 
 def test_of_real_runs(explained, world):

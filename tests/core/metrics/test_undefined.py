@@ -201,7 +201,7 @@ def test_a_strangers_configuration_runs_nothing(tmp_path, config, expected):
 
 
 def test_the_metric_of_the_documentation(tmp_path):
-    """A file of one's own is all that it takes; with asked_by it is computed only when asked for."""
+    """A file of one's own is all that it takes; with robust=True it is computed only when asked for."""
     code = (Path(__file__).parents[3] / "docs/metrics.md").read_text().split("```python\n")[1].split("```")[0]
     exec(code, scope := {})
     metric: Metric = scope["BRIGHTNESS"]
@@ -210,9 +210,9 @@ def test_the_metric_of_the_documentation(tmp_path):
     found = evaluate(context, trees, metrics=[*METRICS[:1], metric])
     assert found.measurements["a"]["brightness"].value == pytest.approx(expected, abs=1e-4)  # float32
     assert "| brightness" in markdown(found)
-    robust = replace(metric, asked_by="--robust")
+    robust = replace(metric, robust=True)
     assert not evaluate(context, trees, metrics=[robust]).measurements["a"]
-    assert evaluate(context, trees, ["--robust"], [robust]).measurements == {
+    assert evaluate(context, trees, True, [robust]).measurements == {
         exp: {"brightness": measured["brightness"]} for exp, measured in found.measurements.items()
     }
 
