@@ -131,7 +131,7 @@ def fastdime2_plus(s: Settings) -> Method:
 
 
 def gmd(s: Settings) -> Method:
-    """Guided diffusion in FastDiME's frame: the class gradient, at the current prediction, passes through the network."""
+    """Guided diffusion in FastDiME's frame: the class gradient at the prediction, taken through the network."""
     mask = SelfOptimisedMask(s.warmup_step, s.dilation, s.masking_threshold)
     return _sampler(s, lambda step: step.p.pred_xstart, mask=mask, divide=False, through_network=True)
 
