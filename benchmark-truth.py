@@ -1,7 +1,5 @@
 """Are counterfactuals right? Experiments beside the true counterfactuals; on drawn faces: do they reveal a shortcut?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

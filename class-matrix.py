@@ -4,8 +4,6 @@ A row for each class: its first image that the classifier recognises, in the dia
 columns of their targets, in a red frame where the target was not reached. Flags are those of main.py.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A set is a folder of image files or an .npz, of sample-diffusion.py or in guided
 reference there is the Inception Score alone. Numbers are those of pytorch-fid and torch-fidelity.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

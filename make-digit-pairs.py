@@ -4,8 +4,6 @@ Of the digits in MNIST's order, the third that has least of the property is one 
 other. A digit's counterfactual has as much of it as the digit of the mirrored rank: the thickest becomes the thinnest.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

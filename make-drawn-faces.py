@@ -1,7 +1,5 @@
 """Draw a CelebA-like data set whose truth is known: every face can be drawn again with one attribute changed."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import time

@@ -1,7 +1,5 @@
 """One HTML file that shows experiments image by image, with a contact sheet and an animation beside it."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -5,8 +5,6 @@ steps (and fresh noise) by successive halving. Writes TUNE_PATH/preset.yaml, whi
 the same command goes on where it was stopped. All other flags are main.py's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial

@@ -5,8 +5,6 @@ usage: python bench/parity.py [--output PAGE] -- MAIN_FLAGS
 Explains the first batch of a main.py command in every precision of the device, and compares with float32.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from pathlib import Path

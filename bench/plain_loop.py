@@ -1,7 +1,5 @@
 """The method as it is written down, every evaluation made: what the sampler is tested against and timed against."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

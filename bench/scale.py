@@ -3,8 +3,6 @@
 usage: python bench/scale.py [--part measured simulated start]
 """
 
-from __future__ import annotations
-
 import contextlib
 import heapq
 import os

@@ -6,8 +6,6 @@ Networks have random weights, which cost what trained ones do. The rows take tur
 hits all of them alike; the table has medians, with minimum and maximum. bench/README.md explains it.
 """
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform

@@ -3,8 +3,6 @@
 An image's *id* is its position in the unfiltered set, so that every experiment gives the same image the same name.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from pathlib import PurePath

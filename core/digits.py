@@ -1,7 +1,5 @@
 """MNIST, and what is kept in its format: Fashion-MNIST, EMNIST (idx files, gzipped or not)."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 import zlib

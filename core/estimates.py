@@ -1,7 +1,5 @@
 """Clean estimates: the image x_t at which a step asks the classifier. Each takes a core.sampler.Step."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

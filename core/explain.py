@@ -1,7 +1,5 @@
 """From images to their counterfactuals: predict, pick the target, noise once, try scale after scale."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Between floats in [-1, 1] and the 8-bit images on disk: every conversion of the project stands here."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

@@ -2,8 +2,6 @@
 is done, which part has to stay changed.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """DiME and the methods that grew out of it: which estimate, which mask, which scaling."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Image files: how one is opened, for everybody, and what becomes of it before a network sees it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 

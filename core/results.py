@@ -8,8 +8,6 @@
 CC/IC: the input is classified correctly / incorrectly; CCF/ICF: the counterfactual reached its target / did not.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise, product

@@ -6,8 +6,6 @@ A network that does not see the mean colour of a noisy image may have a small er
 it follows nothing of the noise's mean (docs/training.md, "Timesteps, and small networks").
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """From a face to its picture, where an attribute shows in it, and sheets of small pictures for a person to look at."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

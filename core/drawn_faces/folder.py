@@ -1,7 +1,5 @@
 """A folder of drawn faces in CelebA's layout, with the parameters of every face beside it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import uuid

@@ -11,8 +11,6 @@ All of it lies in the experiment's folder and is gone when the run is complete. 
 nothing is left to give out, the others take what it had begun. Nothing here takes longer the more images there are.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """From a command to what it needs: the images, the question about them, and the explainer that answers it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """The processes that work on one experiment together: how they start, that all of them can, and each one's device."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

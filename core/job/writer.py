@@ -4,8 +4,6 @@ An image is finished when its Info file is there, which is written last, and eve
 saves no images keeps its records in the queue, batch by batch, and in stats.pth when it is done.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from collections.abc import Container, Iterator, Mapping, Sequence

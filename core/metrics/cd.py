@@ -1,7 +1,5 @@
 """CD: do counterfactuals change other attributes as the data set couples them to the one explained?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """COUT: how soon does the decision flip while pixels turn into the counterfactual's, most changed first?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

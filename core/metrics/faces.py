@@ -1,7 +1,5 @@
 """FVA and FS: is the person the same? Cosines between VGGFace2 features of input and counterfactual."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

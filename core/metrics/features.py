@@ -1,7 +1,5 @@
 """Features of image files: read in threads, computed in batches, each file once."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence

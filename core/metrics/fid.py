@@ -9,8 +9,6 @@ since Σ₁ Σ₂ = R₁ᵀ (R₁ R₂ᵀ) R₂ has the eigenvalues of (R₁ R�
 nothing is squared and rooted again, and few images mean small matrices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """MAD: by how much does the classifier's probability change?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What a metric gives: a number with what stands behind it, or the reason why there is none."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """MNAC: how many of the 40 attributes, as the oracle sees them, does a counterfactual change on average?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

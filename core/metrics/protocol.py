@@ -1,7 +1,5 @@
 """The whole evaluation: every metric that can be computed, over several experiments."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from dime.core.errors import InputError, UndefinedError

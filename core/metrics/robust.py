@@ -5,8 +5,6 @@ leaves a picture as it is. And a method that alters an image of which nothing is
 (composition, Monteiro et al. 2023).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 

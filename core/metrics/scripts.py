@@ -1,7 +1,5 @@
 """What the metric scripts share: their flags, and how a result is printed and written."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

@@ -1,7 +1,5 @@
 """sigma_L: how different are the counterfactuals of one image when only the seed changes? Mean LPIPS between them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 

@@ -1,7 +1,5 @@
 """The pictures of a report: small copies for the page, a contact sheet, and the animation of one denoising."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ It passes through all that the run's pictures pass through: the JPEG file of the
 network's size, and the tree's own image format.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The truth about a folder of images of two classes, beside which lies another with their true counterfactuals."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A row of your own is a Row: what is measured on each image, and what becomes of 
 absolute differences over pixels and channels, in grey levels (0 to 255).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
