@@ -15,10 +15,9 @@ from dime.core.truth import rows
 from dime.core.truth.benchmark import Experiment, benchmark, examples
 from dime.core.truth.cases import load_oracles, oracle_of
 from dime.core.truth.faces import DrawnFaces
-from dime.core.truth.pairs import FolderPairs
 from dime.core.truth.report import markdown, truth_plot
 from dime.core.truth.shortcut import Shortcut
-from dime.core.truth.world import Task, World
+from dime.core.truth.world import FolderPairs, Task, World
 
 EXAMPLES = 8
 """How many images the figure shows."""

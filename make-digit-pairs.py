@@ -16,7 +16,7 @@ from dime.core.digits import list_mnist
 from dime.core.errors import InputError
 from dime.core.folders import LABEL, Listing
 from dime.core.strokes import CHANGES, Change, alike
-from dime.core.truth.pairs import TRUTH_FOLDER
+from dime.core.truth.world import TRUTH_FOLDER
 
 
 def main() -> None:

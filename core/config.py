@@ -1,7 +1,5 @@
 """The flags of main.py: each is one field, with its published name and default, its help, and what it may be."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys
@@ -177,7 +175,7 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
         metavar="NAMES",
         help=f"other defaults for several flags: a file of them, or one or several of {', '.join(PRESETS)}",
     )
-    kinds = {"bool": boolean, "int": int, "float": float}
+    kinds = {bool: boolean, int: int, float: float}
     for group in GROUPS:
         titled = parser.add_argument_group(group.__doc__.splitlines()[0].rstrip("."))
         for entry in dataclasses.fields(group):
@@ -194,18 +192,14 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
     add_dict_to_argparser(parser.add_argument_group("diffusion model (as it was trained)"), model_flags)
 
     names = parser.given(arguments).get("preset", ())
-    given = parser.given([*(text for name in names for text in as_arguments(preset_flags(name))), *arguments])
+    words = [f"--{flag}={as_text(value)}" for name in names for flag, value in preset_flags(name).items()]
+    given = parser.given([*words, *arguments])
     config = Config(
         **{name: value for name, value in given.items() if name not in model_flags},
         diffusion={name: value for name, value in given.items() if name in model_flags},
     )
     _require_consistent(config)
     return config
-
-
-def as_arguments(flags: Mapping[str, Any]) -> list[str]:
-    """{'seed': 4} -> ['--seed', '4']."""
-    return [text for name, value in flags.items() for text in (f"--{name}", str(as_text(value)))]
 
 
 def as_text(value: Any) -> Any:

@@ -29,6 +29,11 @@ Table = TypeVar("Table", bound="_Rows")
 class _Rows:
     """A table of images: every field is None, or has one entry an image (a dict: under each of its keys)."""
 
+    ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
     def rows(self: Table, rows: Sequence[int]) -> Table:
         """These images alone, in this order."""
         return replace(self, **{field.name: _taken(getattr(self, field.name), rows) for field in fields(self)})
@@ -72,9 +77,6 @@ class Batch(_Rows):
     target: torch.Tensor | None = None
     conditions: torch.Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
 
 @dataclass(frozen=True)
 class Explanations(_Rows):
@@ -100,9 +102,6 @@ class Explanations(_Rows):
     scale: torch.Tensor
     finite: torch.Tensor
     frames: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     @property
     def flipped(self) -> torch.Tensor:

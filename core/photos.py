@@ -25,7 +25,8 @@ def read_image(path: str, channels: int = 3) -> Image.Image:
     try:
         image = open_image(path)
     except (OSError, ValueError) as error:
-        raise BadImageError(printable(error)) from None
+        # one line that every terminal and file can take, whatever the file is called
+        raise BadImageError("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))) from None
     return image if channels == 3 else image.convert("L")
 
 
@@ -80,11 +81,6 @@ def images_below(folder: str) -> list[str]:
 def is_image_name(name: str) -> bool:
     """Whether a file is called like an image, and is none of those that systems hide."""
     return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-def printable(text: object) -> str:
-    """Any text, file names included, on one line that every terminal and file can take."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def existing(folder: str) -> str:

@@ -1,7 +1,5 @@
 """How a counterfactual is made: the flags of all methods, under their published names and defaults."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 Costs are evaluations of the diffusion model, over all images.
 """
 
-from __future__ import annotations
-
 import bisect
 import json
 import random
@@ -47,7 +45,7 @@ class Trial:
         """Smaller is better: flips first, then the change, then the cost."""
         return -self.flip, self.change, self.evaluations
 
-    def beats(self, other: Trial) -> bool:
+    def beats(self, other: "Trial") -> bool:
         """Whether it is nowhere worse, and somewhere better."""
         return self.rank != other.rank and all(a <= b for a, b in zip(self.rank, other.rank, strict=True))
 

@@ -1,7 +1,5 @@
 """A face as numbers: which attributes it has (natural correlations, planted shortcuts), and what else can vary."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -68,7 +66,7 @@ class Correlation:
         return f"{self.leader}:{self.follower}={self.agreement:g}"
 
     @classmethod
-    def parse(cls, text: str) -> Correlation:
+    def parse(cls, text: str) -> "Correlation":
         """Read `Smiling:Eyeglasses=0.9`. Raises InputError for another form, name or probability."""
         found = re.fullmatch(r"(\w+):(\w+)=(0|1|[01]?\.\d+)", text)
         if not found or float(found[3]) > 1:
@@ -249,7 +247,7 @@ class Face:
         return asdict(self) | {"has": [name for name in DRAWN if name in self.has]}
 
     @classmethod
-    def from_dict(cls, values: Mapping) -> Face:
+    def from_dict(cls, values: Mapping) -> "Face":
         """The inverse of to_dict. Raises InputError when a number is missing or unknown."""
         known = {entry.name for entry in fields(cls)}
         if set(values) != known:

@@ -1,7 +1,5 @@
 """A run: one chunk of a data set, from its images to the written results, alone or shared with other processes."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io
@@ -161,7 +159,7 @@ class Run:
                 self._interrupted.set()
                 raise
 
-    def _wait(self, bar: _ProgressBar, written: Future | None) -> int | None:
+    def _wait(self, bar: "_ProgressBar", written: Future | None) -> int | None:
         """A batch that nobody does, maybe after waiting for others; None when all are done."""
         while True:
             with self._clock("others"):

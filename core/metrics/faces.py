@@ -9,8 +9,7 @@ import torch.nn.functional as F
 
 from dime.core.errors import UndefinedError
 from dime.core.metrics.features import ImageFeatures, Machine
-from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
+from dime.core.metrics.metric import Context, Features, Measurement, Metric, counterfactuals, mean, originals
 from dime.core.networks.features import load_small_cnn, load_vggface2, vggface2_file
 from dime.core.networks.files import SAFETENSORS
 from dime.core.results import Pair, ResultTree

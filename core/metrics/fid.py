@@ -17,8 +17,15 @@ import numpy as np
 
 from dime.core.errors import UndefinedError
 from dime.core.metrics.features import ImageFeatures, Machine
-from dime.core.metrics.measurement import Measurement
-from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, in_partition, require_one_size
+from dime.core.metrics.metric import (
+    Context,
+    Features,
+    Measurement,
+    Metric,
+    counterfactuals,
+    in_partition,
+    require_one_size,
+)
 from dime.core.networks.features import INCEPTION_URL, load_inception, load_oracle
 from dime.core.networks.files import pretrained_weights
 from dime.core.results import Pair, ResultTree

@@ -9,8 +9,7 @@ import torch
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError, UndefinedError
 from dime.core.metrics.features import ImageFeatures, Machine
-from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
+from dime.core.metrics.metric import Context, Features, Measurement, Metric, counterfactuals, mean, originals
 from dime.core.networks.features import load_oracle
 from dime.core.results import Pair, ResultTree
 

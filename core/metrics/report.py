@@ -1,7 +1,5 @@
 """What an evaluation found: as a table for people and the terminal, as CSV and JSON for programs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from itertools import groupby
 
 import pandas as pd
 
-from dime.core.metrics.measurement import Measurement
+from dime.core.metrics.metric import Measurement
 from dime.core.results import ResultTree
 from dime.core.table import cell, listed, markdown_table
 
@@ -47,7 +45,7 @@ class Report:
     rows: Sequence[str] = ()
 
     @classmethod
-    def empty(cls, experiments: Iterable[str], rows: Sequence[str] = ()) -> Report:
+    def empty(cls, experiments: Iterable[str], rows: Sequence[str] = ()) -> "Report":
         """Without a measurement yet."""
         names = list(experiments)
         return cls({name: {} for name in names}, {name: [] for name in names}, {name: [] for name in names}, rows)
@@ -60,7 +58,7 @@ class Report:
             self.missing[experiment].append(f"{names} of {experiment}: undefined: {reason}")
         self.caveats[experiment] += [f"{m.name} of {experiment}: {note}" for m in found for note in m.notes]
 
-    def of(self, experiment: str) -> Report:
+    def of(self, experiment: str) -> "Report":
         """The same for one of the experiments."""
         parts = ({experiment: part[experiment]} for part in (self.measurements, self.missing, self.caveats))
         return Report(*parts, rows=self.rows)

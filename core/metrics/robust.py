@@ -19,8 +19,7 @@ from dime.core.guidance import Decision
 from dime.core.images import from_image, reopened
 from dime.core.metrics.features import Machine, shared
 from dime.core.metrics.mad import target_of
-from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Context, Metric
+from dime.core.metrics.metric import Context, Measurement, Metric, mean
 from dime.core.networks.diffusion import load_diffusion
 from dime.core.results import Pair, ResultTree
 from dime.core.settings import Settings

@@ -4,8 +4,6 @@ Measured are the images that the classifier judges correctly: for them the count
 the attribute turned over. Images that did not flip are measured as well; a method does not win by giving up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,8 +12,7 @@ import numpy as np
 
 from dime.core.errors import InputError
 from dime.core.metrics.features import Machine, batches
-from dime.core.metrics.measurement import Measurement, bootstrap_interval
-from dime.core.metrics.metric import select_pairs
+from dime.core.metrics.metric import Measurement, bootstrap_interval, select_pairs
 from dime.core.metrics.report import Report
 from dime.core.results import Pair, ResultTree
 from dime.core.truth.cases import Case, Cases, Oracle
@@ -48,7 +45,7 @@ class Experiment:
         """What the runs call the images, each once, in order."""
         return sorted({pair.id for pair in self.pairs})
 
-    def add(self, what: str, rows: Callable[[Experiment], Iterable[Row]]) -> None:
+    def add(self, what: str, rows: Callable[["Experiment"], Iterable[Row]]) -> None:
         """Rows of this experiment alone; if they cannot be measured (InputError), a line of `missing` instead."""
         try:
             self.rows += rows(self)

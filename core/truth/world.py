@@ -3,8 +3,6 @@
 A world of your own is a subclass of World that says what it knows of an image.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ import numpy as np
 
 from dime.core.datasets import ATTRIBUTES, open_dataset, read_image
 from dime.core.errors import InputError
-from dime.core.images import reopened
+from dime.core.images import input_to_uint8, reopened, to_hwc
 from dime.core.job.writer import is_stored_as
 from dime.core.results import Pair, ResultTree
 from dime.core.truth.cases import Case
@@ -33,7 +31,7 @@ class Task:
     data_dir: str
 
     @classmethod
-    def of(cls, tree: ResultTree, data_dir: str | None = None) -> Task:
+    def of(cls, tree: ResultTree, data_dir: str | None = None) -> "Task":
         """The task of an experiment; data_dir: where the data set lies now, if not there any more.
 
         Raises InputError where the experiment's configuration lacks a part, or chunks disagree.
@@ -112,3 +110,39 @@ class World(ABC):
             )
         truth = np.asarray(reopened(known.truth, pair.counterfactual.suffix))
         return Case(pair, x, cf, truth, known.region, known.has, known.expected)
+
+
+TRUTH_FOLDER = "truth"
+
+
+class FolderPairs(World):
+    """Images in folders of two classes. The folder `truth` beside the one that was explained holds, under the same
+    names, each of them as it would be, were it of the other class. The region is where the two differ.
+
+    seen: what oracles may see in a picture, the two classes among it; none of the others is meant to change.
+    """
+
+    exclusive = True
+
+    def __init__(self, task: Task, seen: Sequence[str]) -> None:
+        super().__init__(task)
+        classes = self.source.names
+        if len(classes) != 2:
+            raise InputError(f"{self.data_dir}: holds {len(classes)} classes, but true counterfactuals are of two")
+        self.names, self.query = list(dict.fromkeys([*classes, *seen])), classes[1]
+        self.truths = Path(self.data_dir).resolve().parent / TRUTH_FOLDER
+        if not self.truths.is_dir():
+            raise InputError(f"{self.truths}: no such folder; the true counterfactuals are looked for there")
+
+    def know(self, id: int) -> Known:
+        """Read it and its counterpart."""
+        paths = Path(self.data_dir, self.name_of(id)), self.truths / self.name_of(id)
+        picture, truth = (to_hwc(input_to_uint8(self.source.transform(read_image(str(path))))) for path in paths)
+        label = self.names[int(self.source.conditions(id))]
+        return Known(
+            picture,
+            truth,
+            region=(picture != truth).any(axis=-1),
+            has=np.array([name == label for name in self.names]),
+            expected=np.array([name in self.source.names for name in self.names]),
+        )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dime.core.config import as_arguments, parse_config, preset
+from dime.core.config import as_text, parse_config, preset
 from dime.core.errors import InputError
 from dime.core.presets import PRESETS
 from dime.core.settings import Settings
@@ -64,7 +64,8 @@ def test_a_preset_in_python_or_in_a_file(tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_flags_it_stands_for(name):
-    assert parsed("--preset", name) == parsed(*as_arguments(PRESETS[name])) | {"preset": [name]}
+    words = [f"--{flag}={as_text(value)}" for flag, value in PRESETS[name].items()]
+    assert parsed("--preset", name) == parsed(*words) | {"preset": [name]}
 
 
 def test_presets_add_up_and_the_later_one_wins():

@@ -17,7 +17,7 @@ from dime.core.metrics.cout import cout, transition
 from dime.core.metrics.faces import face_similarity, same_face
 from dime.core.metrics.features import ImageFeatures, Machine, batches
 from dime.core.metrics.fid import frechet_distance, gaussian, split_frechet_distance
-from dime.core.metrics.measurement import Measurement, bootstrap_interval, mean
+from dime.core.metrics.metric import Measurement, bootstrap_interval, mean
 from dime.core.metrics.mnac import decide
 from tests.helpers import CPU, rnd
 

@@ -19,8 +19,7 @@ from dime.core.metrics.features import ImageFeatures, Machine
 from dime.core.metrics.fid import FID, frechet_distance, gaussian
 from dime.core.metrics.flip_rate import flip_rate
 from dime.core.metrics.mad import decision_change
-from dime.core.metrics.measurement import Measurement
-from dime.core.metrics.metric import Context, select_pairs
+from dime.core.metrics.metric import Context, Measurement, select_pairs
 from dime.core.metrics.mnac import changed_attributes, oracle_logits
 from dime.core.metrics.protocol import summary_figures
 from dime.core.metrics.sigma_l import diversity

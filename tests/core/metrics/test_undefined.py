@@ -14,8 +14,7 @@ from PIL import Image
 from dime.core.errors import InputError
 from dime.core.guidance import Binary
 from dime.core.metrics.features import Machine
-from dime.core.metrics.measurement import Measurement
-from dime.core.metrics.metric import Context, Metric
+from dime.core.metrics.metric import Context, Measurement, Metric
 from dime.core.metrics.protocol import METRIC_NAMES, METRICS, evaluate
 from dime.core.metrics.report import PUBLISHED, Report, as_csv, as_json, caveats, markdown
 from dime.core.results import ResultTree
