@@ -9,7 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dime.core.datasets import ATTRIBUTES, CelebA, open_dataset
+from dime.core.datasets import ATTRIBUTES, open_dataset
 from dime.core.drawn_faces import DRAWN
 from dime.core.drawn_faces.folder import Plan, write_folder
 from dime.core.job.writer import write_image
@@ -37,9 +37,9 @@ def faces(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", ["classifier", "oracle"])
 def test_the_drawn_attributes_are_recognised(faces, name):
-    images, drawn = CelebA(str(faces), "val", 64), [ATTRIBUTES.index(a) for a in DRAWN]
-    found = [images[i] for i in range(len(images))]
-    x, labels = torch.stack([i.image for i in found]), torch.stack([i.labels[drawn] for i in found])
+    images, drawn = open_dataset("CelebA", str(faces), 64), [ATTRIBUTES.index(a) for a in DRAWN]
+    ids = range(len(images))
+    x, labels = (torch.stack([of(id) for id in ids]) for of in (images.load, lambda id: images.conditions(id)[drawn]))
     path = MODELS / f"{name}.safetensors"
     with torch.no_grad():
         if name == "oracle":

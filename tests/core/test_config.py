@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dime.core.config import Config, as_arguments, parse_config, preset
+from dime.core.config import Config, as_text, parse_config, preset
 from dime.core.datasets import Source, open_dataset
 from dime.core.errors import InputError
 from dime.core.guidance import Binary, MultiClass
@@ -70,7 +70,8 @@ def test_a_preset_in_python_or_in_a_file(tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_flags_it_stands_for(name):
-    assert parsed("--preset", name) == parsed(*as_arguments(PRESETS[name])) | {"preset": [name]}
+    words = [f"--{flag}={as_text(value)}" for flag, value in PRESETS[name].items()]
+    assert parsed("--preset", name) == parsed(*words) | {"preset": [name]}
 
 
 def test_presets_add_up_and_the_later_one_wins():

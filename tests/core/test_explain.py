@@ -12,10 +12,10 @@ from dime.core.errors import InputError
 from dime.core.explain import Batch, Explainer, Explanations
 from dime.core.guidance import Binary, Guidance
 from dime.core.images import from_image, input_to_uint8, to_hwc, to_uint8
+from dime.core.masks import shrunk
 from dime.core.methods import METHODS, Method
 from dime.core.networks.diffusion import DiffusionModel
 from dime.core.settings import Settings
-from dime.core.shrink import shrunk
 from tests.helpers import rnd
 from tests.toys import CountingModel, toy_diffusion
 

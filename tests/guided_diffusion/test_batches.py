@@ -13,8 +13,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
-from guided_diffusion.batches import EndlessBatches
-from guided_diffusion.image_datasets import ImageDataset, center_crop_arr, load_data, random_crop_arr
+from guided_diffusion.image_datasets import EndlessBatches, ImageDataset, center_crop_arr, load_data, random_crop_arr
 from guided_diffusion.resample import LossSecondMomentResampler, create_named_schedule_sampler
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from guided_diffusion import checkpoint_util as cu
 from guided_diffusion import files
-from guided_diffusion.checkpoint_util import CheckpointFolder, SetPaths, parse_resume_step_from_filename
+from guided_diffusion.checkpoint_util import CheckpointFolder, parse_resume_step_from_filename
 
 NAMES = ["model", "ema_0.9_", "opt"]
 
@@ -23,7 +23,7 @@ def contents(tag: int):
     return [(name, {"tag": torch.full((1000,), float(tag))}) for name in NAMES]
 
 
-def tags(paths: SetPaths) -> set[float]:
+def tags(paths: dict[str, str]) -> set[float]:
     return {float(cu.load(paths[name])["tag"][0]) for name in NAMES}
 
 
@@ -41,7 +41,7 @@ def test_a_set_that_lacks_a_file_does_not_count(tmp_path):
     for number in (2, 999999, 1000000, 1000001):
         folder.write(number, contents(number))
     (tmp_path / "ema_0.9_1000001.pt").unlink()
-    assert [paths.number for paths in folder.complete_sets()] == [1000000, 999999, 2]  # by number, not by name
+    assert list(folder.complete_sets()) == [1000000, 999999, 2]  # by number, not by name
 
 
 def killed_at(moment: int, write) -> bool:
@@ -83,7 +83,7 @@ def test_a_kill_at_any_moment_leaves_one_set_whole(new, tmp_path):
 
         found = CheckpointFolder(tmp_path / f"{moment}", NAMES)
         found.recover()
-        newest = found.complete_sets()[0]
+        newest = next(iter(found.complete_sets().values()))
         assert tags(newest) in ({1.0}, {2.0}), f"killed at {moment}"
         assert not list(Path(found.folder).glob(".*partial"))
         if not killed:

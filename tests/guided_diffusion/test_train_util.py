@@ -134,10 +134,11 @@ def test_the_loss_scale_grows_with_each_update_and_an_overflow_takes_one_from_it
     }
     exponents = [math.log2(loop.scaler.get_scale())]
     for factor in (1.0, 1.0, float("nan"), 1.0):
-        before = [p.detach().clone() for p in (*loop.params, *loop.ema[0.9])]
+        before = [p.detach().clone() for p in (*loop.params, *loop.ema[0.9].parameters())]
         assert loop.run_step(factor * rnd(1, 4, 3, 8, 8), {}) == (factor == 1)
         exponents.append(math.log2(loop.scaler.get_scale()))
-        same = [torch.equal(p, old) for p, old in zip((*loop.params, *loop.ema[0.9]), before, strict=True)]
+        after = (*loop.params, *loop.ema[0.9].parameters())
+        same = [torch.equal(p, old) for p, old in zip(after, before, strict=True)]
         assert all(same) == (factor != 1)
     changes = np.cumsum([growth, growth, -1, growth])
     assert exponents == pytest.approx([20, *(20 + changes)], abs=1e-6)  # float32 has 24 bits
@@ -235,7 +236,9 @@ def test_resume_checkpoint_and_the_same_command_again(tmp_path):
     loop = make(resume_checkpoint=resume, ema_rate="0.7", weight_decay=0.25)
     assert loop.opt.param_groups[0]["weight_decay"] == 0.25
     assert loop.updates == loop.resume_step == 2 and loop.opt.state_dict()["state"][0]["step"] == 2
-    assert all(torch.equal(e, p) for e, p in zip(loop.ema[0.7], loop.params, strict=True))  # none was there
+    assert all(
+        torch.equal(e, p) for e, p in zip(loop.ema[0.7].parameters(), loop.params, strict=True)
+    )  # none was there
     train(resume_checkpoint=resume, max_steps=4, output_path=str(second))
     assert names(second) == ["ema_0.9_000004.pt", "model000004.pt", "opt000004.pt"]
     assert "model000002.pt" in names(first)  # what it started from is not this run's to remove

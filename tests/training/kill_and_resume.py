@@ -37,7 +37,8 @@ def last_set(out: Path) -> dict[str, bytes]:
     """The newest complete set, as the next start would find it; empty: there is none."""
     folder = CheckpointFolder(out, NAMES)
     folder.recover()
-    return {name: Path(found[name]).read_bytes() for found in folder.complete_sets()[:1] for name in NAMES}
+    newest = next(iter(folder.complete_sets().values()), {})
+    return {name: Path(path).read_bytes() for name, path in newest.items()}
 
 
 def trial(data: Path, out: Path, updates: int, delay: float, expected: dict[str, bytes]) -> str:

@@ -74,8 +74,8 @@ def test_a_process_takes_every_fourth_row_of_four(data, monkeypatch, rank, expec
     share = LabelledImages(source, [31, 2])
     assert len(share) == len(expected)
     for (image, condition), row in zip((share[k] for k in range(len(share))), expected, strict=True):
-        assert torch.equal(image, source[row].image)
-        assert torch.equal(condition["y"], source[row].labels[[31, 2]])
+        assert torch.equal(image, source.load(row))
+        assert torch.equal(condition["y"], source.conditions(row)[[31, 2]])
     assert LabelledImages(source)[0][1] == {}
 
 

@@ -44,7 +44,7 @@ def train(monkeypatch, clock: Clock, steps: int = 3, hook=lambda *args: None, **
     monkeypatch.setattr(monitor, "time", clock)
     model, diffusion = network_and_diffusion()
     model.register_forward_hook(hook)
-    model.register_forward_hook(clock.evaluated)
+    model.register_forward_hook(lambda *call: clock.evaluated(*call))  # copies of the network have it, and this clock
     observer = monitor.Monitor({**model_and_diffusion_defaults(), **FLAGS, "image_channels": 3}, 16, 10, None, seed=0)
     arguments = settings(save_interval=1, max_steps=steps, keep_checkpoints=1, batch_size=16, **flags)
     loop = TrainLoop(model=model, diffusion=diffusion, data=endless(16), observer=observer, **arguments)

@@ -14,9 +14,9 @@ from dime.core.metrics.attribute_scores import area_under_curve, attribute_score
 from dime.core.metrics.cd import correlation_difference
 from dime.core.metrics.cout import transition
 from dime.core.metrics.faces import face_similarity, same_face
-from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures, batches
+from dime.core.metrics.features import ImageFeatures, Machine, batches
 from dime.core.metrics.fid import frechet_distance, gaussian, split_frechet_distance
-from dime.core.metrics.measurement import Measurement, bootstrap_interval, mean
+from dime.core.metrics.metric import Measurement, bootstrap_interval, mean
 from dime.core.metrics.mnac import decide
 from tests.helpers import CPU, rnd
 
@@ -185,7 +185,7 @@ class Stored:
 
     def ask(self, paths: list[Path]) -> tuple[torch.Tensor, int]:
         network = Counting()
-        features = StoredFeatures(ImageFeatures(network, Machine(CPU)), self.file, self.weights)
+        features = ImageFeatures(network, Machine(CPU), file=self.file, weights=self.weights)
         return features(paths), network.images
 
 

@@ -16,12 +16,11 @@ from dime.core.guidance import Binary
 from dime.core.metrics.cd import spurious_correlations, train_labels
 from dime.core.metrics.cout import class_transition
 from dime.core.metrics.faces import face_features, face_verification
-from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures
+from dime.core.metrics.features import ImageFeatures, Machine
 from dime.core.metrics.fid import FID, frechet_distance, gaussian
 from dime.core.metrics.flip_rate import flip_rate
 from dime.core.metrics.mad import decision_change
-from dime.core.metrics.measurement import Measurement
-from dime.core.metrics.metric import Context, select_pairs
+from dime.core.metrics.metric import Context, Measurement, select_pairs
 from dime.core.metrics.mnac import changed_attributes, oracle_logits
 from dime.core.metrics.protocol import evaluate, summary_figures
 from dime.core.metrics.report import Report
@@ -58,7 +57,7 @@ def test_attributes_as_published(metric_world):
     assert changed_attributes(pairs, attributes)[0].value == pytest.approx(9.974358974, abs=0.03)
     [measurement] = spurious_correlations(pairs, attributes, train_labels(metric_world.celeba), SMILING)
     assert measurement.value == pytest.approx(5.808689273, abs=0.05) and measurement.notes == ()
-    bottleneck = FID.needs(context, metric_world.tree("expA"))[1].features
+    bottleneck = FID.needs(context, metric_world.tree("expA"))[1]
     assert bottleneck([pairs[0].original]).shape == (1, 128)
 
 
@@ -107,12 +106,10 @@ def test_inception_as_pytorch_fid_has_it(metric_world, monkeypatch):
     assert frechet_distance(*(gaussian(x) for x in ours)) == pytest.approx(expected, rel=1e-3)
 
 
-def realism(tree: ResultTree, features, network="oracle", partition="all", input_features=None) -> list[Measurement]:
+def realism(tree: ResultTree, features, network="oracle", partition="all") -> list[Measurement]:
     context = Context(HERE, None if partition == "all" else partition, feature_network=network)
-    context.once = lambda load, *given: load(*given) if load is StoredFeatures else features
-    context.inception_weights = context.oracle_path = Path(__file__)
-    inputs, stored, *more = FID.needs(context, tree)
-    return FID.measure(select_pairs(tree, partition), inputs, input_features or stored, *more)
+    context.once, context.inception_weights = lambda load, *given: features, Path(__file__)
+    return FID.measure(select_pairs(tree, partition), *FID.needs(context, tree))
 
 
 def tiny_features(x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +121,8 @@ def test_features_of_inputs_serve_the_next_experiment(metric_world, small):
     for exp in ("expA", "expA", "expB"):
         computed = []
         tree = ResultTree(small, exp)
-        network = ImageFeatures(lambda x, computed=computed: computed.append(len(x)) or tiny_features(x), HERE)
+        kept = {"file": tree.original_features("oracle"), "weights": Path(__file__)}
+        network = ImageFeatures(lambda x, n=computed: n.append(len(x)) or tiny_features(x), HERE, **kept)
         values.append(realism(tree, network)[0].value)
         counts.append(sum(computed))
     assert values[0] == values[1] != values[2]
@@ -132,12 +130,12 @@ def test_features_of_inputs_serve_the_next_experiment(metric_world, small):
     assert counts == [12 + flips[0], *flips[1:]]
     # it takes all inputs and only flipped counterfactuals
     tree, features = ResultTree(small, "expC"), ImageFeatures(tiny_features, HERE)
-    distance, _ = realism(tree, features, input_features=features)
+    distance, _ = realism(tree, features)
     inputs = features(tree.originals()).numpy()
     cfs = features([pair.counterfactual for pair in tree.pairs() if pair.flipped]).numpy()
     assert len(inputs) == SMALL_IDS and distance.n == len(cfs) and "oracle" in distance.name
     assert distance.value == pytest.approx(frechet_distance(gaussian(inputs), gaussian(cfs)))
-    correct, _ = realism(tree, features, partition="cor", input_features=features)
+    correct, _ = realism(tree, features, partition="cor")
     assert correct.n == sum(pair.correct and pair.flipped for pair in tree.pairs())
 
 
@@ -155,7 +153,7 @@ def test_batches_and_tails_of_one_change_nothing(small, batch_size):
             changed_attributes(pairs, features)[0].value,
             class_transition(pairs, classify, Binary(0), machine)[0].value,
             diversity([ResultTree(small, exp) for exp in EXPERIMENTS], Squares(), machine, "all").value,
-            realism(tree, features, "inception", input_features=features)[0].value,
+            realism(tree, features, "inception")[0].value,
         ]
 
     # 1e-6: sums over images in another order
@@ -165,16 +163,16 @@ def test_batches_and_tails_of_one_change_nothing(small, batch_size):
 def test_realism_counts_an_input_once_and_one_without_counterfactual_too(small):
     """Two experiments that judge an input differently leave it in both folders of Original/."""
     tree, features = ResultTree(small, "expA"), ImageFeatures(tiny_features, HERE)
-    expected = [m.value for m in realism(tree, features, input_features=features)]
+    expected = [m.value for m in realism(tree, features)]
     for path in list((small / "Original" / "Correct").iterdir())[:5]:
         shutil.copy(path, small / "Original" / "Incorrect")
     inputs = tree.originals()
     assert len(inputs) == len({path.name for path in inputs}) == SMALL_IDS
-    assert [m.value for m in realism(tree, features, input_features=features)] == pytest.approx(expected)
+    assert [m.value for m in realism(tree, features)] == pytest.approx(expected)
     lost = every_cf(small)[0]
     lost.unlink()
     seen = []
-    realism(tree, features, input_features=lambda paths: seen.append(paths) or features(paths))
+    realism(tree, lambda paths: seen.append(paths) or features(paths))
     assert seen[0] == inputs  # all of Original/, explained or not
     Image.new("RGB", (32, 32)).save(next(path for path in inputs if path.name == lost.name))
     with pytest.raises(InputError, match="32x32"):
@@ -245,7 +243,7 @@ def explained(world: World, tmp_path_factory: pytest.TempPathFactory) -> ResultT
 
 def measured(tree: ResultTree, **given: object) -> Report:
     context = Context(HERE, **given)
-    return evaluate(context, [tree, ResultTree(tree.output_path, "inverted")], ["--robust"], ROBUST)
+    return evaluate(context, [tree, ResultTree(tree.output_path, "inverted")], True, ROBUST)
 
 
 def test_of_real_runs(explained, world):

@@ -13,8 +13,7 @@ import torch
 from dime.core.errors import InputError
 from dime.core.guidance import Binary
 from dime.core.metrics.features import Machine
-from dime.core.metrics.measurement import Measurement
-from dime.core.metrics.metric import Context, Metric
+from dime.core.metrics.metric import Context, Measurement, Metric
 from dime.core.metrics.protocol import METRIC_NAMES, METRICS, evaluate
 from dime.core.metrics.report import PUBLISHED, Report, as_csv, as_json, caveats, markdown
 from dime.core.results import ResultTree
@@ -186,7 +185,7 @@ def test_a_strangers_configuration_runs_nothing(tmp_path, config, expected):
 
 
 def test_the_metric_of_the_documentation(tmp_path):
-    """A file of one's own is all that it takes; with asked_by it is computed only when asked for."""
+    """A file of one's own is all that it takes; with robust=True it is computed only when asked for."""
     code = (Path(__file__).parents[3] / "docs/metrics.md").read_text().split("```python\n")[1].split("```")[0]
     exec(code, scope := {})
     metric: Metric = scope["BRIGHTNESS"]
@@ -195,9 +194,9 @@ def test_the_metric_of_the_documentation(tmp_path):
     found = evaluate(context, trees, metrics=[*METRICS[:1], metric])
     assert found.measurements["a"]["brightness"].value == pytest.approx(expected, abs=1e-4)  # float32
     assert "| brightness" in markdown(found)
-    robust = replace(metric, asked_by="--robust")
+    robust = replace(metric, robust=True)
     assert not evaluate(context, trees, metrics=[robust]).measurements["a"]
-    assert evaluate(context, trees, ["--robust"], [robust]).measurements == {
+    assert evaluate(context, trees, True, [robust]).measurements == {
         exp: {"brightness": measured["brightness"]} for exp, measured in found.measurements.items()
     }
 

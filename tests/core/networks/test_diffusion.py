@@ -7,13 +7,14 @@ import torch
 
 from dime.core.config import parse_config
 from dime.core.errors import InputError
-from dime.core.networks.diffusion import DiffusionModel, differing_flags, infer_flags, load_diffusion
+from dime.core.networks.diffusion import DiffusionModel, infer_flags, load_diffusion
 from dime.core.sampler import Denoiser
 from guided_diffusion.checkpoint_util import portable, save
 from guided_diffusion.gaussian_diffusion import ModelVarType
 from guided_diffusion.script_util import (
     create_gaussian_diffusion,
     create_model_and_diffusion,
+    differing_flags,
     model_and_diffusion_defaults,
 )
 from tests.helpers import BASE, KEYS, fill_, filled, golden, input_error, relative_error, rnd

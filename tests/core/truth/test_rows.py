@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dime.core.metrics.measurement import Measurement
+from dime.core.metrics.metric import Measurement
 from dime.core.metrics.report import Report
 from dime.core.results import Pair
 from dime.core.truth import rows
