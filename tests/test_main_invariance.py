@@ -28,6 +28,8 @@ from tests.worlds import (
     watched,
 )
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="launchers and forks are for Unix")
+
 
 def results(world: World, out: Path, **flags: Any) -> dict[str, bytes]:
     world.explain(out, **flags)
@@ -126,7 +128,6 @@ def test_more_chunks_than_images_merge_too(world, tmp_path):
 
 
 FLAGS = SMALL_FLAGS | {"batch_size": 2, "query_label": 1, "classifier_scales": "8,30", "save_z_t": True}
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="launchers and forks are for Unix")
 
 
 @pytest.fixture(scope="module")

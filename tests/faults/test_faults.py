@@ -25,6 +25,8 @@ from tests.helpers import rnd
 from tests.toys import CountingModel, toy_diffusion
 from tests.worlds import SMALL_FLAGS, World, images, refused, run_main, succeeded, summary_of, tree_of
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are for Unix")
+
 RECORDING = SMALL_FLAGS | {"on_bad_image": "record", "noise": "stream"}
 
 FIRST = 31
@@ -237,9 +239,6 @@ def test_what_overflows_is_tried_again_in_full_precision():
     torch.testing.assert_close(found.cf[lost], precise.cf[lost], rtol=1e-5, atol=1e-6)  # sums of other lengths
     recovering(BATCH)
     assert built == [1]
-
-
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are for Unix")
 
 
 @pytest.fixture(scope="module")
