@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Normal
 
 from guided_diffusion.gaussian_diffusion import (
     LossType,
@@ -14,7 +15,7 @@ from guided_diffusion.gaussian_diffusion import (
     betas_for_alpha_bar,
     get_named_beta_schedule,
 )
-from guided_diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
+from guided_diffusion.losses import approx_standard_normal_cdf, discretized_gaussian_log_likelihood, normal_kl
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
 from guided_diffusion.unet import UNetModel
@@ -263,6 +264,9 @@ def test_impossible_levels_have_a_finite_likelihood_and_kl_needs_a_tensor():
     torch.testing.assert_close(normal_kl(x, 0.0, 0.0, 0.0), 0.5 * x**2)
     with pytest.raises(TypeError, match="at least one"):
         normal_kl(0.0, 0.0, 0.0, 0.0)
+    x = torch.linspace(-5, 5, 101).double()
+    # 3e-4: the approximation's error
+    torch.testing.assert_close(approx_standard_normal_cdf(x), Normal(0.0, 1.0).cdf(x), atol=3e-4, rtol=0)
 
 
 SETTINGS = {
