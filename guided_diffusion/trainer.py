@@ -83,7 +83,8 @@ class Trainer(ABC):
         batch_size: images of one update in each process.
         log_interval, save_interval: updates between two lines of the log and two checkpoints.
         precision: fp32, fp16 or bf16 (torch.autocast); ValueError for others.
-        log_loss_scale, scale_growth: fp16's loss is scaled by 2^s; the first s, and its growth with each update.
+        log_loss_scale, scale_growth: fp16's loss is scaled by 2^s; the first s, and its growth with each update. With
+            the published start of the diffusion model, 20, a classifier's first gradients overflow.
         grad_clip: largest norm of the gradient; 0: any.
         last_update: how many updates, over resumes, end the training; None: it goes on until it is stopped.
 
@@ -101,8 +102,8 @@ class Trainer(ABC):
         log_interval: int,
         save_interval: int,
         precision: str,
-        log_loss_scale: float,
         last_update: int | None,
+        log_loss_scale: float = 16.0,
         scale_growth: float = 1e-3,
         grad_clip: float = 0.0,
         observer: TrainObserver | None = None,
@@ -112,6 +113,9 @@ class Trainer(ABC):
         self.device = dist_util.dev()
         self.dtype = PRECISIONS[precision]
         self.model = self.ddp_model = model.float().to(self.device).train()
+        if dist_util.world_size() > 1:  # it gives every process rank 0's weights and buffers, and averages gradients
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.ddp_model = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
         self.params = list(model.parameters())
         self.data = iter(data)
         self.batch_size, self.images_per_update = batch_size, batch_size * dist_util.world_size()
@@ -259,13 +263,6 @@ class Trainer(ABC):
         self.load_state_dict(state, optimizer=state["optimizer"])
         self.set_lr(self.lr)
         self.updates = self.saved_updates = int(state["updates"])
-
-    def parallelise(self, *more: torch.Tensor) -> None:
-        """Give every process rank 0's weights and buffers (and `more`), and average the gradients from now on."""
-        dist_util.sync_params([*self.params, *self.model.buffers(), *more])
-        if dist_util.world_size() > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            self.ddp_model = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def usable_precision(precision: str, device: torch.device) -> str:
