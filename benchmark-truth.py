@@ -1,7 +1,5 @@
 """Are counterfactuals right? Experiments beside the true counterfactuals; on drawn faces: do they reveal a shortcut?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,13 +12,12 @@ from dime.core.metrics.robust import ROBUST
 from dime.core.metrics.scripts import machine, metric_parser, png, write_file
 from dime.core.results import ResultTree
 from dime.core.truth import rows
-from dime.core.truth.benchmark import Benchmark, Experiment
+from dime.core.truth.benchmark import Experiment, benchmark, examples
 from dime.core.truth.cases import load_oracles, oracle_of
 from dime.core.truth.faces import DrawnFaces
-from dime.core.truth.pairs import FolderPairs
 from dime.core.truth.report import markdown, truth_plot
 from dime.core.truth.shortcut import Shortcut
-from dime.core.truth.world import Task, World
+from dime.core.truth.world import FolderPairs, Task, World
 
 EXAMPLES = 8
 """How many images the figure shows."""
@@ -53,9 +50,8 @@ def main() -> None:
             each.add("shortcut", lambda _: shortcut.told(truth, known))
             each.add("classifier", lambda each: shortcut.true(each.trees, each.ids, truth, here))
     lasting = {"Do the flips last?": [row for metric in ROBUST for row in metric.rows]} if args.robust else {}
-    benchmark = Benchmark(experiments, truth, oracle, here, (*rows.ROWS, *alike))
-    report = benchmark.report()
-    right = [row.name for row in (rows.FLIPS, *benchmark.rows)]
+    report = benchmark(experiments, truth, oracle, here, (*rows.ROWS, *alike))
+    right = [row.name for row in (rows.FLIPS, *rows.ROWS, *alike)]
     tables = {"Are the counterfactuals right?": right, "What do they cost?": [rows.EVALUATIONS]} | lasting
     text = markdown(report, tables | ({"Do they reveal the shortcut?": shortcut.row_names} if shortcut else {}))
     print(text, end="")
@@ -63,7 +59,7 @@ def main() -> None:
     if args.json:
         write_file(args.json, as_json(report))
     plot = args.plot or args.output_path / "truth.png"
-    figure = truth_plot(benchmark.examples(EXAMPLES), report, [rows.TURNED, rows.OTHERS, rows.DISTANCE])
+    figure = truth_plot(examples(experiments, truth, EXAMPLES), report, [rows.TURNED, rows.OTHERS, rows.DISTANCE])
     write_file(plot, png(figure))
     say(f"\nFigure: {plot}")
 

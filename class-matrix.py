@@ -4,8 +4,7 @@ A row for each class: its first image that the classifier recognises, in the dia
 columns of their targets, in a red frame where the target was not reached. Flags are those of main.py.
 """
 
-from __future__ import annotations
-
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,10 @@ from dime.core.arithmetic import keep_freed_memory
 from dime.core.cli import run, say, select_device
 from dime.core.config import parse_config
 from dime.core.errors import InputError
-from dime.core.explain import Batch
-from dime.core.images import input_to_uint8, to_hwc, to_image, to_uint8
+from dime.core.images import encoded, input_to_uint8, to_hwc, to_image, to_uint8
 from dime.core.job.setup import Setup, set_up
 from dime.core.metrics.scripts import write_file
-from dime.core.report.images import GAP, PAPER, encoded
+from dime.core.report.images import GAP, PAPER
 
 CELL, MARGIN = 64, 22
 
@@ -35,15 +33,14 @@ def main() -> None:
     if not names or setup.question.labels is None:
         raise InputError("a matrix of classes needs --decision multiclass, and images whose classes are known")
     ids = first_of_each_class(setup)
-    x = torch.stack([setup.source.load(id) for id in ids]).to(setup.device)
-    columns, reached = [], []
+    batch, columns, reached = setup.batch(ids), [], []
     for target in tqdm(range(len(names)), unit="class", leave=False, disable=None):
-        result = setup.explainer.explain(Batch(ids, x, target=torch.full((len(ids),), target, device=setup.device)))
+        result = setup.explainer.explain(replace(batch, target=torch.full_like(batch.label, target)))
         asked = (result.pred != target).view(-1, 1, 1, 1)
-        columns.append(to_hwc(torch.where(asked, to_uint8(result.cf), input_to_uint8(x))))
+        columns.append(to_hwc(torch.where(asked, to_uint8(result.cf), input_to_uint8(batch.x))))
         reached.append(result.flipped.tolist())
     path = Path(config.output_path, "class-matrix.png")
-    write_file(path, encoded(matrix(np.stack(columns, axis=1), np.array(reached).T, names), "PNG", optimize=True))
+    write_file(path, encoded(matrix(np.stack(columns, axis=1), np.array(reached).T, names), ".png", optimize=True))
     asked = len(ids) * (len(ids) - 1)
     say(f"{path}: {np.sum(reached) - len(ids)} of {asked} counterfactuals reached their targets")
 

@@ -4,34 +4,19 @@ A set is a folder of image files or an .npz, of sample-diffusion.py or in guided
 reference there is the Inception Score alone. Numbers are those of pytorch-fid and torch-fidelity.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from dime.core.cli import Parser, boolean, integer, run
-from dime.core.datasets import DATASETS, PARTITIONS, Source
+from dime.core.datasets import DATASETS, PARTITIONS
 from dime.core.errors import InputError
-from dime.core.metrics.scripts import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, machine, write_file
+from dime.core.metrics.scripts import add_machine_flags, machine, write_file
 from dime.core.samples import FeatureNetwork, open_images, table
 from dime.core.training.script import open_part
 
 
 def main() -> None:
     """Measure every set and print one table."""
-    args = parse_args()
-    sets = [open_images(path) for path in args.samples]
-    reference = open_reference(args, sets[0])
-    network = FeatureNetwork(args.features, machine(args), args.inception_weights, args.trust_classifier)
-    known = network(reference) if reference else None
-    settings = args.splits, args.neighbours, args.kid_subsets, args.kid_subset_size
-    columns = {images.folder: network.figures(network(images), known, *settings) for images in sets}
-    print(table(columns), end="")
-    if args.json:
-        write_file(args.json, json.dumps(columns, indent=2, ensure_ascii=False) + "\n")
-
-
-def parse_args() -> argparse.Namespace:
-    """The flags."""
     parser = Parser(description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[1])
     add = parser.add_argument
     add("samples", nargs="+", help="folders or .npz files of generated images")
@@ -46,20 +31,24 @@ def parse_args() -> argparse.Namespace:
     add("--neighbours", type=integer(1), default=3, help="k, of precision and recall")
     add("--kid_subsets", type=integer(1), default=100, help="random subsets for KID")
     add("--kid_subset_size", type=integer(2), default=1000, help="images in each of them")
-    add("--gpu", "--device", default="0", help="index of the CUDA GPU, or cpu")
-    add("--batch_size", type=integer(1), default=DEFAULT_BATCH_SIZE, help="images at once; changes no result")
-    add("--num_workers", type=integer(0), default=DEFAULT_WORKERS, help="threads that read images")
+    add_machine_flags(parser)
     add("--json", type=Path, metavar="FILE", help="write the figures to this file too")
-    return parser.parse_args()
-
-
-def open_reference(args: argparse.Namespace, like: Source) -> Source | None:
-    """The real images, of a data set in the shape of the samples; None where there are none."""
+    args = parser.parse_args()
     if args.dataset and args.reference:
         raise InputError("--reference and --dataset both name the real images; give one of them")
+    sets, reference = [open_images(path) for path in args.samples], None
     if args.dataset:
-        return open_part(args.dataset, args.data_dir, args.partition, like.load(0).shape[-1], like.channels)
-    return open_images(args.reference) if args.reference else None
+        size, channels = sets[0].load(0).shape[-1], sets[0].channels
+        reference = open_part(args.dataset, args.data_dir, args.partition, size, channels)
+    elif args.reference:
+        reference = open_images(args.reference)
+    network = FeatureNetwork(args.features, machine(args), args.inception_weights, args.trust_classifier)
+    known = network(reference) if reference else None
+    settings = args.splits, args.neighbours, args.kid_subsets, args.kid_subset_size
+    columns = {images.folder: network.figures(network(images), known, *settings) for images in sets}
+    print(table(columns), end="")
+    if args.json:
+        write_file(args.json, json.dumps(columns, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

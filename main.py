@@ -5,8 +5,6 @@ hold it at the input; the smallest realistic change that flips the decision rema
 True to join the summaries of chunks.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -4,9 +4,6 @@ Of the digits in MNIST's order, the third that has least of the property is one 
 other. A digit's counterfactual has as much of it as the digit of the mirrored rank: the thickest becomes the thinnest.
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +15,19 @@ from dime.core.digits import list_mnist
 from dime.core.errors import InputError
 from dime.core.folders import LABEL, Listing
 from dime.core.strokes import CHANGES, Change, alike
-from dime.core.truth.pairs import TRUTH_FOLDER
+from dime.core.truth.world import TRUTH_FOLDER
 
 
 def main() -> None:
     """Write train/, of digits and their counterfactuals, val/, of digits alone, and truth/, of what val's would be."""
-    args = parse_arguments()
+    parser = Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data_dir", required=True, help="MNIST's files, as for --dataset mnist")
+    add("--output_path", type=Path, required=True, help="folder to make, with train/, val/ and truth/; new or empty")
+    add("--change", choices=tuple(CHANGES), default="thickness", help="the property that counterfactuals change")
+    add("--num_train", type=integer(3), default=6000, help="training digits to look at")
+    add("--num_val", type=integer(3), default=1000, help="test digits to look at")
+    args = parser.parse_args()
     if args.output_path.exists() and any(args.output_path.iterdir()):
         raise InputError(f"{args.output_path}: is not empty; give a new folder, or remove it")
     change = CHANGES[args.change]
@@ -63,18 +67,6 @@ def write(listing: Listing, known: np.ndarray, change: Change, count: int, folde
             Image.fromarray(image).save(path)
         written += 1
     return written
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The flags."""
-    parser = Parser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--data_dir", required=True, help="MNIST's files, as for --dataset mnist")
-    add("--output_path", type=Path, required=True, help="folder to make, with train/, val/ and truth/; new or empty")
-    add("--change", choices=tuple(CHANGES), default="thickness", help="the property that counterfactuals change")
-    add("--num_train", type=integer(3), default=6000, help="training digits to look at")
-    add("--num_val", type=integer(3), default=1000, help="test digits to look at")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """Draw a CelebA-like data set whose truth is known: every face can be drawn again with one attribute changed."""
 
-from __future__ import annotations
-
-import argparse
 import os
 import time
 
@@ -15,28 +12,6 @@ from dime.core.errors import InputError
 
 def main() -> None:
     """Draw the folder and the sheets that are asked for."""
-    args = parse_arguments()
-    plan = Plan(args.seed, args.num_train, args.num_val, args.num_test, tuple(args.correlate))
-    start = time.perf_counter()
-    if write_folder(args.output_path, plan, args.num_workers, progress=True):
-        seconds = time.perf_counter() - start
-        speed = 60 * len(plan) / seconds
-        cli.say(f"{args.output_path}: {len(plan)} faces in {seconds:.0f} s, {speed:.0f} per minute")
-    else:
-        cli.say(f"{args.output_path}: already there")
-    sheets = (args.contact_sheet, contact_sheet, 60), (args.counterfactual_sheet, counterfactual_sheet, 4)
-    for path, sheet, count in sheets:
-        if path:
-            try:
-                sheet([plan.face(i) for i in range(min(count, len(plan)))]).save(path)
-            except (OSError, ValueError) as error:
-                problem = f"cannot be written ({error}); give a .png in an existing folder"
-                raise InputError(f"{path}: {problem}") from None
-            cli.say(f"{path}: written")
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The flags."""
     parser = cli.Parser(description=__doc__)
     add, count, workers = parser.add_argument, cli.integer(0, 999_999), min(os.cpu_count() or 1, 8)
     planting = (
@@ -54,7 +29,24 @@ def parse_arguments() -> argparse.Namespace:
     add("--num_workers", type=cli.integer(1), default=workers, help=drawing)
     add("--contact_sheet", default="", help="PNG to write: the first faces, as a network sees them")
     add("--counterfactual_sheet", default="", help="PNG to write: some faces beside their true counterfactuals")
-    return parser.parse_args()
+    args = parser.parse_args()
+    plan = Plan(args.seed, args.num_train, args.num_val, args.num_test, tuple(args.correlate))
+    start = time.perf_counter()
+    if write_folder(args.output_path, plan, args.num_workers, progress=True):
+        seconds = time.perf_counter() - start
+        speed = 60 * len(plan) / seconds
+        cli.say(f"{args.output_path}: {len(plan)} faces in {seconds:.0f} s, {speed:.0f} per minute")
+    else:
+        cli.say(f"{args.output_path}: already there")
+    sheets = (args.contact_sheet, contact_sheet, 60), (args.counterfactual_sheet, counterfactual_sheet, 4)
+    for path, sheet, count in sheets:
+        if path:
+            try:
+                sheet([plan.face(i) for i in range(min(count, len(plan)))]).save(path)
+            except (OSError, ValueError) as error:
+                problem = f"cannot be written ({error}); give a .png in an existing folder"
+                raise InputError(f"{path}: {problem}") from None
+            cli.say(f"{path}: written")
 
 
 if __name__ == "__main__":

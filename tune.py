@@ -5,8 +5,6 @@ steps (and fresh noise) by successive halving. Writes TUNE_PATH/preset.yaml, whi
 the same command goes on where it was stopped. All other flags are main.py's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,7 +17,7 @@ import yaml
 from dime.core.arithmetic import keep_freed_memory
 from dime.core.cli import Parser, integer, run, say, select_device, stoppable
 from dime.core.config import as_text, parse_config
-from dime.core.explain import Batch, Explainer, Explanations
+from dime.core.explain import Explanations
 from dime.core.files import write_atomically
 from dime.core.job.setup import Setup, set_up
 from dime.core.metrics.scripts import png
@@ -51,22 +49,11 @@ class Tuner:
     """Tries settings on the first images of a command."""
 
     def __init__(self, setup: Setup, record: Record) -> None:
-        self.setup, self.record = setup, record
-        source, device = setup.source, setup.device
-        ids = setup.selection
-        conditions = [source.conditions(id) for id in ids] if setup.explainer.diffusion.class_cond else None
-        target = setup.question.target
-        self.batch = Batch(
-            ids,
-            torch.stack([source.load(id) for id in ids]).to(device),
-            target=torch.tensor([target(id) for id in ids], device=device) if target else None,
-            conditions=None if conditions is None else torch.stack(conditions).to(device),
-        )
+        self.setup, self.record, self.batch = setup, record, setup.batch(setup.selection)
 
     def explain(self, settings: Settings, images: int) -> Explanations:
         """The first images, explained."""
-        explainer: Explainer = replace(self.setup.explainer, settings=settings)
-        return explainer.explain(self.batch.rows(range(images)))
+        return replace(self.setup.explainer, settings=settings).explain(self.batch.rows(range(images)))
 
     def keeps(self, tau: int) -> float:
         """The share of predictions that denoising from τ keeps where nothing pulls."""
@@ -106,8 +93,7 @@ def search(tuner: Tuner, count: int, budget: float, path: Path) -> None:
     tried = candidates(config.method, count, config.seed)
     cost = partial(tuner.cost, tau=tau)
     trials = successive_halving(tried, partial(tuner.measure, tau=tau), cost, len(tuner.batch), budget)
-    best, names = front(trials), list(trials[0].flags)
-    header = [*names, "images", "flipped", "change", "evaluations", "nothing beats it"]
+    best, header = front(trials), [*trials[0].flags, "images", "flipped", "change", "evaluations", "nothing beats it"]
 
     def row(trial: Trial) -> list[Any]:
         figures = trial.images, f"{trial.flip:.2f}", f"{trial.change:.4f}", f"{trial.evaluations:.0f}"
@@ -116,7 +102,7 @@ def search(tuner: Tuner, count: int, budget: float, path: Path) -> None:
     table = markdown_table(header, map(row, trials))
     write_atomically(path / "tune.md", table)
     write_atomically(path / "tune.png", plot(trials))
-    chosen = {"method": config.method, "start_step": tau, **{name: trials[0].flags[name] for name in names}}
+    chosen = {"method": config.method, "start_step": tau, **trials[0].flags}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
     write_atomically(path / "preset.yaml", yaml.safe_dump(plain, sort_keys=False))
     print(table + f"\nThe first one: --preset {path / 'preset.yaml'}")

@@ -1,11 +1,9 @@
 """The method as it is written down, every evaluation made: what the sampler is tested against and timed against."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
-from dime.core.sampler import Pull
+from dime.core.guidance import Pull
 from guided_diffusion.respace import SpacedDiffusion
 
 

@@ -3,9 +3,6 @@
 usage: python bench/scale.py [--part measured simulated start]
 """
 
-from __future__ import annotations
-
-import argparse
 import contextlib
 import heapq
 import os
@@ -16,18 +13,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
-from dime.core.explain import Explanations
+from dime.core.cli import Parser, integer
 from dime.core.job.queue import BUSY, POLL, Queue, Start
-from dime.core.job.writer import write_explanations
-from dime.core.results import ResultTree
+from dime.core.table import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 20_000
@@ -46,8 +40,7 @@ def run(command: list[str], cores: set[int] | None = None) -> float:
         [sys.executable, "-W", "ignore", *command],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
         preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         check=True,
     )
@@ -66,7 +59,7 @@ main.main()
 LOADING = "import torch, safetensors.torch\nfor path in {}: safetensors.torch.load_file(path)"
 
 
-def measured(folder: Path, images: int, repeats: int) -> None:
+def measured(folder: Path, images: int, repeats: int) -> str:
     """One process on one core and two on two, in turns: seconds and processor's seconds without the start, the best."""
     run(["make-drawn-faces.py", "--output_path", f"{folder}/data", "--num_train", "8", "--num_val", str(images)])
     flags = f"{DEMO} --num_batches {images // 2} --data_dir {folder}/data --exp_name e".split()
@@ -79,103 +72,59 @@ def measured(folder: Path, images: int, repeats: int) -> None:
             spent = run(command, set(cores[:count])) - begun * (count if count == 1 else count + 1)
             times = [(out / f"Results/e/{name}").stat().st_mtime for name in ("config.yaml", "summary.yaml")]
             best[count] = [min(pair) for pair in zip(best[count], (times[1] - times[0], spent), strict=True)]
-    print("| processes | images | seconds | of one, times the processes | processor's seconds | of one |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for count, (seconds, spent) in best.items():
-        share, cost = best[1][0] / seconds / count, best[1][1] / spent
-        print(
-            f"| {count} | {images} | {seconds:.1f} | {100 * share:.1f} % | {spent:.1f} | {100 * cost:.1f} % |",
-            flush=True,
-        )
+        shares = [f"{100 * share:.1f} %" for share in (best[1][0] / seconds / count, best[1][1] / spent)]
+        rows.append([count, images, f"{seconds:.1f}", shares[0], f"{spent:.1f}", shares[1]])
+    head = "processes, images, seconds, of one times the processes, processor's seconds, of one"
+    return markdown_table(head.split(", "), rows)
 
 
-@dataclass
-class Member:
-    """A simulated process: its view of the queue, and how many times as long as others it takes."""
+def process(queue: Queue, costs: Sequence[float], slowness: float) -> Iterator[float]:
+    """A simulated process of a run: the seconds until it looks at the queue again."""
+    item = queue.take()
+    while item is not None:
+        if item == BUSY:
+            yield POLL
+            item = queue.take()
+            continue
+        ids, ahead = queue.todo[item], queue.take(ahead=True)
+        yield slowness * sum(costs[id] for id in ids)
+        queue.done(item, {"records": ids}, len(ids), len(ids))
+        item = queue.take() if ahead is None else ahead
+    if queue.ends_the_run:
+        queue.close()
 
-    queue: Queue
-    slowness: float
-    item: int | None = None
-    ahead: int | None = None
-    waits: bool = False
 
-
-class Simulation:
-    """The real queue and, where it `writes`, the real files under a virtual clock: only the sampler is replaced.
+def shared(folder: Path, costs: Sequence[float], batch: int, slowness: Sequence[float]) -> float:
+    """Seconds until the last process ends where all of them share the real queue, under a virtual clock.
 
     A look at the queue takes the processor's seconds that it really took, and others wait for it.
     """
-
-    def __init__(self, folder: Path, processes: int, batch: int, writes: bool) -> None:
-        self.tree = ResultTree(folder, "exp")
-        self.tree.create()
-        chosen = random.Random(0).choices(list(SCALES), list(SCALES.values()), k=IMAGES)
-        self.costs, self.batch, self.processes = [SECONDS * scales for scales in chosen], batch, processes
-        self.writes = writes
-        self.slowness = [2.0 if rank == 1 else 1.0 for rank in range(processes)]
-        self.ideal = sum(self.costs) / sum(1 / slowness for slowness in self.slowness)
-        self.free_at = 0.0
-
-    def static(self) -> float:
-        """Seconds until the last process ends where process r takes images r, r + R, ..."""
-        return max(slowness * sum(self.costs[rank :: self.processes]) for rank, slowness in enumerate(self.slowness))
-
-    def shared(self) -> float:
-        """Seconds until the last process ends where all of them share the queue."""
-        todo = [list(range(first, min(first + self.batch, IMAGES))) for first in range(0, IMAGES, self.batch)]
-        folder = self.tree.results / "running"
-        with contextlib.ExitStack() as until_the_end:
-            members = []
-            for rank, slowness in enumerate(self.slowness):
-                members.append(Member(Queue(folder, "simulation", f"process {rank}"), slowness))
-                until_the_end.enter_context(members[-1].queue.joined(lambda _: Start(todo, {}, 0, 0)))
-            events = [(0.0, rank) for rank in range(self.processes)]
-            last = 0.0
-            while events:
-                now, rank = heapq.heappop(events)
-                if (later := self.step(members[rank], now)) is not None:
-                    heapq.heappush(events, (later, rank))
-                    last = max(last, later)
-        return last
-
-    def step(self, member: Member, now: float) -> float | None:
-        """What a process does when it has finished a batch, or waited: when it is next heard of; None: never."""
-        began = time.process_time()
-        if member.item is not None:
-            ids = member.queue.todo[member.item]
-            if self.writes:  # by a thread, beside the next batch
-                list(write_explanations(explanations(ids), self.tree))
-                began = time.process_time()
-            member.queue.done(member.item, {"records": ids}, len(ids), len(ids))
-        if not member.waits:
-            member.item = member.queue.take() if member.ahead is None else member.ahead
-            member.ahead = None if member.item is None else member.queue.take(ahead=True)
-            member.waits = member.item is None
-        if member.waits:
-            member.item = member.queue.left_behind()
-        self.free_at = max(now, self.free_at) + time.process_time() - began
-        if member.item == BUSY:
-            member.item = None
-            return self.free_at + POLL
-        if member.item is None:
-            if member.queue.ends_the_run:
-                member.queue.close()
-            return None
-        return self.free_at + member.slowness * sum(self.costs[id] for id in member.queue.todo[member.item])
-
-
-def explanations(ids: list[int]) -> Explanations:
-    """What is written of a batch, on small images."""
-    x, whole = torch.zeros(len(ids), 3, 8, 8), torch.zeros(len(ids), dtype=torch.long)
-    share, true = torch.zeros(len(ids)), torch.ones(len(ids), dtype=torch.bool)
-    return Explanations(ids, x, whole, whole, whole + 1, share, x, x, whole + 1, share, share, true)
+    todo = [list(range(first, min(first + batch, len(costs)))) for first in range(0, len(costs), batch)]
+    with contextlib.ExitStack() as until_the_end:
+        members = []
+        for rank, slow in enumerate(slowness):
+            queue = Queue(folder, "simulation", f"process {rank}")
+            until_the_end.enter_context(queue.joined(lambda _: Start(todo, {}, 0, 0)))
+            members.append(process(queue, costs, slow))
+        events, last, free_at = [(0.0, rank) for rank in range(len(members))], 0.0, 0.0
+        while events:
+            now, rank = heapq.heappop(events)
+            began = time.process_time()
+            seconds = next(members[rank], None)
+            free_at = max(now, free_at) + time.process_time() - began
+            if seconds is not None:
+                last = max(last, free_at + seconds)
+                heapq.heappush(events, (free_at + seconds, rank))
+    return last
 
 
 COUNTED = {"open": "opened", "os.listdir": "listed", "os.scandir": "listed", "fcntl.flock": "locked"}
 
 
-def simulated(folder: Path, batch: int) -> None:
-    """The table of 8, 64 and 256 processes; the images' own files are written once, in the first row."""
+def simulated(folder: Path, batch: int) -> str:
+    """The table of 8, 64 and 256 processes, of which one is half as fast."""
     counts: Counter[str] = Counter()
 
     def count(event: str, arguments: tuple) -> None:
@@ -184,57 +133,52 @@ def simulated(folder: Path, batch: int) -> None:
 
     sys.addaudithook(count)
     os.fsync = lambda descriptor: None  # the disk here is not the shared folder there
-    columns = ["processes", "ideal", "shared: last ends", "of ideal", "static: last ends", "of ideal"]
-    columns += ["files opened", "listed", "locked, per image"]
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+    chosen, rows = random.Random(0).choices(list(SCALES), list(SCALES.values()), k=IMAGES), []
+    costs = [SECONDS * scales for scales in chosen]
     for processes in (8, 64, 256):
-        simulation = Simulation(folder / str(processes), processes, batch, writes=processes == 8)
+        slowness = [2.0 if rank == 1 else 1.0 for rank in range(processes)]
+        ideal = sum(costs) / sum(1 / each for each in slowness)
+        static = max(each * sum(costs[rank::processes]) for rank, each in enumerate(slowness))
         counts.clear()
-        shared, static, ideal = simulation.shared(), simulation.static(), simulation.ideal
-        load = " | ".join(f"{counts[kind] / IMAGES:.2f}" for kind in ("opened", "listed", "locked"))
-        print(
-            f"| {processes} | {ideal:.0f} s | {shared:.0f} s | {100 * ideal / shared:.1f} % | {static:.0f} s | "
-            f"{100 * ideal / static:.1f} % | {load} |",
-            flush=True,
-        )
+        ends = shared(folder / f"{processes}/running", costs, batch, slowness), static
+        figures = [text for end in ends for text in (f"{end:.0f} s", f"{100 * ideal / end:.1f} %")]
+        load = [f"{counts[kind] / IMAGES:.2f}" for kind in ("opened", "listed", "locked")]
+        rows.append([processes, f"{ideal:.0f} s", *figures, *load])
+    columns = ["processes", "ideal", "shared: last ends", "of ideal", "static: last ends", "of ideal"]
+    return markdown_table([*columns, "files opened", "listed", "locked, per image"], rows)
 
 
-def start(folder: Path, repeats: int) -> None:
+def start(folder: Path, repeats: int) -> str:
     """From the command to the first image, against importing torch and reading the weights; processor's seconds."""
     run(["make-drawn-faces.py", "--output_path", f"{folder}/faces", "--num_train", "8", "--num_val", "8"])
-    flags = f"{DEMO} --data_dir {folder}/faces --output_path {folder}/start --gpu cpu".split()
+    flags = f"{DEMO} --data_dir {folder}/faces --output_path {folder}/start --gpu cpu --overwrite True".split()
+    loading = LOADING.format([f"models/demo/{name}.safetensors" for name in WEIGHTS])
     commands = {
-        "import torch, load the weights": [
-            "-c",
-            LOADING.format([f"models/demo/{name}.safetensors" for name in WEIGHTS]),
-        ],
-        "main.py, to its first image": ["-c", FIRST_IMAGE, *flags, "--overwrite", "True"],
+        "import torch, load the weights": ["-c", loading],
+        "main.py, to its first image": ["-c", FIRST_IMAGE, *flags],
     }
-    best = {name: float("inf") for name in commands}
-    for _ in range(repeats):
-        for name, command in commands.items():
-            best[name] = min(best[name], run(command))
-    print("| start | processor's seconds | times |\n|---|---|---|")
-    for name, seconds in best.items():
-        print(f"| {name} | {seconds:.2f} | {seconds / min(best.values()):.2f} |")
+    spent = [{name: run(command) for name, command in commands.items()} for _ in range(repeats)]
+    best = {name: min(each[name] for each in spent) for name in commands}
+    rows = [[name, f"{seconds:.2f}", f"{seconds / min(best.values()):.2f}"] for name, seconds in best.items()]
+    return markdown_table(["start", "processor's seconds", "times"], rows)
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", nargs="+", choices=("measured", "simulated", "start"), default=["simulated", "start"])
-    parser.add_argument("--images", type=int, default=32, help="of the measured part")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=4, help="images of a batch in the simulation")
+    parser.add_argument("--images", type=integer(1), default=32, help="of the measured part")
+    parser.add_argument("--repeats", type=integer(1), default=3, help="the best one counts")
+    parser.add_argument("--batch", type=integer(1), default=4, help="images of a batch, simulated")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if "measured" in args.part:
-            measured(folder, args.images, args.repeats)
-        if "start" in args.part:
-            start(folder, args.repeats)
-        if "simulated" in args.part:
-            simulated(folder, args.batch)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = {
+            "measured": lambda: measured(Path(folder), args.images, args.repeats),
+            "simulated": lambda: simulated(Path(folder), args.batch),
+            "start": lambda: start(Path(folder), args.repeats),
+        }
+        for part in args.part:
+            print(parts[part](), flush=True)
 
 
 if __name__ == "__main__":

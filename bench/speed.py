@@ -6,8 +6,6 @@ Networks have random weights, which cost what trained ones do. The rows take tur
 hits all of them alike; the table has medians, with minimum and maximum. bench/README.md explains it.
 """
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform
@@ -17,8 +15,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,9 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.plain_loop import plain_loop
 from dime.core.arithmetic import compile_unet, keep_freed_memory, prepare_unet
 from dime.core.cli import Parser, boolean, integer, run, say, select_device
+from dime.core.config import preset
 from dime.core.errors import InputError
 from dime.core.files import write_atomically
 from dime.core.guidance import Binary, Guidance
+from dime.core.masks import shrunk
 from dime.core.methods import METHODS
 from dime.core.noise import PerImageNoise
 from dime.core.sampler import Denoiser
@@ -43,6 +44,7 @@ from dime.models.classifiers import DenseNetClassifier, SmallCNN
 from dime.models.perceptual import PerceptualFeatures
 from guided_diffusion.script_util import create_diffusion, create_model_and_diffusion, model_and_diffusion_defaults
 
+PAGE = Path(__file__).with_name("RESULTS.md")
 HEAD = "# Measured\n\nEvery section says where, when and by which command; bench/README.md explains the columns.\n"
 
 PEAK = {
@@ -77,58 +79,33 @@ NETWORKS: dict[str, Networks] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the plain loop where method is None, else a method with its settings."""
+    """One line of the table: a method's settings, the plain loop where there are none."""
 
     name: str
     precision: str
-    method: str | None = None
-    inner_steps: str = "0"
+    settings: Settings | None = None
 
-    @property
-    def evaluations(self) -> int:
-        """How many evaluations of the U-Net a whole chain makes."""
-        if self.method is None:
-            return TAU * (TAU + 1) // 2
-        return evaluations({**PROCESS, "method": self.method, "start_step": TAU, "inner_steps": self.inner_steps})
+    def at(self, tau: int) -> Settings:
+        """The settings of a chain of so many outer steps; one that has few anyway stays whole."""
+        return self.settings if self.settings.outer_steps else replace(self.settings, start_step=tau)
+
+    def evaluations(self, tau: int = TAU) -> int:
+        """How many evaluations of the U-Net a chain of so many outer steps makes."""
+        return evaluations({**PROCESS, **vars(self.at(tau))}) if self.settings else tau * (tau + 1) // 2
 
 
 def rows(half: str) -> list[Row]:
     """All rows; the plain loop is the first."""
-    dime = (("dime (exact)", "dime"), ("dime --inner_steps 1", "dime", "1"))
-    methods = (*dime, ("fastdime", "fastdime"), ("maskdime", "maskdime"))
-    made = [Row(name, precision, *method) for name, *method in methods for precision in ("fp32", half)]
+    dime = Settings(start_step=TAU, l1_loss=0.05, l_perc=30, use_logits=True)
+    methods = {
+        "dime (exact)": dime,
+        "dime --inner_steps 1": replace(dime, inner_steps="1"),
+        "fastdime": replace(dime, method="fastdime"),
+        "maskdime": replace(dime, method="maskdime"),
+        "--preset turbo": preset("turbo", start_step=40, use_logits=True),
+    }
+    made = [Row(name, precision, settings) for name, settings in methods.items() for precision in ("fp32", half)]
     return [Row("plain loop", "fp32"), *made]
-
-
-class Meter(nn.Module):
-    """A network that counts its evaluations and measures the seconds that they take."""
-
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        super().__init__()
-        self.network, self.device, self.spans = network, device, []
-
-    def forward(self, *inputs: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
-        """As the network's."""
-        start = self._now()
-        output = self.network(*inputs, **labels)
-        self.spans.append((start, self._now()))
-        return output
-
-    def take(self) -> tuple[int, float]:
-        """Evaluations and their seconds since the last call; waits for the device."""
-        spans, self.spans = self.spans, []
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            return len(spans), sum(start.elapsed_time(end) for start, end in spans) / 1e3
-        return len(spans), sum(end - start for start, end in spans)
-
-    def _now(self) -> float | torch.cuda.Event:
-        """A moment: on a GPU an event in its queue, which holds nothing up."""
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 class SpeedBench:
@@ -145,54 +122,63 @@ class SpeedBench:
         flags, classifier, layer = networks
         shape = (batch_size, 3, flags["image_size"], flags["image_size"])
         self.x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).to(device)
-        networks = [random_weights(create_model_and_diffusion(**flags)[0]).to(device) for _ in range(3)]
-        self.plain_unet = networks[0]
-        self.meters = {"plain": Meter(self.plain_unet, device)}
-        for precision, network in zip(("fp32", half), networks[1:], strict=True):
+        made = [random_weights(create_model_and_diffusion(**flags)[0]).to(device) for _ in range(3)]
+        self.networks = {None: made[0]}  # that of the plain loop, then by precision
+        for precision, network in zip(("fp32", half), made[1:], strict=True):
             prepared = prepare_unet(network, precision, device)
-            self.meters[precision] = Meter(compile_unet(prepared, self.x.shape) if compile else prepared, device)
-        classify = random_weights(classifier()).to(device)
+            self.networks[precision] = compile_unet(prepared, self.x.shape) if compile else prepared
         perceptual = random_weights(PerceptualFeatures(layer)).to(device) if layer else None
-        l_perc = 30.0 if layer else 0.0
-        guidance = Guidance(classify, Binary(31, use_logits=True), perceptual, l1=0.05, l_perc=l_perc)
-        with torch.no_grad():
-            features = guidance.input_features(self.x)
-        self.pull = guidance.towards(self.x, features, torch.ones(batch_size, device=device).long(), scale=8.0)
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations of one evaluation for the batch."""
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.plain_unet(self.x[:1], torch.zeros(1, device=self.device))
-        return counter.get_total_flops() * len(self.x)
+        self.guidance = Guidance(random_weights(classifier()).to(device), Binary(31, use_logits=True), perceptual)
 
     def run(self, row: Row) -> tuple[float, float]:
-        """Seconds of a whole chain of the row, and of one of its evaluations.
+        """Seconds of a whole chain of the row, and of one of its evaluations, which is timed by itself.
 
         Of a chain of fewer steps than τ, the evaluations' time is multiplied up to the number that τ steps need, and
         what is left (gradients, random numbers) by the steps. Raises InputError if the result is not finite.
         """
-        meter = self.meters[row.precision if row.method else "plain"]
-        meter.take()
-        start = time.perf_counter()
-        cf = self.chain(row, self.run_steps)
-        count, evaluating = meter.take()
-        seconds = time.perf_counter() - start
+        network, t = self.networks[row.precision if row.settings else None], torch.zeros(1, device=self.device)
+        seconds, cf = self._timed(lambda: self.chain(row, self.run_steps))
         if not cf.isfinite().all():
             raise InputError(f"{row.name} in {row.precision}: the result is not finite, so that its time means nothing")
-        rest = seconds - evaluating
-        whole = row.evaluations * evaluating / count + rest * TAU / self.run_steps
-        return (seconds if self.run_steps == TAU else whole), evaluating / count
+        evaluation = self._timed(lambda: [network(self.x, t) for _ in range(self.run_steps)])[0] / self.run_steps
+        left_out = row.evaluations() - (count := row.evaluations(self.run_steps))
+        rest = (seconds - count * evaluation) * (TAU / self.run_steps - 1) if left_out else 0
+        return seconds + left_out * evaluation + rest, evaluation
 
+    @torch.no_grad()
+    def _timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        start, result = time.perf_counter(), work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start, result
+
+    @torch.no_grad()
     def chain(self, row: Row, tau: int) -> torch.Tensor:
-        """The counterfactuals (N, 3, H, W) of a row's method from tau outer steps."""
-        if row.method is None:
-            return plain_loop(self.meters["plain"], self.diffusion, self.x, tau, self.pull, seed=4)
-        method = METHODS[row.method](Settings(start_step=tau, inner_steps=row.inner_steps))
-        denoiser, ids = Denoiser(self.meters[row.precision], self.diffusion), range(len(self.x))
+        """The counterfactuals (N, 3, H, W) of a row's method from tau outer steps, or from its own few."""
+        settings = row.at(tau) if row.settings else rows("fp32")[1].settings
+        l_perc = settings.l_perc if self.guidance.perceptual else 0
+        guidance = replace(self.guidance, l1=settings.l1_loss, l_perc=l_perc, confidence=settings.confidence)
+        target = torch.ones(len(self.x), device=self.device).long()
+        pull = guidance.towards(self.x, guidance.input_features(self.x), target, scale=8.0)
+        if not row.settings:
+            return plain_loop(self.networks[None], self.diffusion, self.x, tau, pull, seed=4)
+        method = METHODS[settings.method](settings)
+        denoiser, ids = Denoiser(self.networks[row.precision], self.diffusion), range(len(self.x))
         noise = PerImageNoise(4, self.device)
-        noisy = denoiser.noised(self.x, tau, noise.noising(ids)(self.x.shape))
-        return method(denoiser, self.x, noisy, self.pull, lambda i: noise.step(ids, 0, i))
+        noisy = denoiser.noised(self.x, settings.start_step, noise.noising(ids)(self.x.shape))
+        cf = method(denoiser, self.x, noisy, pull, lambda i: noise.step(ids, 0, i))
+        return shrunk(cf, pull) if settings.shrink else cf
+
+    def share_of_peak(self, seconds: float, precision: str) -> float | None:
+        """The share of the chip's half-precision peak that evaluations of so many seconds reach; None where that is
+        unknown or the arithmetic another.
+        """
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" and precision != "fp32" else ""
+        if peak := next((peak for chip, peak in PEAK.items() if chip in name), None):
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                self.networks[None](self.x[:1], torch.zeros(1, device=self.device))
+            return counter.get_total_flops() * len(self.x) / seconds / peak
+        return None
 
 
 @torch.no_grad()
@@ -218,60 +204,40 @@ def main() -> None:
     scaled = f"outer steps really run; below {TAU}, times are scaled up"
     add("--run_steps", type=integer(1, TAU), default=TAU, help=scaled)
     add("--compile", type=boolean, default=False, help="compile the U-Net of all rows but the plain loop")
-    add_output(parser)
+    add("--output", type=Path, default=PAGE, help="the page whose section is replaced")
     args = parser.parse_args()
     device = select_device(args.device)
     keep_freed_memory()
     half = HALF[device.type]
     bench = SpeedBench(NETWORKS[args.network], device, args.batch_size, args.run_steps, half, args.compile)
-    text = table(measure(bench, rows(half), args.repeats), bench) + "\n"
+    text = table(bench, rows(half), args.repeats) + "\n"
     if args.run_steps < TAU:
         text += f"Only {args.run_steps} of the {TAU} outer steps were run; "
         text += "the times of evaluations and steps are scaled up to all. "
-    title = f"Speed: {args.network} network, {device.type.upper()}, batch {args.batch_size}"
-    title += ", compiled" if args.compile else ""
+    compiled = ", compiled" if args.compile else ""
+    title = f"Speed: {args.network} network, {device.type.upper()}, batch {args.batch_size}{compiled}"
     write_section(args.output, title, f"{text}{args.repeats} repeats. ", device, "speed.py")
 
 
-def measure(bench: SpeedBench, rows: list[Row], repeats: int) -> dict[Row, list[tuple[float, float]]]:
-    """Row -> (seconds of a chain, of an evaluation) of each repeat; the rows take turns, after a short chain each."""
+def table(bench: SpeedBench, rows: list[Row], repeats: int) -> str:
+    """Markdown: a line for each row, which take turns after a short chain each."""
     for row in rows:
         bench.chain(row, tau=1)
-    measured = {row: [] for row in rows}
+    measured, lines, n = {row: [] for row in rows}, [], len(bench.x)
     for repeat in range(repeats):
         for row in rows:
             measured[row].append(bench.run(row))
             say(f"{repeat + 1}/{repeats} {row.name}, {row.precision}: {measured[row][-1][0]:.2f} s")
-    return measured
-
-
-def table(measured: dict[Row, list[tuple[float, float]]], bench: SpeedBench) -> str:
-    """Markdown: a row per method and precision."""
-    head = "U-Net in, evaluations, s per image: median (min … max), times faster, ms per evaluation, of peak"
-    lines, plain = [], None
+    plain = statistics.median(seconds for seconds, _ in measured[rows[0]])
     for row, times in measured.items():
-        chains, evaluations = ([each[column] for each in times] for column in (0, 1))
+        chains, evaluations = zip(*times, strict=True)
         chain, evaluation = statistics.median(chains), statistics.median(evaluations)
-        plain, n = plain or chain, len(bench.x)
-        share = share_of_peak(bench.flops / evaluation, row.precision, bench.device)
+        share = bench.share_of_peak(evaluation, row.precision)
         seconds = f"{chain / n:.3g} ({min(chains) / n:.3g} … {max(chains) / n:.3g})"
         figures = (seconds, f"{plain / chain:.2f}", f"{1e3 * evaluation:.3g}", share and f"{share:.0%}")
-        lines.append((row.name, row.precision, row.evaluations, *figures))
+        lines.append((row.name, row.precision, row.evaluations(), *figures))
+    head = "U-Net in, evaluations, s per image: median (min … max), times faster, ms per evaluation, of peak"
     return markdown_table(["", *head.split(", ")], lines)
-
-
-def add_output(parser: Parser) -> None:
-    """--output."""
-    page = Path(__file__).with_name("RESULTS.md")
-    parser.add_argument("--output", type=Path, default=page, help="the page whose section is replaced")
-
-
-def share_of_peak(flops_per_second: float, precision: str, device: torch.device) -> float | None:
-    """The share of the chip's half-precision peak; None where that is unknown or the arithmetic another."""
-    if device.type != "cuda" or precision == "fp32":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops_per_second / peak for chip, peak in PEAK.items() if chip in name), None)
 
 
 def write_section(path: Path, title: str, text: str, device: torch.device, program: str) -> None:
@@ -281,15 +247,15 @@ def write_section(path: Path, title: str, text: str, device: torch.device, progr
     load = f"load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    processor = named[1] if named else platform.processor() or platform.machine()
-    machine = f"{processor}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {load}"
+    machine = (
+        f"{named[1] if named else platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    )
     if device.type == "cuda":
         machine = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}; {machine}"
-    text += f"{machine}; torch {torch.__version__}, Python {platform.python_version()}. {datetime.date.today()}, "
-    text += f"`python bench/{program} {shlex.join(sys.argv[1:])}`"
+    text += f"{machine}, {load}; torch {torch.__version__}, Python {platform.python_version()}. "
+    text += f"{datetime.date.today()}, `python bench/{program} {shlex.join(sys.argv[1:])}`"
     print(text)
-    page = path.read_text() if path.exists() else HEAD
-    section = f"## {title}\n\n{text}\n\n"
+    page, section = path.read_text() if path.exists() else HEAD, f"## {title}\n\n{text}\n\n"
     old = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", flags=re.MULTILINE | re.DOTALL)
     page, replaced = old.subn(lambda _: section, page, count=1)
     write_atomically(path, (page if replaced else f"{page.rstrip()}\n\n{section}").rstrip() + "\n")

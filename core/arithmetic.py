@@ -3,8 +3,6 @@
 The classifier is left as it is: it is what is being explained, and its gradients are held to the published figures.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What every script shares: a parser that speaks in one line, checked flag types, the device, the way out."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

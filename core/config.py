@@ -1,7 +1,5 @@
 """The flags of main.py: each is one field, with its published name and default, its help, and what it may be."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys
@@ -34,20 +32,18 @@ class Data:
     dataset: str = flag(
         "CelebA",
         "CelebA's val partition, its mini-val set of 1000, a folder of images, mnist, ...",
-        choices=lambda: DATASETS,
+        choices=tuple(DATASETS),
     )
     download: bool = flag(False, "fetch the data set into data_dir first, where it is not there (mnist)")
     images: Sequence[str] = flag((), "explain these files instead of a data set")
     resize: str = flag(
-        "crop",
-        "crop: shorter side to image_size, then the centre; stretch: both sides",
-        choices=lambda: ("crop", "stretch"),
+        "crop", "crop: shorter side to image_size, then the centre; stretch: both sides", choices=("crop", "stretch")
     )
     use_train: bool = flag(False, "the train partition instead of val")
     decision: str = flag(
         "binary",
         "binary: one output of the classifier, yes or no; multiclass: one of several classes",
-        choices=lambda: ("binary", "multiclass"),
+        choices=("binary", "multiclass"),
     )
     query_label: int | str = flag(-1, "binary: output to explain, by index or name (31 is CelebA's Smiling)", _query)
     target: str = flag(
@@ -74,7 +70,7 @@ class Output:
     save_images: bool = flag(True, "write the result tree; else only the statistics")
     save_x_t: bool = flag(False, "write the clean estimate of every outer step")
     save_z_t: bool = flag(False, "write the noisy image of every outer step")
-    image_format: str = flag("jpg", "jpg as published, png without loss", choices=lambda: IMAGE_FORMATS)
+    image_format: str = flag("jpg", "jpg as published, png without loss", choices=IMAGE_FORMATS)
     merge_and_eval: bool = flag(False, "explain nothing: join the summaries of all num_chunks chunks into summary.yaml")
     allow_partial: bool = flag(
         False, "merge although chunks are missing or unfinished; the summary says what is missing"
@@ -87,7 +83,7 @@ class Output:
         "refuse",
         "refuse: do not begin while images are missing or empty, and record what proves damaged later in failed.yaml; "
         "record: record them all; abort: stop at the first",
-        choices=lambda: ("refuse", "record", "abort"),
+        choices=("refuse", "record", "abort"),
     )
 
 
@@ -118,7 +114,7 @@ class Networks:
     precision: str | None = flag(
         None,
         "arithmetic of the U-Net's convolutions; unset: fp16 with --use_fp16, else fp32",
-        choices=lambda: tuple(PRECISIONS),
+        choices=tuple(PRECISIONS),
     )
     compile: bool = flag(
         False, "compile the U-Net (minutes, once), for one batch size: implies --pad_batches; checked before it is used"
@@ -179,7 +175,7 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
         metavar="NAMES",
         help=f"other defaults for several flags: a file of them, or one or several of {', '.join(PRESETS)}",
     )
-    kinds = {"bool": boolean, "int": int, "float": float}
+    kinds = {bool: boolean, int: int, float: float}
     for group in GROUPS:
         titled = parser.add_argument_group(group.__doc__.splitlines()[0].rstrip("."))
         for entry in dataclasses.fields(group):
@@ -188,7 +184,7 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
                 f"--{entry.name}",
                 type=entry.metadata["type"] or kinds.get(entry.type, str),
                 default=as_text(entry.default),  # for --help alone: what is not given stays unset
-                choices=choices and tuple(choices()),
+                choices=choices() if callable(choices) else choices,
                 help=entry.metadata["help"],
                 **({"nargs": "+", "metavar": "FILE"} if entry.default == () else {}),
             )
@@ -196,18 +192,14 @@ def parse_config(description: str, arguments: Sequence[str] | None = None) -> Co
     add_dict_to_argparser(parser.add_argument_group("diffusion model (as it was trained)"), model_flags)
 
     names = parser.given(arguments).get("preset", ())
-    given = parser.given([*(text for name in names for text in as_arguments(preset_flags(name))), *arguments])
+    words = [f"--{flag}={as_text(value)}" for name in names for flag, value in preset_flags(name).items()]
+    given = parser.given([*words, *arguments])
     config = Config(
         **{name: value for name, value in given.items() if name not in model_flags},
         diffusion={name: value for name, value in given.items() if name in model_flags},
     )
     _require_consistent(config)
     return config
-
-
-def as_arguments(flags: Mapping[str, Any]) -> list[str]:
-    """{'seed': 4} -> ['--seed', '4']."""
-    return [text for name, value in flags.items() for text in (f"--{name}", str(as_text(value)))]
 
 
 def as_text(value: Any) -> Any:

@@ -3,8 +3,6 @@
 An image's *id* is its position in the unfiltered set, so that every experiment gives the same image the same name.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
@@ -12,15 +10,13 @@ from pathlib import PurePath
 import blobfile as bf
 import numpy as np
 import pandas as pd
-import torch
-from PIL import Image
 
 from dime.core import digits, folders
 from dime.core.errors import InputError
-from dime.core.folders import FILE, Listing, Sample, Source, read_table, require_plain
+from dime.core.folders import FILE, Listing, Source, read_table, require_plain
 from dime.core.photos import existing, holdings, image_transform, is_image_name, names_in, read_image
 
-__all__ = ["ATTRIBUTES", "CelebA", "Sample", "Source", "image_transform", "open_dataset", "read_image"]
+__all__ = ["ATTRIBUTES", "Source", "image_transform", "open_dataset", "read_image"]
 
 ATTRIBUTES = tuple(
     """5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair
@@ -35,29 +31,6 @@ PARTITIONS = {"train": 0, "val": 1, "test": 2}
 IMAGE_FOLDER = "img_align_celeba"
 PLACES = ("", "celeba", "Anno", "Eval", "Img")
 """Where in --data_dir the parts of CelebA may lie: in itself, in torchvision's root, as on the official site."""
-
-
-class CelebA(Source):
-    """A partition of a CelebA folder, in the order of its rows.
-
-    Args:
-        data_dir: folder (local or gs://, az://) with `img_align_celeba/` and the two annotation files.
-        partition: train, val or test.
-        image_size: H = W of the images.
-        transform: PIL RGB image -> tensor (3, H, W); `image_transform(image_size)` when not given.
-
-    Raises InputError for a missing or damaged annotation file.
-    """
-
-    def __init__(
-        self,
-        data_dir: str,
-        partition: str,
-        image_size: int,
-        transform: Callable[[Image.Image], torch.Tensor] | None = None,
-    ) -> None:
-        self.data_dir = str(data_dir) or "."
-        super().__init__(list_celeba(self.data_dir, partition), transform or image_transform(image_size))
 
 
 def open_dataset(
@@ -96,7 +69,9 @@ def download(name: str, data_dir: str) -> None:
 
 
 def list_celeba(data_dir: str, partition: str) -> Listing:
-    """A partition of CelebA, wherever its images lie and whatever they end on."""
+    """A partition (train, val or test) of CelebA, in the order of its rows, wherever its images lie and whatever their
+    names end on. Raises InputError for a missing or damaged annotation file.
+    """
     table = read_annotations(data_dir, partition)
     folders = (bf.join(data_dir, place, IMAGE_FOLDER) for place in PLACES)
     folder = next((path for path in folders if bf.isdir(path)), bf.join(data_dir, IMAGE_FOLDER))
@@ -203,11 +178,9 @@ def _read_partition(path: str) -> pd.DataFrame:
 
 def _annotation_file(data_dir: str, stem: str) -> str:
     """Where an annotation file lies."""
-    for place in PLACES:
-        for suffix in (".csv", ".txt"):
-            path = bf.join(data_dir, place, stem + suffix)
-            if bf.exists(path):
-                return path
+    paths = [bf.join(data_dir, place, stem + suffix) for place in PLACES for suffix in (".csv", ".txt")]
+    if found := next(filter(bf.exists, paths), None):
+        return found
     raise InputError(
         f"{data_dir}: neither {stem}.csv nor {stem}.txt is there, nor in {', '.join(PLACES[1:])}; it holds "
         f"{holdings(data_dir)}; --data_dir must hold CelebA's files"

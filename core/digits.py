@@ -1,7 +1,5 @@
 """MNIST, and what is kept in its format: Fashion-MNIST, EMNIST (idx files, gzipped or not)."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 import zlib
@@ -85,23 +83,21 @@ def download(data_dir: str) -> None:
 def _find(data_dir: str, parts: Sequence[str]) -> tuple[str, str]:
     """The folder of the images' file, and what its name begins with."""
     ending = "-images-idx3-ubyte"
-    found = [
+    found = {
         (folder, name.removesuffix(".gz").removesuffix(ending))
         for folder in (bf.join(data_dir, place) for place in PLACES)
         for name in names_in(folder)
         if name.removesuffix(".gz").endswith(tuple(part + ending for part in parts))
-    ]
-    found = sorted(set(found))
+    }
     if not found:
         raise InputError(
             f"{data_dir}: no {parts[0]}{ending} or {parts[0]}{ending}.gz in it, nor where torchvision keeps it; "
             f"it holds {holdings(data_dir)}; --download True fetches MNIST"
         )
-    if len(found) > 1:
-        raise InputError(
-            f"{data_dir}: several data sets, {found[0][1]} and {found[1][1]} among them; give each a folder"
-        )
-    return found[0]
+    first, *others = sorted(found)
+    if others:
+        raise InputError(f"{data_dir}: several data sets, {first[1]} and {others[0][1]} among them; give each a folder")
+    return first
 
 
 def _file(folder: str, name: str) -> str:

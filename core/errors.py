@@ -1,7 +1,5 @@
 """The one exception that means "what the user gave is wrong"."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 

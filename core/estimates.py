@@ -1,7 +1,5 @@
 """Clean estimates: the image x_t at which a step asks the classifier. Each takes a core.sampler.Step."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,21 +55,6 @@ def chain_lengths(text: str, tau: int) -> tuple[int, ...]:
     pairs = [map(int, span.split(":")) for span in spans]
     lengths = [count for count, steps in pairs for _ in range(min(steps, tau))]
     return tuple([*lengths, *[int(last)] * tau][:tau])
-
-
-def noisy_image(step: Step) -> torch.Tensor:
-    """The noisy image itself ("direct" in the paper's ablation)."""
-    return step.z_t
-
-
-def input_image(step: Step) -> torch.Tensor:
-    """The input, in every step ("naive" in the paper's ablation)."""
-    return step.x
-
-
-def this_prediction(step: Step) -> torch.Tensor:
-    """The network's one-step prediction from the current z_t (GMD)."""
-    return step.p.pred_xstart
 
 
 def sharp_prediction(step: Step) -> torch.Tensor:

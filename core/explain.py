@@ -1,7 +1,5 @@
 """From images to their counterfactuals: predict, pick the target, noise once, try scale after scale."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -16,13 +14,13 @@ from dime.core.datasets import image_transform, read_image
 from dime.core.errors import InputError
 from dime.core.guidance import Classifier, Decision, FeatureNetwork, Guidance, MultiClass
 from dime.core.images import input_to_uint8, mean_difference, to_hwc, to_image, to_uint8
+from dime.core.masks import shrunk
 from dime.core.methods import METHODS, Method
 from dime.core.networks.checks import check_classifier, frozen
 from dime.core.networks.diffusion import DiffusionModel
 from dime.core.noise import NOISE_SOURCES, NoiseSource
 from dime.core.sampler import Denoiser, Inversion, Observer
 from dime.core.settings import Settings
-from dime.core.shrink import shrunk
 
 Table = TypeVar("Table", bound="_Rows")
 
@@ -30,6 +28,11 @@ Table = TypeVar("Table", bound="_Rows")
 @dataclass(frozen=True)
 class _Rows:
     """A table of images: every field is None, or has one entry an image (a dict: under each of its keys)."""
+
+    ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def rows(self: Table, rows: Sequence[int]) -> Table:
         """These images alone, in this order."""
@@ -74,9 +77,6 @@ class Batch(_Rows):
     target: torch.Tensor | None = None
     conditions: torch.Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
 
 @dataclass(frozen=True)
 class Explanations(_Rows):
@@ -102,9 +102,6 @@ class Explanations(_Rows):
     scale: torch.Tensor
     finite: torch.Tensor
     frames: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     @property
     def flipped(self) -> torch.Tensor:
@@ -308,14 +305,15 @@ class Explainer:
         return images.to(self.diffusion.device, torch.float32)
 
 
+@dataclass
 class _Recorder:
     """Watches an attempt at some rows of a table: their 8-bit frames, and which estimates are finite."""
 
-    def __init__(
-        self, frames: dict[str, torch.Tensor], rows: list[int], scale: float, progress: Progress | None
-    ) -> None:
-        self.frames, self.rows, self.scale, self.progress = frames, rows, scale, progress
-        self.finite: torch.Tensor | bool = True
+    frames: dict[str, torch.Tensor]
+    rows: list[int]
+    scale: float
+    progress: Progress | None
+    finite: torch.Tensor | bool = True
 
     def __call__(self, step: int, x_t: torch.Tensor, z_t: torch.Tensor) -> None:
         # a ReLU passes no gradient back from NaN: such an estimate may leave no trace in the result

@@ -1,7 +1,5 @@
 """Files of results: written whole or not at all, read without running code."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO

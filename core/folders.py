@@ -3,8 +3,6 @@
 An image's *id* is its position in the whole set, so that every experiment gives the same image the same name.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -19,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 from dime.core.errors import InputError, nearest
 from dime.core.photos import existing, holdings, images_below, read_image
@@ -44,17 +41,8 @@ class Listing:
     pixels: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image of the set: its id, the image (C, H, W) in [-1, 1], and its labels as `Source.conditions` has them."""
-
-    id: int
-    image: torch.Tensor
-    labels: torch.Tensor | None
-
-
-class Source(Dataset):
-    """Images with ids 0, 1, 2, …, prepared for the networks, and their labels; as `Sample`s where it is indexed.
+class Source:
+    """Images with ids 0, 1, 2, …, prepared for the networks, and their labels.
 
     names: those of the attributes or classes. exclusive: whether they are classes, of which an image has one.
     channels: 3, or 1 for grey.
@@ -69,9 +57,6 @@ class Source(Dataset):
 
     def __len__(self) -> int:
         return len(self.table)
-
-    def __getitem__(self, id: int) -> Sample:
-        return Sample(id, self.load(id), self.conditions(id))
 
     def image_path(self, id: int) -> str:
         """Where the image lies, or would lie, were it a file of its own."""

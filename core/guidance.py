@@ -8,8 +8,6 @@ own:
             + ∇_{x_t} [ λp · mean (F(x_t) - F(x))² ] / sqrt(ᾱ_t)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -103,7 +101,7 @@ class Guidance:
         """The perceptual features of the input, which every step compares with; None where λp is 0."""
         return self.perceptual(x) if self.l_perc else None
 
-    def towards(self, x: torch.Tensor, features: torch.Tensor | None, y: torch.Tensor, scale: float) -> Pull:
+    def towards(self, x: torch.Tensor, features: torch.Tensor | None, y: torch.Tensor, scale: float) -> "Pull":
         """The gradients of one attempt: x the inputs, features those of x, y the targets (N,), scale the weight s."""
         return Pull(self, x, features, y, scale)
 

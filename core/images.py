@@ -1,8 +1,7 @@
 """Between floats in [-1, 1] and the 8-bit images on disk: every conversion of the project stands here."""
 
-from __future__ import annotations
-
 import io
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +34,19 @@ def to_hwc(images: torch.Tensor) -> np.ndarray:
 def to_image(pixels: np.ndarray) -> Image.Image:
     """8-bit pixels (H, W, C) -> an RGB image, or a grey one where C is 1."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def encoded(image: Image.Image | np.ndarray, suffix: str, **options: Any) -> bytes:
+    """A picture, or 8-bit pixels (H, W, C), as the file that a suffix such as .jpg names (Pillow's quality 75)."""
+    buffer = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else to_image(image)
+    picture.save(buffer, Image.registered_extensions()[suffix], **options)
+    return buffer.getvalue()
+
+
+def reopened(image: Image.Image | np.ndarray, suffix: str, **options: Any) -> Image.Image:
+    """An RGB picture as it comes back from the file that `encoded` gives."""
+    return Image.open(io.BytesIO(encoded(image, suffix, **options))).convert("RGB")
 
 
 def difference_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:

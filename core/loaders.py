@@ -1,7 +1,5 @@
 """Diffusion models for the Python interface."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

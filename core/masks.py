@@ -1,13 +1,19 @@
-"""Masks: which part of the image a step may change. Each takes a core.sampler.Step and its class gradient."""
-
-from __future__ import annotations
+"""Masks: which part of the image a step may change, each from a core.sampler.Step and its class gradient; and, when all
+is done, which part has to stay changed.
+"""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from dime.core.sampler import Pull, Region, Step
+from dime.core.guidance import Pull
+from dime.core.sampler import Region, Step
+
+WIDTH = 5
+"""Side of the squares over which worth is averaged, and over which the borders of what is kept fade."""
+ROUNDS = 8
+"""Evaluations of the classifier: the share of pixels that is kept is found to 1/256."""
 
 
 def changed_region(x: torch.Tensor, other: torch.Tensor, dilation: int, threshold: float) -> torch.Tensor:
@@ -41,6 +47,25 @@ def largest(values: torch.Tensor, share: torch.Tensor | float) -> torch.Tensor:
 def averaged(image: torch.Tensor, width: int) -> torch.Tensor:
     """Means over squares of odd `width`, of the pixels that lie in the image."""
     return F.avg_pool2d(image, width, stride=1, padding=width // 2, count_include_pad=False)
+
+
+def shrunk(cf: torch.Tensor, pull: Pull) -> torch.Tensor:
+    """The counterfactuals (N, C, H, W) of pull.x, without what they change and the decision does not need.
+
+    Regions are ordered by what their change is worth to the classifier, and a bisection finds the fewest that keep the
+    decision. It asks the classifier alone, never the diffusion model. Every image that reaches its target, at the
+    confidence of the guidance, still does; where nothing can be undone it is returned as it is.
+    """
+    change, served = cf - pull.x, worth(pull.x, cf, pull, WIDTH)
+    low, kept = torch.zeros(len(cf), 1, 1, 1, device=cf.device), cf
+    high = torch.ones_like(low)
+    for _ in range(ROUNDS):
+        share = (low + high) / 2
+        candidate = pull.x + averaged(largest(served, share).to(cf.dtype), WIDTH) * change
+        enough = pull.reached(candidate).view_as(share)
+        kept = torch.where(enough, candidate, kept)
+        low, high = torch.where(enough, low, share), torch.where(enough, share, high)
+    return kept
 
 
 @dataclass(frozen=True)

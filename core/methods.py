@@ -1,7 +1,5 @@
 """DiME and the methods that grew out of it: which estimate, which mask, which scaling."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,9 +7,10 @@ from typing import Any
 import torch
 
 from dime.core import estimates
+from dime.core.guidance import Pull
 from dime.core.masks import FixedMask, GradientMask, SelfOptimisedMask, SpreadLimit, changed_region, largest, worth
 from dime.core.noise import Draw
-from dime.core.sampler import Denoiser, Estimate, Inversion, Observer, Pull, Sampler
+from dime.core.sampler import Denoiser, Estimate, Inversion, Observer, Sampler
 from dime.core.settings import Settings
 
 
@@ -101,12 +100,12 @@ def maskdime2(s: Settings) -> Method:
 
 def direct(s: Settings) -> Method:
     """Ablation of DiME: gradients at the noisy image."""
-    return _sampler(s, estimates.noisy_image)
+    return _sampler(s, lambda step: step.z_t)
 
 
 def naive(s: Settings) -> Method:
     """Ablation of DiME: gradients at the input."""
-    return _sampler(s, estimates.input_image)
+    return _sampler(s, lambda step: step.x)
 
 
 def fastdime(s: Settings) -> Method:
@@ -130,9 +129,9 @@ def fastdime2_plus(s: Settings) -> Method:
 
 
 def gmd(s: Settings) -> Method:
-    """Guided diffusion whose class gradient passes through the network, in FastDiME's frame."""
+    """Guided diffusion in FastDiME's frame: the class gradient at the prediction, taken through the network."""
     mask = SelfOptimisedMask(s.warmup_step, s.dilation, s.masking_threshold)
-    return _sampler(s, estimates.this_prediction, mask=mask, divide=False, through_network=True)
+    return _sampler(s, lambda step: step.p.pred_xstart, mask=mask, divide=False, through_network=True)
 
 
 def maskdime(s: Settings) -> Method:

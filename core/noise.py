@@ -8,8 +8,6 @@ after another. Two sources exist:
 - `StreamNoise`: one generator, seeded once and running on through batches and scales, like the published code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Image files: how one is opened, for everybody, and what becomes of it before a network sees it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -27,7 +25,8 @@ def read_image(path: str, channels: int = 3) -> Image.Image:
     try:
         image = open_image(path)
     except (OSError, ValueError) as error:
-        raise BadImageError(printable(error)) from None
+        # one line that every terminal and file can take, whatever the file is called
+        raise BadImageError("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))) from None
     return image if channels == 3 else image.convert("L")
 
 
@@ -42,11 +41,8 @@ def image_transform(
     """
 
     def plain(image: Image.Image) -> torch.Tensor:
-        short = min(image.size)
-        sides = [image_size] * 2 if resize == "stretch" else [image_size * side // short for side in image.size]
-        left, top = (round((side - image_size) / 2) for side in sides)
-        image = image.resize(sides, Image.BILINEAR).crop((left, top, left + image_size, top + image_size))
-        levels = torch.from_numpy(np.array(image)).view(image_size, image_size, -1).permute(2, 0, 1).contiguous()
+        pixels = np.array(fitted(image, image_size, resize))
+        levels = torch.from_numpy(pixels).view(image_size, image_size, -1).permute(2, 0, 1).contiguous()
         return levels.float().div(255).sub(0.5).div(0.5)
 
     if not random_flip and not random_crop:
@@ -60,6 +56,13 @@ def image_transform(
     if random_crop:
         steps.append(transforms.RandomResizedCrop(image_size, (0.95, 1)))
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
+
+
+def fitted(image: Image.Image, size: int, resize: str = "crop") -> Image.Image:
+    """The square picture that a network of that size sees: see `image_transform`."""
+    sides = [size] * 2 if resize == "stretch" else [size * side // min(image.size) for side in image.size]
+    left, top = (round((side - size) / 2) for side in sides)
+    return image.resize(sides, Image.BILINEAR).crop((left, top, left + size, top + size))
 
 
 def images_below(folder: str) -> list[str]:
@@ -78,11 +81,6 @@ def images_below(folder: str) -> list[str]:
 def is_image_name(name: str) -> bool:
     """Whether a file is called like an image, and is none of those that systems hide."""
     return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-def printable(text: object) -> str:
-    """Any text, file names included, on one line that every terminal and file can take."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def existing(folder: str) -> str:

@@ -4,8 +4,6 @@ A preset is an entry here. Those of methods are measured in docs/methods.md; tho
 flags that their authors publish (models/README.md says where the files are).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 _ADM = {

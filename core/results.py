@@ -8,8 +8,6 @@
 CC/IC: the input is classified correctly / incorrectly; CCF/ICF: the counterfactual reached its target / did not.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -59,19 +57,17 @@ class ResultTree:
 
     def original(self, id: int, correct: bool) -> Path:
         """Where the input lies that was classified correctly or not."""
-        return self._originals(correct) / f"{id:07d}.{self.image_format}"
+        return self._originals[not correct] / f"{id:07d}.{self.image_format}"
 
     def stored_originals(self, id: int) -> list[Path]:
         """The files under which input `id` lies there already, in any format: none, one, or one in each folder."""
-        candidates = (
-            self._originals(correct) / f"{id:07d}.{suffix}" for correct in (True, False) for suffix in IMAGE_FORMATS
-        )
+        candidates = (folder / f"{id:07d}.{suffix}" for folder in self._originals for suffix in IMAGE_FORMATS)
         return [path for path in candidates if path.exists()]
 
     def originals(self) -> list[Path]:
         """Every stored input once, ordered by id."""
-        folders = [self._originals(correct) for correct in (True, False)]
-        by_id = {int(path.stem): path for folder in folders for path in image_files(folder)}  # one may lie in both
+        # one may lie in both
+        by_id = {int(path.stem): path for folder in self._originals for path in image_files(folder)}
         return [by_id[id] for id in sorted(by_id)]
 
     def original_features(self, network: str) -> Path:
@@ -120,8 +116,7 @@ class ResultTree:
 
     def folders(self) -> list[Path]:
         """Every folder that all images share."""
-        folders = [self._originals(correct) for correct in (True, False)]
-        return [*folders, *self.cell_folders()]
+        return [*self._originals, *self.cell_folders()]
 
     def cell_folders(self) -> list[Path]:
         """The folders of this experiment alone."""
@@ -150,7 +145,7 @@ class ResultTree:
                 if not originals:
                     raise InputError(f"{path}: its input {id:07d} is not in {self.output_path / 'Original'}")
                 # trees of other programs may hold one id in both folders: the same kind's is the input then
-                original = min(originals, key=lambda path: path.parent != self._originals(correct))
+                original = min(originals, key=lambda path: path.parent != self._originals[not correct])
                 pairs.append(Pair(id, correct, flipped, original, path, self.info(id, correct, flipped)))
         pairs.sort(key=lambda pair: pair.id)
         for first, second in pairwise(pairs):
@@ -158,8 +153,9 @@ class ResultTree:
                 raise InputError(f"{first.counterfactual} and {second.counterfactual}: one id, two counterfactuals")
         return pairs
 
-    def _originals(self, correct: bool) -> Path:
-        return self.output_path / "Original" / ("Correct" if correct else "Incorrect")
+    @property
+    def _originals(self) -> tuple[Path, Path]:
+        return self.output_path / "Original" / "Correct", self.output_path / "Original" / "Incorrect"
 
 
 def image_files(folder: Path) -> list[Path]:

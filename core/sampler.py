@@ -15,8 +15,6 @@ The network is evaluated once per distinct (z, i): its output at z_t serves both
 outer step itself. With τ = 60 DiME makes 1771 evaluations instead of 1830, and no bit of its result changes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,24 +23,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
+from dime.core.guidance import Pull
 from dime.core.noise import Draw
 from guided_diffusion.respace import SpacedDiffusion
 
 Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Called with (step, x_t, z_t) in every outer step; step counts from 0."""
-
-
-class Pull(Protocol):
-    """The gradients of one attempt (core.guidance.Pull), each shaped like an image, or 0 where its weight is."""
-
-    def class_gradient(self, x_t: torch.Tensor, wrt: torch.Tensor | None = None) -> torch.Tensor:
-        """Of the classifier's loss at x_t, with respect to x_t, or to what it was computed from."""
-
-    def perceptual_gradient(self, x_t: torch.Tensor) -> torch.Tensor | float:
-        """Of the perceptual distance at x_t."""
-
-    def distance_gradient(self, z_t: torch.Tensor) -> torch.Tensor | float:
-        """Of the pixel distances at z_t."""
 
 
 class Gaussian(NamedTuple):
@@ -87,7 +73,7 @@ class Denoiser:
         alpha_bar_prev = self.diffusion.at("alphas_cumprod_prev", indices, z)
         return alpha_bar_prev.sqrt() * p.pred_xstart + (1 - alpha_bar_prev).sqrt() * eps
 
-    def over(self, indices: Sequence[int]) -> Denoiser:
+    def over(self, indices: Sequence[int]) -> "Denoiser":
         """The same model on the process of these indices alone, in ascending order: its index k is indices[k]."""
         if indices[-1] + 1 == len(indices):
             return self
@@ -97,14 +83,10 @@ class Denoiser:
         """z ~ q(z_i | x)."""
         return self.diffusion.q_sample(x, _indices(x, i), noise=eps)
 
-    def invert(self, x: torch.Tensor, z: torch.Tensor, steps: int, draw: Draw) -> Inversion:
+    def invert(self, x: torch.Tensor, z: torch.Tensor, steps: int, draw: Draw) -> "Inversion":
         """x noised to every index below steps - 1, independently, and z at that one; all of them evaluated."""
         states = [*(self.noised(x, i, draw(x.shape)) for i in range(steps - 1)), z]
         return Inversion([x, *states], [self.output(state, i) for i, state in enumerate(states)])
-
-    def sqrt_alpha_bar(self, i: int) -> float:
-        """sqrt(ᾱ_i)."""
-        return float(self.diffusion.sqrt_alphas_cumprod[i])
 
 
 def _indices(z: torch.Tensor, i: int) -> torch.Tensor:
@@ -122,7 +104,7 @@ class Inversion:
     states: Sequence[torch.Tensor]
     outputs: Sequence[torch.Tensor]
 
-    def rows(self, rows: Sequence[int]) -> Inversion:
+    def rows(self, rows: Sequence[int]) -> "Inversion":
         """That of these images alone, in this order."""
         return Inversion([state[rows] for state in self.states], [output[rows] for output in self.outputs])
 
@@ -263,7 +245,7 @@ class Sampler:
     def _guided_mean(self, step: Step, x_t: torch.Tensor, pull: Pull) -> tuple[torch.Tensor, Region | None]:
         """μ - Σ (g_class + g_dist), and the region to which the change is confined."""
         guided = step.number < self.guided_iterations
-        root = step.denoiser.sqrt_alpha_bar(step.i) if self.divide else 1.0
+        root = float(step.denoiser.diffusion.sqrt_alphas_cumprod[step.i]) if self.divide else 1.0
         g_class = None
         if guided or self.class_unending:
             if self.through_network:

@@ -3,8 +3,6 @@
 The figures are functions of features, and those of pytorch-fid and torch-fidelity to the last digits for the same ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

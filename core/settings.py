@@ -1,7 +1,5 @@
 """How a counterfactual is made: the flags of all methods, under their published names and defaults."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,12 +11,15 @@ from dime.core.estimates import chain_lengths
 
 
 def flag(
-    default: Any, help: str, type: Callable[[str], Any] | None = None, choices: Callable[[], Sequence] | None = None
+    default: Any,
+    help: str,
+    type: Callable[[str], Any] | None = None,
+    choices: Sequence | Callable[[], Sequence] | None = None,
 ) -> Any:
     """A field that is a flag too: its default, its line in --help, and what its text must be.
 
     type: text -> value, raising argparse.ArgumentTypeError; the field's own type when not given. choices: the values
-    allowed, asked for when a parser is built.
+    allowed, or what gives them when a parser is built.
     """
     return dataclasses.field(default=default, metadata={"help": help, "type": type, "choices": choices})
 
@@ -57,7 +58,7 @@ class Settings:
     noise: str = flag(
         "per_image",
         "per_image: depends on (seed, id, scale, step) alone; stream: one generator, as published",
-        choices=lambda: ("per_image", "stream"),
+        choices=("per_image", "stream"),
     )
     start_step: int = flag(60, "noise level tau, in respaced timesteps")
     outer_steps: int = flag(
@@ -90,9 +91,7 @@ class Settings:
         "8:20,1 (8 in the first 20 steps, then 1); 1 costs nothing beyond the step's own; 0 is all indices",
         _inner_steps,
     )
-    inner_sampler: str = flag(
-        "ddpm", "the steps of that chain; ddim is deterministic", choices=lambda: ("ddpm", "ddim")
-    )
+    inner_sampler: str = flag("ddpm", "the steps of that chain; ddim is deterministic", choices=("ddpm", "ddim"))
     fresh_noise: float = flag(
         0.0, "inverted: share of fresh noise among the input's own; 1 is ordinary denoising", number(0, 1)
     )

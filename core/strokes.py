@@ -4,8 +4,6 @@ otherwise; perturbations such as Morpho-MNIST's (Castro et al. 2019), written af
 Digits are bright on black, (H, W), uint8.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

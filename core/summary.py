@@ -1,7 +1,5 @@
 """From the records of images to the published summary and statistics, and from their files back to the records."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -60,12 +58,11 @@ class ImageRecord:
         return "\n".join(f"{line}: {getattr(self, name)!r}" for name, line in INFO_LINES.items())
 
     @classmethod
-    def from_text(cls, id: int, text: str) -> ImageRecord:
+    def from_text(cls, id: int, text: str) -> "ImageRecord":
         """The record whose `text` this is. Raises ValueError for any other text."""
         values = dict(line.split(": ") for line in text.split("\n"))
-        kinds = {"int": int, "float": float}
         try:
-            columns = {f.name: kinds[f.type](values[INFO_LINES[f.name]]) for f in fields(cls) if f.name != "id"}
+            columns = {f.name: f.type(values[INFO_LINES[f.name]]) for f in fields(cls) if f.name != "id"}
         except KeyError as error:
             raise ValueError(f"no line {error}") from None
         record = cls(id, **columns)
@@ -127,7 +124,7 @@ def write_stats(path: Path, records: Sequence[ImageRecord]) -> None:
 
     The columns are tensors: numpy arrays would not load with weights_only.
     """
-    kinds = {"int": torch.int64, "float": torch.float32}
+    kinds = {int: torch.int64, float: torch.float32}
     stats: dict[str, Any] = {
         "n": len(records),
         "flipped": sum(record.flipped for record in records),

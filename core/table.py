@@ -1,7 +1,5 @@
 """Tables as Markdown, for people and the terminal: every table that the project prints is made here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 UNDEFINED = "undefined"

@@ -3,12 +3,12 @@
 Costs are evaluations of the diffusion model, over all images.
 """
 
-from __future__ import annotations
-
+import bisect
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,9 @@ class Trial:
         """Smaller is better: flips first, then the change, then the cost."""
         return -self.flip, self.change, self.evaluations
 
-    def beats(self, other: Trial) -> bool:
+    def beats(self, other: "Trial") -> bool:
         """Whether it is nowhere worse, and somewhere better."""
-        pairs = list(zip(self.rank, other.rank, strict=True))
-        return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+        return self.rank != other.rank and all(a <= b for a, b in zip(self.rank, other.rank, strict=True))
 
 
 class Record:
@@ -79,10 +78,7 @@ def largest_tau(keeps: Callable[[int], float], highest: int) -> int:
 
     keeps: τ -> the share that it keeps, taken to fall with τ. Raises InputError where even τ = 1 keeps too few.
     """
-    low, high = 0, highest + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if keeps(middle) >= KEEPS else (low, middle)
+    low = bisect.bisect_right(range(1, highest + 1), -KEEPS, key=lambda tau: -keeps(tau))
     if not low:
         raise InputError("noised to a single step and denoised, too few images keep their prediction: other networks?")
     return low
@@ -91,13 +87,8 @@ def largest_tau(keeps: Callable[[int], float], highest: int) -> int:
 def candidates(method: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Different settings, drawn from the grid."""
     grid = GRID | (OF_INVERTED if method == "inverted" else {})
-    draw, found = random.Random(seed), {}
-    for _ in range(100 * count):
-        flags = {name: draw.choice(values) for name, values in grid.items()}
-        found[json.dumps(flags)] = flags
-        if len(found) == count:
-            break
-    return list(found.values())
+    every = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    return random.Random(seed).sample(every, min(count, len(every)))
 
 
 def successive_halving(

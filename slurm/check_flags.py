@@ -6,8 +6,6 @@ Prints the flags of evaluate.py, one word on a line: first those that main.py's 
 front, then the given ones.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -15,18 +15,19 @@ import torch
 import yaml
 from PIL import Image
 
-from dime.core.datasets import ATTRIBUTES, CelebA, image_transform
+from dime.core.datasets import ATTRIBUTES, image_transform, open_dataset
 from dime.core.drawn_faces import DRAWN, counterfactual, draw
 from dime.core.drawn_faces.folder import Plan, write_folder
 from dime.core.errors import InputError
 from dime.core.images import input_to_uint8, to_hwc
 from dime.core.job.writer import write_image
 from dime.core.metrics.features import Machine
+from dime.core.metrics.report import Report
 from dime.core.results import ResultTree
 from dime.core.summary import ImageRecord
 from dime.core.training.classifier import to_file
 from dime.core.truth import rows
-from dime.core.truth.benchmark import INPUT, TRUTH, Benchmark, Experiment, left_out
+from dime.core.truth.benchmark import INPUT, TRUTH, Experiment, benchmark, left_out, measure
 from dime.core.truth.cases import Cases
 from dime.core.truth.faces import DrawnFaces, Task
 from dime.core.truth.rows import EVALUATIONS
@@ -69,20 +70,16 @@ def explain_faces(
     flipped: Callable[[int], bool] = lambda id: True,
     **config: object,
 ) -> ResultTree:
-    """A result tree as main.py leaves it, but with counterfactuals of one's own.
-
-    explain: input, true counterfactual (H, W, 3), 8-bit -> a counterfactual.
-    """
+    """A result tree as main.py leaves it, with counterfactuals explain(input, true one), all (H, W, 3), 8-bit."""
     tree = ResultTree(output_path, name, image_format)
     tree.create()
-    dataset = CelebA(str(data), "val", SIZE)
+    dataset = open_dataset("CelebA", str(data), SIZE)
     for id in range(IMAGES):
-        x = to_hwc(input_to_uint8(dataset[id].image))
+        x = to_hwc(input_to_uint8(dataset.load(id)))
         write_image(tree.original(id, correct(id)), x)
         write_image(tree.image("CF", id, correct(id), flipped(id)), explain(x, true_picture(id)))
-    flags = {"query_label": ATTRIBUTES.index(QUERY), "image_size": SIZE, "dataset": "CelebA", "use_train": False}
-    flags |= {"data_dir": str(data)}
-    tree.report("config.yaml").write_text(yaml.safe_dump(flags | config))
+    flags = {"query_label": ATTRIBUTES.index(QUERY), "image_size": SIZE, "dataset": "CelebA", "data_dir": str(data)}
+    tree.report("config.yaml").write_text(yaml.safe_dump(flags | {"use_train": False} | config))
     return tree
 
 
@@ -98,10 +95,8 @@ def faces(data) -> DrawnFaces:
     return DrawnFaces(Task(ATTRIBUTES.index(QUERY), SIZE, "CelebA", False, str(data)))
 
 
-def measured(faces: DrawnFaces, *trees: ResultTree) -> tuple[Benchmark, dict[str, dict[str, float]]]:
-    """The benchmark of some trees and its values; the oracle knows the inputs' labels and the true counterfactuals',
-    to the byte, and sees nothing in other pictures.
-    """
+def measured(faces: DrawnFaces, *trees: ResultTree) -> tuple[Report, dict[str, dict[str, float]]]:
+    """The benchmark and its values; to the byte, the oracle knows inputs and true counterfactuals, and nothing else."""
     labels = {}
     for id in range(IMAGES):
         labels[faces.picture(id).tobytes()] = faces.has(id)
@@ -111,9 +106,8 @@ def measured(faces: DrawnFaces, *trees: ResultTree) -> tuple[Benchmark, dict[str
     def oracle(pictures: np.ndarray) -> np.ndarray:
         return np.array([labels.get(picture.tobytes(), np.zeros(len(DRAWN), bool)) for picture in pictures]).astype(int)
 
-    benchmark = Benchmark([Experiment(tree.exp_name, [tree]) for tree in trees], faces, oracle, HERE)
-    measurements = benchmark.report().measurements
-    return benchmark, {name: {key: m.value for key, m in found.items()} for name, found in measurements.items()}
+    report = benchmark([Experiment(tree.exp_name, [tree]) for tree in trees], faces, oracle, HERE)
+    return report, {name: {key: m.value for key, m in found.items()} for name, found in report.measurements.items()}
 
 
 def test_the_truth_and_unchanged_as_counterfactuals(faces, data, tmp_path):
@@ -145,15 +139,14 @@ def test_the_truth_and_unchanged_as_counterfactuals(faces, data, tmp_path):
 
 def test_images_without_a_true_counterfactual_are_left_out(faces, data, tmp_path):
     tree = explain_faces(tmp_path, "exp", data, correct=lambda id: id != 2)
-    benchmark, _ = measured(faces, tree)
-    report = benchmark.report()
+    report, _ = measured(faces, tree)
     assert report.measurements["exp"][rows.RECOVERED].n == IMAGES - 1
     assert report.measurements["exp"][rows.FLIP_RATE].n == IMAGES
     assert report.caveats["exp"] == ["exp: 1 images that its classifier misjudges have no true counterfactual"]
     labels = [QUERY in faces.face(id).has for id in range(IMAGES)]
     cases = Cases([faces.case(pair) for pair in tree.pairs()], lambda pictures: None, DRAWN.index(QUERY))
     assert cases.target.tolist() == [label if id == 2 else not label for id, label in enumerate(labels)]
-    figures = benchmark.measured["exp"]
+    figures = measure(tree.pairs(), [], faces, lambda pictures: None, HERE)
     hidden = replace(figures, masks=figures.masks | {"true": figures.masks["correct"] & (np.arange(IMAGES) < 4)})
     assert left_out("exp", hidden, "Bangs")[1].startswith("exp: in 2 images Bangs does not show")
     nothing = np.zeros(IMAGES, bool)
@@ -167,7 +160,7 @@ def test_seeds_are_one_column_and_an_image_is_resampled_with_all_of_them(faces, 
     wrong = explain_faces(tmp_path, "wrong", data, unchanged, flipped=lambda id: False)
     mixed = explain_faces(tmp_path, "mixed", data, flipped=lambda id: id % 2 == 0)
     experiments = [Experiment("seeds", [right, wrong]), Experiment("images", [mixed, mixed])]
-    report = Benchmark(experiments, faces, lambda pictures: np.zeros((len(pictures), len(DRAWN)), int), HERE).report()
+    report = benchmark(experiments, faces, lambda pictures: np.zeros((len(pictures), len(DRAWN)), int), HERE)
     seeds, images = (report.measurements[name][rows.FLIP_RATE] for name in ("seeds", "images"))
     assert (seeds.value, seeds.n, seeds.interval) == (0.5, IMAGES, (0.5, 0.5))
     assert (images.value, images.n) == (0.5, IMAGES) and images.interval[1] - images.interval[0] > 0.5
@@ -224,7 +217,7 @@ def test_what_a_classifier_truly_relies_on(faces, data, tmp_path, monkeypatch):
     experiment.add("shortcut", lambda _: SHORTCUT.told(faces, np.ones(len(DRAWN), bool)))
     experiment.add("classifier", lambda e: SHORTCUT.true([tree], e.ids, faces, HERE))
     nothing = np.zeros((HERE.batch_size, len(DRAWN)), int)
-    report = Benchmark([experiment], faces, lambda pictures: nothing[: len(pictures)], HERE).report()
+    report = benchmark([experiment], faces, lambda pictures: nothing[: len(pictures)], HERE)
     found = report.measurements["exp"]
     assert found[RELIANCE].value == pytest.approx(0.2)
     assert found[BY_SMILE].value == 1 and found[BY_GLASSES].value == 0

@@ -5,8 +5,6 @@
 The file is read wherever the checkpoint is. Rounding to float16 changes weights by at most 1 part in 2048.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -6,8 +6,6 @@ A network that does not see the mean colour of a noisy image may have a small er
 it follows nothing of the noise's mean (docs/training.md, "Timesteps, and small networks").
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -39,11 +37,8 @@ def noise_error(
     mean, found_mean = (values.mean((2, 3)) for values in (eps, found))
     centred = mean - mean.mean(0)
     followed = (centred * (found_mean - found_mean.mean(0))).sum() / centred.square().sum()
-    return (
-        float((found - eps).square().mean()),
-        float((found_mean - mean).square().mean().sqrt()),
-        float(followed),
-    )
+    errors = (found - eps).square().mean(), (found_mean - mean).square().mean().sqrt()
+    return *map(float, errors), float(followed)
 
 
 def main() -> None:

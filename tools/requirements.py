@@ -6,8 +6,6 @@
 anything is installed.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version

@@ -3,8 +3,6 @@
 python tools/small_digits.py FOLDER
 """
 
-from __future__ import annotations
-
 import struct
 import sys
 from pathlib import Path

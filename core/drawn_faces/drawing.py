@@ -1,7 +1,5 @@
 """From a face to its picture, where an attribute shows in it, and sheets of small pictures for a person to look at."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from dime.core.drawn_faces import features, head
 from dime.core.drawn_faces.face import DRAWN, Face, counterfactual, holds
 from dime.core.drawn_faces.scene import Scene, Texture
+from dime.core.photos import fitted
 
 SIZE = (178, 218)
 """Width and height of CelebA's aligned pictures."""
@@ -68,13 +67,6 @@ def changed_pixels(one: Image.Image, other: Image.Image) -> np.ndarray:
     return np.asarray(changed.convert("L").filter(ImageFilter.MaxFilter(3))) > 0
 
 
-def thumbnail(picture: Image.Image, size: int = TILE) -> Image.Image:
-    """What a network sees of a 178x218 picture: the shorter side resized to `size`, the middle cut out."""
-    height = int(size * picture.height / picture.width)
-    top = round((height - size) / 2)
-    return picture.resize((size, height), Image.Resampling.BILINEAR).crop((0, top, size, top + size))
-
-
 def contact_sheet(faces: Sequence[Face], columns: int = 10) -> Image.Image:
     """The faces at 64x64, enlarged, in rows."""
     return _sheet([[draw(face) for face in faces[i : i + columns]] for i in range(0, len(faces), columns)])
@@ -102,6 +94,6 @@ def _sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = ()) ->
             title = titles[i].replace("_", " ")
             ImageDraw.Draw(sheet).text((8, y + tile // 2 - 7), title, (40, 40, 48), ImageFont.load_default())
         for j, picture in enumerate(row):
-            enlarged = thumbnail(picture).resize((tile, tile), Image.Resampling.BICUBIC)
+            enlarged = fitted(picture, TILE).resize((tile, tile), Image.Resampling.BICUBIC)
             sheet.paste(enlarged, (left + MARGIN + j * cell, y))
     return sheet

@@ -1,7 +1,6 @@
 """A face as numbers: which attributes it has (natural correlations, planted shortcuts), and what else can vary."""
 
-from __future__ import annotations
-
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum
@@ -67,17 +66,13 @@ class Correlation:
         return f"{self.leader}:{self.follower}={self.agreement:g}"
 
     @classmethod
-    def parse(cls, text: str) -> Correlation:
+    def parse(cls, text: str) -> "Correlation":
         """Read `Smiling:Eyeglasses=0.9`. Raises InputError for another form, name or probability."""
-        names, equals, number = text.partition("=")
-        leader, colon, follower = names.partition(":")
-        try:
-            agreement = float(number)
-        except ValueError:
-            agreement = -1.0
-        if not (colon and equals and 0 <= agreement <= 1):
+        found = re.fullmatch(r"(\w+):(\w+)=(0|1|[01]?\.\d+)", text)
+        if not found or float(found[3]) > 1:
             expected = "LEADER:FOLLOWER=P with P in 0..1, as in Smiling:Eyeglasses=0.9"
             raise InputError(f"correlation {text!r}: expected {expected}")
+        leader, follower, agreement = found[1], found[2], float(found[3])
         require_drawn(leader)
         require_drawn(follower)
         if leader == follower or excludes(leader, follower):
@@ -252,7 +247,7 @@ class Face:
         return asdict(self) | {"has": [name for name in DRAWN if name in self.has]}
 
     @classmethod
-    def from_dict(cls, values: Mapping) -> Face:
+    def from_dict(cls, values: Mapping) -> "Face":
         """The inverse of to_dict. Raises InputError when a number is missing or unknown."""
         known = {entry.name for entry in fields(cls)}
         if set(values) != known:

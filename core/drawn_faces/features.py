@@ -1,7 +1,5 @@
 """Eyes, eyebrows and mouth, where expression lives; and what a face can put on: glasses, a hat, earrings."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from dime.core.drawn_faces.face import Earring, Glasses, Hat

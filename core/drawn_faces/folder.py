@@ -1,12 +1,10 @@
 """A folder of drawn faces in CelebA's layout, with the parameters of every face beside it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import uuid
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,10 +116,12 @@ def _fill(folder: Path, plan: Plan, num_workers: int, progress: bool) -> None:
     starts = range(0, len(plan), BLOCK)
     workers = min(num_workers, len(starts))
     faces: list[Face] = []
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(plan), unit="face", disable=None if progress else True))
-        each = stack.enter_context(ProcessPoolExecutor(workers)).map if workers > 1 else map
-        for block in each(partial(_draw_block, folder / IMAGE_FOLDER, plan), starts):
+    draw_block = partial(_draw_block, folder / IMAGE_FOLDER, plan)
+    with (
+        tqdm(total=len(plan), unit="face", disable=None if progress else True) as bar,
+        ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool,
+    ):
+        for block in pool.map(draw_block, starts) if pool else map(draw_block, starts):
             faces += block
             bar.update(len(block))
     labels = [[image_name(f.index), *(1 if value else -1 for value in labels_of(f).values())] for f in faces]

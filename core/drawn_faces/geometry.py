@@ -4,8 +4,6 @@ Face coordinates: pixels of a 178x218 picture, x to the right, y down, origin be
 y = -7, the mouth at 37, the chin at 66, the crown at -68.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

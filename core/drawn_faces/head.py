@@ -1,7 +1,5 @@
 """The head and what stands behind it: background, clothes, neck, ears, skin and nose, then the hair."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from dime.core.drawn_faces.face import Backdrop, Clothes, HairLength

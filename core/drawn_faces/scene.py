@@ -1,7 +1,5 @@
 """What all parts of the drawing share: the picture so far, the pose, colours, skin and hair in the light."""
 
-from __future__ import annotations
-
 import colorsys
 import math
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 And with it, how the summaries of a run's chunks become that of the whole, once it is proven that they are all of it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What is asked about a set of images: which decision of the classifier, its truth, and what to turn it into."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

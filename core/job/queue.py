@@ -11,15 +11,12 @@ All of it lies in the experiment's folder and is gone when the run is complete. 
 nothing is left to give out, the others take what it had begun. Nothing here takes longer the more images there are.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
 import random
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,9 +28,8 @@ from dime.core.cli import EXIT_INPUT_ERROR, say
 from dime.core.errors import InputError
 from dime.core.results import make_folder
 
-POLL = 0.5
-"""Seconds between two looks of a process that waits for others."""
-BUSY = -1
+BUSY, POLL = -1, 0.5
+"""There may be something to do in so many seconds."""
 SPARE = 4
 """Work is taken ahead of time as long as more than so much is left for each member: at the end nobody hoards."""
 
@@ -126,51 +122,32 @@ class Queue:
         return State(self.launch, done=start.done, flipped=start.flipped)
 
     def take(self, ahead: bool = False) -> int | None:
-        """The number of an item of `todo` that is this process's from now on; None where all are given out.
+        """The number of an item of `todo` that is this process's from now on: when all are given out, what a dead
+        member had begun; BUSY where others are at work on all that is left; None when everything is done.
 
-        ahead: it has another one in hand, and leaves the last ones to others.
+        One process finds `ends_the_run` set then. The others are let go when it has called `close`. ahead: it has
+        another one in hand, and leaves the last ones to others.
         """
         with self._locked():
-            state = self._working(self._state())
-            left = len(self.todo) - state.given
-            if left == 0 or (ahead and len(state.members) > 1 and left <= SPARE * len(state.members)):
+            if (state := self._state()) is None:
                 return None
-            state.open[str(state.given)] = self.member
-            state.given += 1
-            self._write(state)
-            return state.given - 1
-
-    def take_over(self, meanwhile: Callable[[], None] = lambda: None) -> int | None:
-        """Wait for the others when all is given out: what a dead one had begun, or None when everything is done.
-
-        One process finds `ends_the_run` set then. The others are let go when it has called `close`. meanwhile: called
-        while it waits.
-        """
-        while (found := self.left_behind()) == BUSY:
-            meanwhile()
-            time.sleep(POLL)
-        return found
-
-    def left_behind(self) -> int | None:
-        """As `take_over`, but BUSY at once where others are still at work. Looks at one of them at a time."""
-        with self._locked():
-            state = self._state()
-            if state is None:
+            left, item = len(self.todo) - self._working(state).given, None
+            if ahead and (left == 0 or (len(state.members) > 1 and left <= SPARE * len(state.members))):
                 return None
-            self._working(state)
-            if state.open:
-                item, member = random.choice(list(state.open.items()))
+            if left:
+                item, state.given = state.given, state.given + 1
+            elif state.open:  # a look at one of them at a time
+                item, member = random.choice([(int(item), member) for item, member in state.open.items()])
                 if self._lives(member):
                     return BUSY
-                state.open[item] = self.member
-                self._write(state)
-                return int(item)
-            if state.ender != self.member and self._lives(state.ender):
+            elif state.ender != self.member and self._lives(state.ender):
                 return BUSY
-            state.ender = self.member
+            else:
+                state.ender, self.ends_the_run = self.member, True
+            if item is not None:
+                state.open[str(item)] = self.member
             self._write(state)
-            self.ends_the_run = True
-            return None
+            return item
 
     def done(self, item: int, result: Any, done: int, flipped: int) -> None:
         """An item is finished: its result, and how many images that is, of them flipped."""

@@ -1,7 +1,5 @@
 """Explaining a batch although it does not fit into memory, or half precision overflows on one of its images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

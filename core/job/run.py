@@ -1,7 +1,5 @@
 """A run: one chunk of a data set, from its images to the written results, alone or shared with other processes."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io
@@ -10,11 +8,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 import yaml
 from tqdm import tqdm
 
@@ -23,21 +20,13 @@ from dime.core.datasets import PUBLISHED
 from dime.core.errors import InputError
 from dime.core.explain import Batch, Explanations
 from dime.core.files import write_atomically
+from dime.core.job import writer
 from dime.core.job.identity import identity_of, require_same_run, short_hash
-from dime.core.job.queue import Queue, Start
+from dime.core.job.queue import BUSY, POLL, Queue, Start
 from dime.core.job.recovery import RecoveringExplainer
 from dime.core.job.setup import Setup
 from dime.core.job.world import World
-from dime.core.job.writer import (
-    CONFIG,
-    INDEX,
-    QUEUE,
-    STATS,
-    SUMMARY,
-    ChunkFiles,
-    check_original,
-    write_explanations,
-)
+from dime.core.job.writer import ChunkFiles, check_original, write_explanations
 from dime.core.photos import BadImageError
 from dime.core.results import ResultTree
 from dime.core.summary import ImageRecord, Summary, summarise, write_stats, write_summary
@@ -50,16 +39,13 @@ AGREED = ("exp_name", "chunk", "overwrite", "on_bad_image", "oracle_figures")
 """Flags outside a run's identity that have to be the same in all processes that share it."""
 
 
-@dataclass(frozen=True)
-class Lease:
-    """A batch that this process does. number: in the queue. skip: what stands there already, and what is bad.
-
-    failed: the bad images, with the reason; grey ones stand in for them in `batch`.
+class Lease(NamedTuple):
+    """A batch that this process does. number: in the queue. failed: the bad images, with the reason; grey ones stand in
+    for them in `batch`.
     """
 
     number: int
     batch: Batch
-    skip: set[int]
     failed: dict[int, str]
 
 
@@ -96,7 +82,7 @@ class Run:
             raise InputError("--noise stream: one process draws it, image after image; start only one")
         self.world.compare({**self.identity, **{name: self.flags[name] for name in AGREED}})
         name = "" if streamed else self.world.name
-        self.queue = Queue(self.files.report(QUEUE), name, self.world.me, self.world.speaks)
+        self.queue = Queue(self.files.report(writer.QUEUE), name, self.world.me, self.world.speaks)
         with self.world.at_work(self.queue, self._begin):
             try:
                 self._work(explain)
@@ -117,19 +103,19 @@ class Run:
         if not config.save_images and not config.overwrite:
             records = {**records_in(of_the_dead), **records}
             if records:
-                write_stats(files.report(STATS), list(records.values()))
+                write_stats(files.report(writer.STATS), list(records.values()))
         for id in self.ids if config.save_images else ():
             if id not in records and self.tree.stored_originals(id):
                 with contextlib.suppress(BadImageError):  # its turn comes
                     check_original(self.tree, id, self.source.load(id))
         files.clean(records)
         text = yaml.safe_dump({**self.flags, "identity": self.identity}, sort_keys=True)
-        write_atomically(files.report(CONFIG), text)
+        write_atomically(files.report(writer.CONFIG), text)
         if config.dataset not in PUBLISHED or config.images:
             index = io.StringIO()
             rows = [("id", "file"), *((id, self.source.relative_name(id)) for id in self.setup.selection)]
             csv.writer(index, lineterminator="\n").writerows(rows)
-            write_atomically(self.tree.report(INDEX), index.getvalue())
+            write_atomically(self.tree.report(writer.INDEX), index.getvalue())
         finished = {"records": [astuple(record) for record in records.values()]}
         return Start(self._batches(records), finished, len(records), sum(r.flipped for r in records.values()))
 
@@ -147,22 +133,14 @@ class Run:
 
     def _work(self, explain: RecoveringExplainer) -> None:
         """Sample batch after batch, while one thread reads the next one and another writes the last one."""
-        with _ProgressBar(self) as bar, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        with _ProgressBar(self) as bar, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as behind:
             ahead, written = reader.submit(self._read, self.queue.take()), None
             try:
                 while True:
                     with self._clock("input"):
                         lease = ahead.result()
                     if lease is None:
-                        with self._clock("others"):
-                            number = self.queue.take()
-                        if number is None and written:
-                            with self._clock("output"):
-                                written.result()
-                        if number is None:
-                            with self._clock("others"):
-                                number = self.queue.take_over(bar.look)
-                        if number is None:
+                        if (number := self._wait(bar, written)) is None:
                             return
                         with self._clock("input"):
                             lease = self._read(number)
@@ -172,7 +150,7 @@ class Run:
                     with self._clock("output"):
                         if written:
                             written.result()
-                    written = writer.submit(self._write, lease, result, explain.limit)
+                    written = behind.submit(self._write, lease, result, explain.limit)
             except InputError:  # of the next batch, maybe: what is sampled is written
                 if written:
                     written.result()
@@ -180,6 +158,20 @@ class Run:
             except BaseException:
                 self._interrupted.set()
                 raise
+
+    def _wait(self, bar: "_ProgressBar", written: Future | None) -> int | None:
+        """A batch that nobody does, maybe after waiting for others; None when all are done."""
+        while True:
+            with self._clock("others"):
+                number = self.queue.take()
+            if number != BUSY:
+                return number
+            with self._clock("output"):
+                if written:
+                    written.result()
+            with self._clock("others"):
+                bar.look()
+                time.sleep(POLL)
 
     @contextlib.contextmanager
     def _clock(self, kind: str) -> Iterator[None]:
@@ -189,10 +181,9 @@ class Run:
 
     def _read(self, number: int | None) -> Lease | None:
         """The images of a batch; a grey one stands in for a bad one, whose neighbours keep the shape of their batch."""
-        if number is None:
+        if number in (None, BUSY):
             return None
-        (ids, finished), images, failed = self.queue.todo[number], [], {}
-        device, question = self.setup.device, self.question
+        (ids, _), images, failed = self.queue.todo[number], [], {}
         for id in ids:
             try:
                 images.append(self.source.load(id))
@@ -201,24 +192,17 @@ class Run:
                     raise
                 failed[id] = str(error)
                 images.append(self.source.stand_in())
-        conditional = self.setup.explainer.diffusion.class_cond
-        batch = Batch(
-            ids=ids,
-            x=torch.stack(images).to(device),
-            label=None if question.labels is None else torch.from_numpy(question.labels[ids]).long().to(device),
-            target=torch.tensor([question.target(id) for id in ids], device=device) if question.target else None,
-            conditions=torch.stack([self.source.conditions(id) for id in ids]).to(device) if conditional else None,
-        )
-        return Lease(number, batch, {*finished, *failed}, failed)
+        return Lease(number, self.setup.batch(ids, images), failed)
 
     def _write(self, lease: Lease, result: Explanations, limit: int | None) -> None:
         """The files of a batch, then its line in the queue."""
         tree, records = self.tree if self.config.save_images else None, []
-        for record in write_explanations(result, tree, lease.skip, binary=not self.question.classes):
+        skip = {*self.queue.todo[lease.number][1], *lease.failed}  # what stands there already, and what is bad
+        for record in write_explanations(result, tree, skip, binary=not self.question.classes):
             if self._interrupted.is_set():
                 return
             records.append(record)
-        failed, whole = dict(lease.failed), lease.skip.union(record.id for record in records)
+        failed, whole = dict(lease.failed), skip.union(record.id for record in records)
         for id, at_target in zip(result.ids, (result.pred == result.target).tolist(), strict=True):
             if id not in whole:
                 failed[id] = AT_TARGET if at_target else NOT_FINITE
@@ -237,7 +221,7 @@ class Run:
         files.write_failed(failed)
         if self.ids and not ordered and set(failed.values()) == {AT_TARGET}:
             raise InputError(f"--target {self.config.target}: the prediction of all {len(self.ids)} images already")
-        write_stats(files.report(STATS), ordered)
+        write_stats(files.report(writer.STATS), ordered)
         summary = summarise(ordered, failed=len(failed), classes=self.question.classes)
         if self.question.labels is None:
             summary["unlabelled"] = len(ordered)  # their predictions stand for labels
@@ -251,7 +235,7 @@ class Run:
                 "total": len(self.setup.selection),
                 "identity": short_hash(self.identity),
             }
-        write_summary(files.report(SUMMARY), summary)
+        write_summary(files.report(writer.SUMMARY), summary)
         for name in lost:
             say(f"{name} has ended before its work was done; others have done it.")
         seconds = sum((Counter(result.get("seconds", {})) for result in results), self.seconds)

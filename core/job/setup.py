@@ -1,7 +1,6 @@
 """From a command to what it needs: the images, the question about them, and the explainer that answers it."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +9,7 @@ from dime.core.arithmetic import CompiledUNet, compile_unet, prepare_unet
 from dime.core.cli import say
 from dime.core.config import Config
 from dime.core.datasets import Source, download, open_dataset
-from dime.core.explain import Explainer
+from dime.core.explain import Batch, Explainer
 from dime.core.job.question import Question, ask
 from dime.core.networks.checks import check_classifier
 from dime.core.networks.classifiers import load_classifier
@@ -33,6 +32,18 @@ class Setup:
     question: Question
     selection: list[int]
     explainer: Explainer
+
+    def batch(self, ids: list[int], images: Sequence[torch.Tensor] | None = None) -> Batch:
+        """Images of the source (or `images` (C, H, W) in their places), with what is known and asked of each."""
+        labels, target, device = self.question.labels, self.question.target, self.device
+        conditional = self.explainer.diffusion.class_cond
+        return Batch(
+            ids=ids,
+            x=torch.stack(images or [self.source.load(id) for id in ids]).to(device),
+            label=None if labels is None else torch.from_numpy(labels[ids]).long().to(device),
+            target=torch.tensor([target(id) for id in ids], device=device) if target else None,
+            conditions=torch.stack([self.source.conditions(id) for id in ids]).to(device) if conditional else None,
+        )
 
     def in_float32(self) -> Explainer:
         """The same explainer in full precision.

@@ -1,7 +1,5 @@
 """The processes that work on one experiment together: how they start, that all of them can, and each one's device."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -17,7 +15,7 @@ from dime.core.cli import EXIT_CONTINUE, EXIT_INPUT_ERROR, EXIT_SOME_FAILED, say
 from dime.core.errors import InputError
 from dime.core.job.identity import difference_between
 from dime.core.job.queue import Begin, Queue
-from guided_diffusion.dist_util import _choose_device, close, gather, open_group, watched
+from guided_diffusion.dist_util import _choose_device, close, gather, open_group
 from guided_diffusion.launch import detect, run_here
 
 
@@ -112,12 +110,6 @@ class World:
                 self._agree()
                 self._have_met = True
                 close()  # from now on nobody needs the others
-            yield
-
-    @contextlib.contextmanager
-    def in_step(self) -> Iterator[None]:
-        """Within, all processes compute the same, share what is costly, and end together."""
-        with watched():
             yield
 
     def _agree(self, word: Any = None, error: InputError | None = None) -> list[Any]:

@@ -4,10 +4,7 @@ An image is finished when its Info file is there, which is written last, and eve
 saves no images keeps its records in the queue, batch by batch, and in stats.pth when it is done.
 """
 
-from __future__ import annotations
-
 import contextlib
-import io
 import shutil
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ from dime.core.config import Config
 from dime.core.errors import InputError
 from dime.core.explain import Explanations
 from dime.core.files import remove_orphans, write_atomically
-from dime.core.images import difference_map, input_to_uint8, to_hwc, to_image, to_uint8
+from dime.core.images import difference_map, encoded, input_to_uint8, reopened, to_hwc, to_uint8
 from dime.core.job.queue import Queue
 from dime.core.results import CELLS, FRAME_KINDS, IMAGE_FORMATS, ResultTree, image_files, make_folder
 from dime.core.summary import ImageRecord, read_stats
@@ -90,29 +87,24 @@ def write_image(path: Path, image: np.ndarray) -> None:
     write_atomically(path, encoded(image, path.suffix))
 
 
-def encoded(image: np.ndarray, suffix: str) -> bytes:
-    """The file of an 8-bit image (H, W, C): suffix .jpg (Pillow's quality 75) or .png."""
-    buffer = io.BytesIO()
-    to_image(image).save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[suffix])
-    return buffer.getvalue()
-
-
 def check_original(tree: ResultTree, id: int, x: torch.Tensor) -> None:
     """Raise InputError if the tree holds another image than x (C, H, W) under this id."""
     for path in tree.stored_originals(id):
-        ours = encoded(to_hwc(input_to_uint8(x)), path.suffix)
         try:
-            a, b = (
-                np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), np.float32)
-                for file in (ours, path.read_bytes())
-            )
+            stored = np.asarray(Image.open(path).convert("RGB"))
         except OSError as error:
             raise InputError(f"{path}: not a readable image ({error}); remove it and run again") from None
-        if a.shape != b.shape or np.abs(a - b).mean() > SAME_IMAGE_TOLERANCE:
+        if not is_stored_as(stored, to_hwc(input_to_uint8(x)), path.suffix):
             raise InputError(
                 f"{path}: another image lies there under an id of this run (other data, partition or image_size?); "
                 "choose another --output_path"
             )
+
+
+def is_stored_as(stored: np.ndarray, image: np.ndarray, suffix: str) -> bool:
+    """Whether a file of the tree, read as (H, W, 3), holds this 8-bit image (H, W, C), up to SAME_IMAGE_TOLERANCE."""
+    ours = np.asarray(reopened(image, suffix))
+    return stored.shape == ours.shape and np.abs(stored - ours.astype(float)).mean() <= SAME_IMAGE_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -133,7 +125,7 @@ class ChunkFiles:
         if not self.config.save_images:
             found = read_stats(self.report(STATS)) if self.report(STATS).exists() else []
             return {record.id: record for record in found if record.id in own}
-        there = {folder: {path.name for path in folder.iterdir()} for folder in self.tree.folders()}
+        there = {path for folder in self.tree.folders() for path in folder.iterdir()}
         for cell in CELLS:
             for path in _named_by_id(self.tree.results / cell / "Info"):
                 with contextlib.suppress(ValueError, OSError):  # a damaged text: the image is not finished
@@ -185,23 +177,15 @@ class ChunkFiles:
         else:
             self.report(FAILED).unlink(missing_ok=True)
 
-    def _is_complete(self, record: ImageRecord, there: Mapping[Path, set[str]]) -> bool:
+    def _is_complete(self, record: ImageRecord, there: set[Path]) -> bool:
         cell = (record.id, record.correct, record.flipped)
         files = [self.tree.info(*cell), *(self.tree.image(kind, *cell) for kind in ("CF", "Noise", "SM"))]
         original = self.tree.original(record.id, record.correct)  # in whichever format
-        frames = {
-            kind: {path.name for path in self.tree.frame_folder(kind, record.id).glob("*")}
-            for kind in self.config.kept_frames
-        }
-        return (
-            all(file.name in there[file.parent] for file in files)
-            and any(original.with_suffix(f".{suffix}").name in there[original.parent] for suffix in IMAGE_FORMATS)
-            and all(
-                self.tree.frame(kind, record.id, step).name in names
-                for kind, names in frames.items()
-                for step in range(self.config.settings.steps)
-            )
-        )
+        for kind in self.config.kept_frames:
+            frames = {self.tree.frame(kind, record.id, step) for step in range(self.config.settings.steps)}
+            if not frames.issubset(self.tree.frame_folder(kind, record.id).glob("*")):
+                return False
+        return there.issuperset(files) and any(original.with_suffix(f".{end}") in there for end in IMAGE_FORMATS)
 
     def _remove_images(self, ids: set[int]) -> None:
         for folder in self.tree.cell_folders():

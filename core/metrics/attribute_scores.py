@@ -1,7 +1,5 @@
 """How well logits tell attributes: accuracy and area under the ROC curve of each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

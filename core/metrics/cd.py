@@ -1,7 +1,5 @@
 """CD: do counterfactuals change other attributes as the data set couples them to the one explained?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,8 +7,7 @@ from matplotlib.figure import Figure
 
 from dime.core.datasets import ATTRIBUTES, read_annotations
 from dime.core.errors import InputError
-from dime.core.metrics.measurement import Measurement
-from dime.core.metrics.metric import Context, Features, Metric, is_multiclass
+from dime.core.metrics.metric import Context, Features, Measurement, Metric, is_multiclass
 from dime.core.metrics.mnac import attribute_changes, celeba_oracle
 from dime.core.results import Pair, ResultTree
 

@@ -1,7 +1,5 @@
 """COUT: how soon does the decision flip while pixels turn into the counterfactual's, most changed first?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -12,8 +10,7 @@ from scipy.integrate import trapezoid
 
 from dime.core.guidance import Decision
 from dime.core.metrics.features import Machine, read_images, shared
-from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Metric
+from dime.core.metrics.metric import Measurement, Metric, mean
 from dime.core.results import Pair
 
 TRANSITION_STEPS = 50

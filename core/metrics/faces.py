@@ -1,7 +1,5 @@
 """FVA and FS: is the person the same? Cosines between VGGFace2 features of input and counterfactual."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from dime.core.errors import UndefinedError
-from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures
-from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
+from dime.core.metrics.features import ImageFeatures, Machine
+from dime.core.metrics.metric import Context, Features, Measurement, Metric, counterfactuals, mean, originals
 from dime.core.networks.features import load_small_cnn, load_vggface2, vggface2_file
 from dime.core.networks.files import SAFETENSORS
 from dime.core.results import Pair, ResultTree
@@ -48,19 +45,19 @@ def face_verification(
     return [mean(name, same_face(similarity) if name == "FVA" else similarity) for name in names]
 
 
-def face_features(weights_path: str | Path, machine: Machine) -> ImageFeatures:
+def face_features(weights_path: str | Path, machine: Machine, file: Path | None = None) -> ImageFeatures:
     """VGGFace2 features (N, 2048) of image files; those (N, D) of a small CNN where the file is a .safetensors."""
-    if Path(weights_path).suffix == SAFETENSORS:
-        return ImageFeatures(load_small_cnn(weights_path, machine.device).feat_extract, machine)
-    return ImageFeatures(load_vggface2(weights_path, machine.device), machine, vggface2_input)
+    path = Path(weights_path)
+    if path.suffix == SAFETENSORS:
+        return ImageFeatures(load_small_cnn(path, machine.device).feat_extract, machine, file=file, weights=path)
+    network = load_vggface2(path, machine.device)
+    return ImageFeatures(network, machine, vggface2_input, file, vggface2_file(path))
 
 
 def needs(context: Context, tree: ResultTree) -> tuple[Features, tuple[str, ...]]:
     """Features of faces, and the names of what is measured with them."""
-    features, weights = context.once(face_features, context.weights_path, context.machine), context.weights_path
-    if weights.suffix != SAFETENSORS:
-        weights = vggface2_file(weights)
-    return context.once(StoredFeatures, features, tree.original_features("faces"), weights), names(context)
+    file = tree.original_features("faces")
+    return context.once(face_features, context.weights_path, context.machine, file), names(context)
 
 
 def names(context: Context) -> tuple[str, ...]:

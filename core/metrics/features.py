@@ -1,13 +1,10 @@
 """Features of image files: read in threads, computed in batches, each file once."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -55,67 +52,51 @@ class ImageFeatures:
     """What a network says of image files; a file that has been seen is not computed again.
 
     network: a batch (N, …) of what `prepare` gives -> features (N, D). prepare: an RGB image -> the network's input.
+    file: where features of the images below its own folder stay for the next experiment's metrics; None: nowhere. Rows
+    are looked up by the content of the image, and the whole file by that of the network's `weights`, so that nothing
+    in it can be out of date.
     """
 
     network: Callable[[torch.Tensor], torch.Tensor]
     machine: Machine
     prepare: Callable[[Image.Image], torch.Tensor] = from_image
-    _known: dict[Path, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    file: Path | None = None
+    weights: Path | None = None
 
     def __call__(self, paths: Sequence[Path]) -> torch.Tensor:
         """Features (N, D) of the files, on the CPU in float32.
 
         Raises InputError for a damaged image, UndefinedError for one of which the network says NaN or infinity.
         """
-        new = [path for path in dict.fromkeys(paths) if path not in self._known]
+        keys = [_digest(path) if self.file and self.file.parent in path.parents else path for path in paths]
+        new = {key: path for key, path in zip(keys, paths, strict=True) if key not in self._known}
 
         def compute(images: list[torch.Tensor]) -> torch.Tensor:
             return self.network(torch.stack(images).to(self.machine.device)).float().cpu()
 
-        parts = shared(new, lambda path: self.prepare(read_image(str(path))), compute, self.machine)
+        parts = shared([*new.values()], lambda path: self.prepare(read_image(str(path))), compute, self.machine)
         rows = [row for part in parts for row in part]
-        for path, row in zip(new, rows, strict=True):
+        for path, row in zip(new.values(), rows, strict=True):
             if not row.isfinite().all():
                 raise UndefinedError(f"{path}: the network gives no finite numbers for this image")
         self._known.update(zip(new, rows, strict=True))
-        return torch.stack([self._known[path] for path in paths])
-
-
-@dataclass(eq=False)
-class StoredFeatures:
-    """Features of which the next experiment's metrics find again those of the images below `file`'s own folder.
-
-    Rows are looked up by the content of the image, and the whole file by that of the network's weights, so that
-    nothing in it can be out of date.
-    """
-
-    features: ImageFeatures
-    file: Path
-    weights: Path
-
-    def __call__(self, paths: Sequence[Path]) -> torch.Tensor:
-        """Features (N, D) of the files, on the CPU in float32. Raises as ImageFeatures does."""
-        if any(self.file.parent not in path.parents for path in paths):
-            return self.features(paths)
-        digests = [_digest(path) for path in paths]
-        new = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in self._known}
-        if new:
-            self._known.update(zip(new, self.features(list(new.values())), strict=True))
-            if place_among_processes()[0] == 0:
-                self._write()
-        return torch.stack([self._known[digest] for digest in digests])
+        if any(isinstance(key, str) for key in new) and place_among_processes()[0] == 0:
+            self._write()
+        return torch.stack([self._known[key] for key in keys])
 
     @cached_property
-    def _known(self) -> dict[str, torch.Tensor]:
+    def _known(self) -> dict[Path | str, torch.Tensor]:
         """Read once, before anything is written: all processes then agree on what is new."""
-        with contextlib.suppress(Exception), np.load(self.file) as stored:  # absent, damaged or of another program
-            if str(stored["network"]) == _digest(self.weights):
-                return dict(zip(stored["images"].tolist(), torch.from_numpy(stored["features"]), strict=True))
+        if self.file:
+            with contextlib.suppress(Exception), np.load(self.file) as stored:  # absent, damaged or of another program
+                if str(stored["network"]) == _digest(self.weights):
+                    return dict(zip(stored["images"].tolist(), torch.from_numpy(stored["features"]), strict=True))
         return {}
 
     def _write(self) -> None:
-        content = {"network": _digest(self.weights), "images": list(self._known)}
-        content["features"] = torch.stack([*self._known.values()]).numpy()
+        known = {key: row for key, row in self._known.items() if isinstance(key, str)}
+        content = {"network": _digest(self.weights), "images": list(known)}
+        content["features"] = torch.stack([*known.values()]).numpy()
         with contextlib.suppress(InputError):  # a tree that is read-only: the next run computes them again
             write_atomically(self.file, lambda file: np.savez(file, **content))
 
@@ -125,7 +106,7 @@ def _digest(path: Path) -> str:
 
 
 def place_among_processes() -> tuple[int, int]:
-    """This process's number, and how many compute features together (World.in_step)."""
+    """This process's number, and how many compute features together (evaluate.py)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
@@ -159,14 +140,12 @@ def batches(items: Sequence[Item], read: Callable[[Item], Value], machine: Machi
         ThreadPoolExecutor(max(machine.num_workers, 1)) as pool,
         tqdm(total=len(items), unit="image", leave=False, disable=None) as bar,
     ):
-        ahead: deque[list[Future[Value]]] = deque()
-        for group in (*groups, None):
-            if group:
-                ahead.append([pool.submit(read, item) for item in group])
-            if len(ahead) > 1 or (ahead and not group):
-                values = [future.result() for future in ahead.popleft()]
-                bar.update(len(values))
-                yield values
+        ahead: Iterator[Value] = pool.map(read, groups[0] if groups else ())
+        for following in (*groups[1:], ()) if groups else ():
+            current, ahead = ahead, pool.map(read, following)
+            values = list(current)
+            bar.update(len(values))
+            yield values
 
 
 def read_images(paths: Sequence[Path]) -> torch.Tensor:

@@ -9,8 +9,6 @@ since Σ₁ Σ₂ = R₁ᵀ (R₁ R₂ᵀ) R₂ has the eigenvalues of (R₁ R�
 nothing is squared and rooted again, and few images mean small matrices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 from dime.core.errors import UndefinedError
-from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures
-from dime.core.metrics.measurement import Measurement
-from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, in_partition, require_one_size
+from dime.core.metrics.features import ImageFeatures, Machine
+from dime.core.metrics.metric import (
+    Context,
+    Features,
+    Measurement,
+    Metric,
+    counterfactuals,
+    in_partition,
+    require_one_size,
+)
 from dime.core.networks.features import INCEPTION_URL, load_inception, load_oracle
 from dime.core.networks.files import pretrained_weights
 from dime.core.results import Pair, ResultTree
@@ -110,12 +115,12 @@ def realism(pairs: Sequence[Pair], inputs: Sequence[Path], features: Features, n
         return [*distances, Measurement(split, None, n, reason=f"in a half of the images {error}")]
 
 
-def network_features(network: str, path: Path, machine: Machine) -> ImageFeatures:
+def network_features(network: str, path: Path, machine: Machine, file: Path) -> ImageFeatures:
     """Features (N, D) of image files in a space of NAMES."""
     if network == "inception":
-        return ImageFeatures(load_inception(path, machine.device), machine)
+        return ImageFeatures(load_inception(path, machine.device), machine, file=file, weights=path)
     oracle = load_oracle(path, machine.device)
-    return ImageFeatures(lambda x: oracle(x)[0], machine)
+    return ImageFeatures(lambda x: oracle(x)[0], machine, file=file, weights=path)
 
 
 def needs(context: Context, tree: ResultTree) -> tuple[list[Path], Features, str]:
@@ -123,11 +128,9 @@ def needs(context: Context, tree: ResultTree) -> tuple[list[Path], Features, str
     network, weights = context.feature_network, context.oracle_path
     if network == "inception":
         weights = Path(context.inception_weights or pretrained_weights(INCEPTION_URL))
-    features = context.once(network_features, network, weights, context.machine)
-    stored = context.once(StoredFeatures, features, tree.original_features(network), weights)
+    features = context.once(network_features, network, weights, context.machine, tree.original_features(network))
     explained = [pair.original for pair in tree.pairs() if in_partition(pair, context.partition or "all")]
-    inputs = tree.originals() if context.partition in (None, "all") else explained
-    return inputs, stored, network
+    return tree.originals() if context.partition in (None, "all") else explained, features, network
 
 
 FID = Metric(

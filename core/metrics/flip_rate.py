@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Metric
+from dime.core.metrics.metric import Measurement, Metric, mean
 from dime.core.results import Pair
 
 FLIP_RATE = "flip rate"

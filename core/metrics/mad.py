@@ -1,7 +1,5 @@
 """MAD: by how much does the classifier's probability change?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +7,7 @@ import torch
 from dime.core.errors import UndefinedError
 from dime.core.guidance import Decision, MultiClass
 from dime.core.metrics.features import ImageFeatures
-from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
+from dime.core.metrics.metric import Context, Features, Measurement, Metric, counterfactuals, mean, originals
 from dime.core.results import Pair, ResultTree
 
 

@@ -1,12 +1,12 @@
-"""What a metric is, which images it looks at, and what it may use: the frame of every file beside this one."""
+"""What a metric is and gives, which images it looks at and what it may use: the frame of every file beside this one."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -17,7 +17,6 @@ from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError, UndefinedError
 from dime.core.guidance import Binary, Decision, MultiClass
 from dime.core.metrics.features import Machine
-from dime.core.metrics.measurement import Measurement
 from dime.core.networks.classifiers import load_classifier, output_column
 from dime.core.results import Pair, ResultTree
 from dime.core.settings import flag
@@ -32,6 +31,61 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """One number about one experiment.
+
+    value: None where it is undefined, which NaN and infinity become too; `reason` says why. n: the images behind it.
+    interval: 95 % bootstrap interval over images, where it means something. notes: lines that limit what the number
+    says. detail: what the metric's figure is drawn from.
+    """
+
+    name: str
+    value: float | None
+    n: int
+    interval: tuple[float, float] | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    detail: Any = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not math.isfinite(self.value):
+            object.__setattr__(self, "value", None)
+            object.__setattr__(self, "reason", self.reason or f"no finite number comes out of its {self.n} images")
+        if self.value is None or not np.isfinite(self.interval or ()).all():
+            object.__setattr__(self, "interval", None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a program reads; `reason` is there where the value is null."""
+        found = {"name": self.name, "value": self.value, "n": self.n, "interval": self.interval}
+        return found | ({"reason": self.reason} if self.value is None else {})
+
+
+def mean(name: str, values: np.ndarray) -> Measurement:
+    """The mean of a value per image (N,), with its interval; undefined where an image has none, or none is there."""
+    n, lacking = len(values), int((~np.isfinite(values)).sum())
+    if lacking or not n:
+        return Measurement(name, None, n, reason=f"{lacking} of its {n} images have no value")
+    return Measurement(
+        name, float(values.mean()), n, bootstrap_interval(lambda rows: float(values[rows].mean()), len(values))
+    )
+
+
+def bootstrap_interval(
+    statistic: Callable[[np.ndarray], float], n: int, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % percentile interval of a statistic of n images, given as a function of the indices (n,) of a resample.
+
+    One image says nothing about others: None.
+    """
+    if n < 2:
+        return None
+    random = np.random.default_rng(seed)
+    values = [statistic(random.integers(n, size=n)) for _ in range(resamples)]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
 class Metric:
     """One metric: a file of this package ends with an instance, which `protocol.METRICS` lists.
 
@@ -41,27 +95,26 @@ class Metric:
     those of `rows` that it gives under given flags, where not all. partition, flipped_only: the images that it is
     defined on: CC, IC or both, and whether of CCF alone. printed: a row's name in the output of the metric's own
     script, where that is not `name:`. of_seeds: whether it is about several experiments (--exp-pattern) together.
-    asked_by: a flag of evaluate.py, such as --robust, without which it is not computed; '' computes it always. plot:
-    draws the first measurement.
+    robust: computed only where evaluate.py --robust asks for it. plot: draws the first measurement.
     """
 
     rows: tuple[str, ...]
     measure: Callable[..., list[Measurement]]
-    needs: Callable[[Context, ResultTree], tuple] = lambda context, tree: ()
+    needs: Callable[["Context", ResultTree], tuple] = lambda context, tree: ()
     flags: tuple[str, ...] = ()
-    names: Callable[[Context], tuple[str, ...]] | None = None
+    names: Callable[["Context"], tuple[str, ...]] | None = None
     partition: str = "all"
     flipped_only: bool = True
     printed: Mapping[str, str] = field(default_factory=dict)
     of_seeds: bool = False
-    asked_by: str = ""
+    robust: bool = False
     plot: Callable[[Measurement], Figure] | None = None
 
-    def names_in(self, context: Context) -> tuple[str, ...]:
+    def names_in(self, context: "Context") -> tuple[str, ...]:
         """The rows that it gives here."""
         return self.names(context) if self.names else self.rows
 
-    def on(self, context: Context, tree: ResultTree, needed: tuple) -> list[Measurement]:
+    def on(self, context: "Context", tree: ResultTree, needed: tuple) -> list[Measurement]:
         """What it says of an experiment, with what `needs` gave; where it is undefined there, that, with the reason."""
         try:
             return self.measure(select_pairs(tree, context.partition or self.partition, self.flipped_only), *needed)
@@ -98,7 +151,7 @@ class Context:
     feature_network: str = flag(
         "inception",
         "the space of Frechet distances; with oracle they are no FID, for images on which Inception makes no sense",
-        choices=lambda: ("inception", "oracle"),
+        choices=("inception", "oracle"),
     )
     inception_weights: Path | None = flag(
         None, "pytorch-fid's Inception-V3 weights; unset: models/, the torch hub cache, or a download", Path

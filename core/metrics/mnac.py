@@ -1,7 +1,5 @@
 """MNAC: how many of the 40 attributes, as the oracle sees them, does a counterfactual change on average?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +8,8 @@ import torch
 
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError, UndefinedError
-from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures
-from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Context, Features, Metric, counterfactuals, originals
+from dime.core.metrics.features import ImageFeatures, Machine
+from dime.core.metrics.metric import Context, Features, Measurement, Metric, counterfactuals, mean, originals
 from dime.core.networks.features import load_oracle
 from dime.core.results import Pair, ResultTree
 
@@ -34,10 +31,10 @@ def changed_attributes(pairs: Sequence[Pair], oracle: Features) -> list[Measurem
     return [mean("MNAC", np.abs(attribute_changes(pairs, oracle)).sum(axis=1).astype(float))]
 
 
-def oracle_logits(oracle_path: str | Path, machine: Machine) -> ImageFeatures:
+def oracle_logits(oracle_path: str | Path, machine: Machine, file: Path | None = None) -> ImageFeatures:
     """The oracle's logits (N, 40) of image files."""
     oracle = load_oracle(oracle_path, machine.device)
-    return ImageFeatures(lambda x: oracle(x)[1], machine)
+    return ImageFeatures(lambda x: oracle(x)[1], machine, file=file, weights=Path(oracle_path))
 
 
 def celeba_oracle(context: Context, tree: ResultTree) -> tuple[Features]:
@@ -48,8 +45,8 @@ def celeba_oracle(context: Context, tree: ResultTree) -> tuple[Features]:
                 "needs images of CelebA and the oracle of its 40 attributes, but the images of "
                 f"{tree.exp_name} are of the data set {name!r}"
             )
-    logits = context.once(oracle_logits, context.oracle_path, context.machine)
-    logits = context.once(StoredFeatures, logits, tree.original_features("oracle-logits"), Path(context.oracle_path))
+    file = tree.original_features("oracle-logits")
+    logits = context.once(oracle_logits, context.oracle_path, context.machine, file)
     found = logits(originals(tree.pairs()[:1])).shape[1]
     if found != len(ATTRIBUTES):
         raise InputError(f"{context.oracle_path}: has {found} outputs, but CelebA has {len(ATTRIBUTES)} attributes")

@@ -1,8 +1,6 @@
 """The whole evaluation: every metric that can be computed, over several experiments."""
 
-from __future__ import annotations
-
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from dime.core.errors import InputError, UndefinedError
 from dime.core.metrics.cd import CD
@@ -26,16 +24,13 @@ METRIC_NAMES = tuple(name for metric in METRICS for name in metric.rows)
 
 
 def evaluate(
-    context: Context,
-    trees: Sequence[ResultTree],
-    asked: Collection[str] = (),
-    metrics: Sequence[Metric] = METRICS,
+    context: Context, trees: Sequence[ResultTree], robust: bool = False, metrics: Sequence[Metric] = METRICS
 ) -> Report:
     """Compute every metric that can be computed. Raises InputError for damaged images and experiments.
 
-    asked: the flags that were given for metrics which are computed only then (Metric.asked_by).
+    robust: those as well that are computed only where they are asked for (Metric.robust).
     """
-    metrics = [metric for metric in metrics if not metric.asked_by or metric.asked_by in asked]
+    metrics = [metric for metric in metrics if robust or not metric.robust]
     report = Report.empty([tree.exp_name for tree in trees], [name for metric in metrics for name in metric.rows])
     for tree in trees:
         select_pairs(tree, flipped_only=False)  # what is wrong with a tree shows before the hours of work

@@ -1,15 +1,13 @@
 """What an evaluation found: as a table for people and the terminal, as CSV and JSON for programs."""
 
-from __future__ import annotations
-
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from dime.core.metrics.measurement import Measurement
+import pandas as pd
+
+from dime.core.metrics.metric import Measurement
 from dime.core.results import ResultTree
 from dime.core.table import cell, listed, markdown_table
 
@@ -47,7 +45,7 @@ class Report:
     rows: Sequence[str] = ()
 
     @classmethod
-    def empty(cls, experiments: Iterable[str], rows: Sequence[str] = ()) -> Report:
+    def empty(cls, experiments: Iterable[str], rows: Sequence[str] = ()) -> "Report":
         """Without a measurement yet."""
         names = list(experiments)
         return cls({name: {} for name in names}, {name: [] for name in names}, {name: [] for name in names}, rows)
@@ -60,7 +58,7 @@ class Report:
             self.missing[experiment].append(f"{names} of {experiment}: undefined: {reason}")
         self.caveats[experiment] += [f"{m.name} of {experiment}: {note}" for m in found for note in m.notes]
 
-    def of(self, experiment: str) -> Report:
+    def of(self, experiment: str) -> "Report":
         """The same for one of the experiments."""
         parts = ({experiment: part[experiment]} for part in (self.measurements, self.missing, self.caveats))
         return Report(*parts, rows=self.rows)
@@ -95,13 +93,10 @@ def markdown(report: Report, papers: Sequence[str] = ()) -> str:
 
 def as_csv(report: Report) -> str:
     """One row per experiment and metric; no value where it is undefined."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["experiment", "metric", "value", "low", "high", "n"])
-    for experiment, measured in report.measurements.items():
-        for m in measured.values():
-            writer.writerow([experiment, m.name, m.value, *(m.interval or ("", "")), m.n])
-    return buffer.getvalue()
+    found = [(experiment, m) for experiment, measured in report.measurements.items() for m in measured.values()]
+    rows = [(experiment, m.name, m.value, *(m.interval or (None, None)), m.n) for experiment, m in found]
+    columns = ["experiment", "metric", "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
 
 
 def as_json(report: Report) -> str:

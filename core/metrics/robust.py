@@ -5,26 +5,21 @@ leaves a picture as it is. And a method that alters an image of which nothing is
 (composition, Monteiro et al. 2023).
 """
 
-from __future__ import annotations
-
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from dime.core.datasets import read_image
 from dime.core.errors import InputError
 from dime.core.explain import Batch, Explainer
 from dime.core.guidance import Decision
-from dime.core.images import from_image
+from dime.core.images import from_image, reopened
 from dime.core.metrics.features import Machine, shared
 from dime.core.metrics.mad import target_of
-from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Context, Metric
+from dime.core.metrics.metric import Context, Measurement, Metric, mean
 from dime.core.networks.diffusion import load_diffusion
 from dime.core.results import Pair, ResultTree
 from dime.core.settings import Settings
@@ -34,13 +29,9 @@ JPEG_QUALITY = 75
 NOISE_SHARE = 5
 """Noised to a fifth of τ: fine patterns go, what a person sees stays."""
 NO_PULL = {
-    "guided_iterations": 0,
-    "classifier_scales": (0.0,),
-    "confidence": 0.0,
-    "shrink": False,
-    "noise": "per_image",
+    **{"guided_iterations": 0, "classifier_scales": (0.0,), "confidence": 0.0, "shrink": False, "noise": "per_image"},
+    **{"l1_loss": 0.0, "l2_loss": 0.0, "l_perc": 0.0},
 }
-NO_PULL |= {"l1_loss": 0.0, "l2_loss": 0.0, "l_perc": 0.0}
 
 
 def survivors(
@@ -105,13 +96,7 @@ def as_saved(pair: Pair) -> torch.Tensor:
 
 def as_jpeg(pair: Pair) -> torch.Tensor:
     """The same, stored once more as a JPEG file."""
-    file = io.BytesIO()
-    read_image(str(pair.counterfactual)).save(file, "JPEG", quality=JPEG_QUALITY)
-    return from_image(Image.open(file).convert("RGB"))
-
-
-def _jpeg(context: Context, tree: ResultTree) -> tuple:
-    return *context.explained(tree), context.machine, as_jpeg
+    return from_image(reopened(read_image(str(pair.counterfactual)), ".jpg", quality=JPEG_QUALITY))
 
 
 def _noise(context: Context, tree: ResultTree) -> tuple:
@@ -125,17 +110,13 @@ def _noise(context: Context, tree: ResultTree) -> tuple:
     return *context.explained(tree), context.machine, as_saved, denoised
 
 
-def _second(context: Context, tree: ResultTree) -> tuple:
-    return *context.explained(tree, second=True), context.machine, as_saved
-
-
 def _metric(row: str, values: Callable[..., np.ndarray], needs: Callable[..., tuple], *flags: str, **kind) -> Metric:
     def measure(pairs: Sequence[Pair], *needed: object) -> list[Measurement]:
         per_image = values(pairs, *needed)
         return [replace(mean(row, per_image), detail=per_image)]
 
     flags = ("--classifier-path", "--trust-classifier", "--query-label", *flags)
-    return Metric(rows=(row,), measure=measure, needs=needs, flags=flags, asked_by="--robust", **kind)
+    return Metric(rows=(row,), measure=measure, needs=needs, flags=flags, robust=True, **kind)
 
 
 ROBUST = (
@@ -145,8 +126,15 @@ ROBUST = (
         lambda context, tree: (without_pull(context, tree), context.machine),
         flipped_only=False,
     ),
-    _metric("flips robust to JPEG", survivors, _jpeg),
+    _metric(
+        "flips robust to JPEG", survivors, lambda context, tree: (*context.explained(tree), context.machine, as_jpeg)
+    ),
     _metric("flips robust to noise", survivors, _noise),
-    _metric("flips of a second classifier", survivors, _second, "--second-classifier-path"),
+    _metric(
+        "flips of a second classifier",
+        survivors,
+        lambda context, tree: (*context.explained(tree, second=True), context.machine, as_saved),
+        "--second-classifier-path",
+    ),
 )
 """Of those that reached their target (composition: of all images)."""

@@ -1,7 +1,5 @@
 """What the metric scripts share: their flags, and how a result is printed and written."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import json
@@ -19,10 +17,9 @@ from dime.core.files import write_atomically
 from dime.core.metrics.features import Machine
 from dime.core.metrics.metric import PARTITIONS, Context, Metric, select_pairs
 from dime.core.metrics.report import Report
-from dime.core.results import ResultTree
+from dime.core.results import ResultTree, make_folder
 from dime.core.table import UNDEFINED
 
-DEFAULT_BATCH_SIZE = 50
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 
 FLAGS = {f"--{entry.name.replace('_', '-')}": entry for entry in fields(Context) if entry.metadata}
@@ -73,17 +70,21 @@ def metric_parser(description: str, *flags: str, one_experiment: bool = True, pa
     if one_experiment:
         add("--exp-name", required=True, help="the experiment (main.py's --exp_name)")
     for name in flags:
-        about = FLAGS[name].metadata
-        choices = about["choices"] and about["choices"]()
-        add(name, default=FLAGS[name].default, type=about["type"], choices=choices, help=about["help"])
-    add("--gpu", "--device", default="0", help="index of the CUDA GPU, or cpu")
-    add("--batch-size", type=integer(1), default=DEFAULT_BATCH_SIZE, help="images at once; changes no result")
-    add("--num-workers", type=integer(0), default=DEFAULT_WORKERS, help="threads that read images")
+        add(name, default=FLAGS[name].default, **FLAGS[name].metadata)
+    add_machine_flags(parser)
     add("--json", type=Path, metavar="FILE", help="write the result to this file too")
     if partition:
         choices = "images classified correctly, incorrectly, or both"
         add("--partition", choices=PARTITIONS, default=partition, help=choices)
     return parser
+
+
+def add_machine_flags(parser: Parser) -> None:
+    """What `machine` reads."""
+    add = parser.add_argument
+    add("--gpu", "--device", default="0", help="index of the CUDA GPU, or cpu")
+    add("--batch-size", type=integer(1), default=50, help="images at once; changes no result")
+    add("--num-workers", type=integer(0), default=DEFAULT_WORKERS, help="threads that read images")
 
 
 def add_seeds_flags(parser: Parser, required: bool) -> None:
@@ -124,10 +125,7 @@ def png(figure: Figure) -> bytes:
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Write a file whole, making its folder. Raises InputError where that is impossible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    make_folder(path.parent)
     write_atomically(path, content)
 
 

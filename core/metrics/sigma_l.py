@@ -1,7 +1,5 @@
 """sigma_L: how different are the counterfactuals of one image when only the seed changes? Mean LPIPS between them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -9,8 +7,7 @@ import torch
 
 from dime.core.errors import InputError, UndefinedError
 from dime.core.metrics.features import Machine, read_images, shared
-from dime.core.metrics.measurement import Measurement, mean
-from dime.core.metrics.metric import Context, Metric, require_one_size, select_pairs
+from dime.core.metrics.metric import Context, Measurement, Metric, mean, require_one_size, select_pairs
 from dime.core.networks.features import load_lpips
 from dime.core.results import Pair, ResultTree
 from dime.models.perceptual import LPIPSDistance

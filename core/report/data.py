@@ -1,7 +1,5 @@
 """What a report shows, read from result trees: figures and files, nothing computed and nothing encoded yet."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -1,18 +1,14 @@
 """The pictures of a report: small copies for the page, a contact sheet, and the animation of one denoising."""
 
-from __future__ import annotations
-
 import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dime.core.datasets import read_image
-from dime.core.images import difference_map
+from dime.core.images import difference_map, encoded
 from dime.core.report.data import ImageResult
 from dime.core.results import FRAME_KINDS
 
@@ -20,13 +16,6 @@ STRIP_FRAMES, STRIP_PIXELS = 12, 96
 SHEET_COLUMNS, SHEET_PIXELS = 8, 128
 GIF_FRAMES, GIF_PIXELS, GIF_MS, GIF_PAUSE_MS = 30, 128, 5000, 1500
 GAP, LABEL, PAPER = 6, 88, "#ffffff"
-
-
-def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
-    """The image as a file of Pillow's format."""
-    buffer = io.BytesIO()
-    image.save(buffer, format=format, **options)
-    return buffer.getvalue()
 
 
 def embedded(image: Image.Image, pixels: int | None = None, quality: int = 80) -> str:
@@ -37,7 +26,7 @@ def embedded(image: Image.Image, pixels: int | None = None, quality: int = 80) -
     if pixels is not None:
         image = image.copy()
         image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
-    return base64.b64encode(encoded(image, "WEBP", quality=quality)).decode("ascii")
+    return base64.b64encode(encoded(image, ".webp", quality=quality)).decode("ascii")
 
 
 def difference_image(result: ImageResult) -> Image.Image:
@@ -94,7 +83,7 @@ def denoising_animation(result: ImageResult) -> bytes:
     frames = [[x, *(read_image(str(film[step])) for film in films)] for step in steps] + [[x, *(cf for _ in films)]]
     first, *rest = (_row(f, GIF_PIXELS, GAP).quantize(256, method=Image.Quantize.MEDIANCUT) for f in frames)
     durations = [max(round(GIF_MS / len(steps)), 20)] * len(steps) + [GIF_PAUSE_MS]
-    return encoded(first, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    return encoded(first, ".gif", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
 def _pair(result: ImageResult) -> tuple[Image.Image, Image.Image]:

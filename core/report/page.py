@@ -5,8 +5,6 @@ into view. Nothing that a file says is trusted: Jinja escapes text and JSON, the
 content security policy lets no other script run.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import math

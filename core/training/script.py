@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dime.core.cli import Parser, boolean, integer, number, say
-from dime.core.datasets import DATASETS, CelebA, Source, download, image_transform, open_dataset
+from dime.core.datasets import DATASETS, Source, download, image_transform, list_celeba, open_dataset
 from dime.core.errors import InputError
 from dime.core.files import write_atomically
 from dime.core.images import from_image, grid_png
@@ -87,7 +87,7 @@ def open_part(
     A folder without `train/` and `val/` is whole in every part. augmentation: as in image_transform. Raises InputError.
     """
     if dataset == "CelebA":
-        source: Source = CelebA(data_dir, part, image_size)
+        source = Source(list_celeba(data_dir or ".", part), image_transform(image_size))
     else:
         is_split = dataset == "folder" and all(bf.isdir(bf.join(data_dir, name)) for name in ("train", "val"))
         place = bf.join(data_dir, part) if is_split else data_dir

@@ -4,8 +4,6 @@ Measured are the images that the classifier judges correctly: for them the count
 the attribute turned over. Images that did not flip are measured as well; a method does not win by giving up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,8 +12,7 @@ import numpy as np
 
 from dime.core.errors import InputError
 from dime.core.metrics.features import Machine, batches
-from dime.core.metrics.measurement import Measurement, bootstrap_interval
-from dime.core.metrics.metric import select_pairs
+from dime.core.metrics.metric import Measurement, bootstrap_interval, select_pairs
 from dime.core.metrics.report import Report
 from dime.core.results import Pair, ResultTree
 from dime.core.truth.cases import Case, Cases, Oracle
@@ -48,7 +45,7 @@ class Experiment:
         """What the runs call the images, each once, in order."""
         return sorted({pair.id for pair in self.pairs})
 
-    def add(self, what: str, rows: Callable[[Experiment], Iterable[Row]]) -> None:
+    def add(self, what: str, rows: Callable[["Experiment"], Iterable[Row]]) -> None:
         """Rows of this experiment alone; if they cannot be measured (InputError), a line of `missing` instead."""
         try:
             self.rows += rows(self)
@@ -84,70 +81,59 @@ class Measured:
         return Measurement(row.name, float(row.combine(values)), len(images), interval)
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """The experiments to measure, and with what. All explain the same attribute of the same images.
+def measure(
+    pairs: Sequence[Pair], rows: Sequence[Row], truth: World, oracle: Oracle, machine: Machine, written: str = "cf"
+) -> Measured:
+    """What rows say of pairs. written: which picture of a case is taken for its counterfactual."""
+    parts, query = [], truth.names.index(truth.query)
+    for each in batches(pairs, truth.case, machine):
+        c = Cases([replace(case, cf=getattr(case, written)) for case in each], oracle, query)
+        masks = {"all": c.ids >= 0, "flipped": c.flipped, "correct": c.correct, "true": c.correct & c.shows}
+        parts.append(({"ids": c.ids}, masks, {row.name: row.per_image(c) for row in rows}))
+    ids, masks, values = (
+        {name: np.concatenate([part[name] for part in column]) for name in column[0]}
+        for column in zip(*parts, strict=True)
+    )
+    return Measured(ids["ids"], masks, values)
 
-    rows: those that every column has, the columns of reference included.
+
+def benchmark(
+    experiments: Sequence[Experiment], truth: World, oracle: Oracle, machine: Machine, rows: Sequence[Row] = ROWS
+) -> Report:
+    """The table of experiments that explain the same attribute of the same images.
+
+    rows: those that every column has, the columns of reference included. Raises InputError where an experiment has no
+    image with a true counterfactual.
     """
+    for id in (id for each in experiments for id in each.ids):
+        truth.name_of(id)  # an unknown id shows before the work
+    report = Report.empty(each.name for each in experiments)
 
-    experiments: Sequence[Experiment]
-    truth: World
-    oracle: Oracle
-    machine: Machine
-    rows: Sequence[Row] = ROWS
+    def fill(name: str, pairs: Sequence[Pair], own: Sequence[Row], written: str = "cf") -> Measured:
+        measured = measure(pairs, own, truth, oracle, machine, written)
+        report.measurements[name] = {row.name: found for row in own if (found := measured.measurement(row))}
+        return measured
 
-    @cached_property
-    def measured(self) -> dict[str, Measured]:
-        """Everything measured on every experiment."""
-        for experiment in self.experiments:
-            for id in experiment.ids:
-                self.truth.name_of(id)  # an unknown id shows before the work
-        return {each.name: self._measure(each.pairs, (FLIPS, *self.rows, *each.rows)) for each in self.experiments}
+    for each in experiments:
+        measured = fill(each.name, each.pairs, (FLIPS, *rows, *each.rows))
+        report.caveats[each.name] = left_out(each.name, measured, truth.query)
+        told = [row.name for row in each.rows if row.among == "flipped" and not measured.masks["flipped"].any()]
+        line = f"{', '.join(told)}: no counterfactual of {each.name} reached its target"
+        report.missing[each.name] = [*each.missing, *([line] if told else [])]
+    pairs = max((each.pairs for each in experiments), key=len)
+    fill(TRUTH, pairs, rows, "truth")
+    fill(INPUT, pairs, rows, "x")
+    return report
 
-    def report(self) -> Report:
-        """The table. Raises InputError where an experiment has no image with a true counterfactual."""
-        report = Report.empty(self.measured)
 
-        def fill(name: str, measured: Measured, rows: Sequence[Row]) -> None:
-            found = {row.name: measured.measurement(row) for row in rows}
-            report.measurements[name] = {row: number for row, number in found.items() if number}
-
-        for each in self.experiments:
-            measured = self.measured[each.name]
-            report.caveats[each.name] = left_out(each.name, measured, self.truth.query)
-            fill(each.name, measured, (FLIPS, *self.rows, *each.rows))
-            told = [row.name for row in each.rows if row.among == "flipped" and not measured.masks["flipped"].any()]
-            line = f"{', '.join(told)}: no counterfactual of {each.name} reached its target"
-            report.missing[each.name] = [*each.missing, *([line] if told else [])]
-        pairs = max((experiment.pairs for experiment in self.experiments), key=len)
-        for name, written in ((TRUTH, "truth"), (INPUT, "x")):
-            fill(name, self._measure(pairs, self.rows, written), self.rows)
-        return report
-
-    def examples(self, count: int) -> dict[str, list[Case | None]]:
-        """The first images of the first experiment that have a true counterfactual, in all experiments (None: not
-        there), of their first seed.
-        """
-        first = self.measured[self.experiments[0].name]
-        ids = list(dict.fromkeys(first.ids[first.masks["true"]].tolist()))[:count]
-        pairs = {each.name: {pair.id: pair for pair in reversed(each.pairs)} for each in self.experiments}
-        return {
-            name: [self.truth.case(by_id[id]) if id in by_id else None for id in ids] for name, by_id in pairs.items()
-        }
-
-    def _measure(self, pairs: Sequence[Pair], rows: Sequence[Row], written: str = "cf") -> Measured:
-        """written: which picture of a case is taken for its counterfactual."""
-        parts, query = [], self.truth.names.index(self.truth.query)
-        for each in batches(pairs, self.truth.case, self.machine):
-            c = Cases([replace(case, cf=getattr(case, written)) for case in each], self.oracle, query)
-            masks = {"all": c.ids >= 0, "flipped": c.flipped, "correct": c.correct, "true": c.correct & c.shows}
-            parts.append(({"ids": c.ids}, masks, {row.name: row.per_image(c) for row in rows}))
-        ids, masks, values = (
-            {name: np.concatenate([part[name] for part in column]) for name in column[0]}
-            for column in zip(*parts, strict=True)
-        )
-        return Measured(ids["ids"], masks, values)
+def examples(experiments: Sequence[Experiment], truth: World, count: int) -> dict[str, list[Case | None]]:
+    """The first images of the first experiment that have a true counterfactual, in all experiments (None: not there),
+    of their first seed.
+    """
+    first = [pair.id for pair in experiments[0].pairs if pair.correct and truth.known(pair.id).region.any()]
+    ids = list(dict.fromkeys(first))[:count]
+    pairs = {each.name: {pair.id: pair for pair in reversed(each.pairs)} for each in experiments}
+    return {name: [truth.case(by_id[id]) if id in by_id else None for id in ids] for name, by_id in pairs.items()}
 
 
 def left_out(name: str, measured: Measured, query: str) -> list[str]:

@@ -3,8 +3,6 @@
 Pictures are 8-bit, (H, W, 3) in grey levels 0 to 255, and have passed through all that the run's pictures pass through.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

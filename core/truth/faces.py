@@ -4,10 +4,7 @@ It passes through all that the run's pictures pass through: the JPEG file of the
 network's size, and the tree's own image format.
 """
 
-from __future__ import annotations
-
-import io
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,7 @@ from dime.core.drawn_faces.drawing import changed_pixels
 from dime.core.drawn_faces.face import require_drawn
 from dime.core.drawn_faces.folder import JPEG_QUALITY, image_name, load_faces
 from dime.core.errors import InputError
-from dime.core.images import input_to_uint8, to_hwc
+from dime.core.images import input_to_uint8, reopened, to_hwc
 from dime.core.truth.world import Known, Task, World
 
 
@@ -33,7 +30,7 @@ class DrawnFaces(World):
         require_drawn(self.query)
         super().__init__(task)
         self.faces = {image_name(index): face for index, face in enumerate(load_faces(self.data_dir))}
-        self._turned = cache(self._turn)
+        self._drawn = lru_cache(1000)(self._draw)
 
     def face(self, id: int) -> Face:
         """The face that the run calls by this id."""
@@ -52,24 +49,18 @@ class DrawnFaces(World):
 
     def picture(self, id: int, turned: str = "") -> np.ndarray:
         """The image as a network sees it, (H, W, 3), 8-bit; with one attribute turned over, if one is named."""
-        return self.known(id)[turned == self.query] if turned in ("", self.query) else self._turned(id, turned)
+        as_stored = reopened(self._drawn(id, turned), ".jpg", quality=JPEG_QUALITY)
+        return to_hwc(input_to_uint8(self.source.transform(as_stored)))
 
     def know(self, id: int) -> Known:
         """Draw it twice."""
-        face, other = self.face(id), counterfactual(self.face(id), self.query)
-        drawings = draw(face), draw(other)
-        mask = Image.fromarray(changed_pixels(*drawings)).convert("RGB")
+        mask = Image.fromarray(changed_pixels(self._drawn(id), self._drawn(id, self.query))).convert("RGB")
         region = self.source.transform(mask)[0].numpy() > -1  # a pixel that any changed one enters
-        has = _attributes(face)
-        return Known(*map(self._as_seen, drawings), region, has, has != _attributes(other))
+        has, other = (_attributes(face) for face in (self.face(id), counterfactual(self.face(id), self.query)))
+        return Known(self.picture(id), self.picture(id, self.query), region, has, has != other)
 
-    def _turn(self, id: int, turned: str) -> np.ndarray:
-        return self._as_seen(draw(counterfactual(self.face(id), turned)))
-
-    def _as_seen(self, drawing: Image.Image) -> np.ndarray:
-        buffer = io.BytesIO()
-        drawing.save(buffer, format="JPEG", quality=JPEG_QUALITY)
-        return to_hwc(input_to_uint8(self.source.transform(Image.open(buffer).convert("RGB"))))
+    def _draw(self, id: int, turned: str = "") -> Image.Image:
+        return draw(counterfactual(self.face(id), turned) if turned else self.face(id))
 
 
 def _attributes(face: Face) -> np.ndarray:

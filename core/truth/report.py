@@ -2,8 +2,6 @@
 quality against cost.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -96,6 +94,3 @@ def _draw_cost(axes: Axes, row: str, report: Report) -> None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.minorticks_off()
     axes.margins(x=0.15, y=0.15)
-    axes.tick_params(labelsize=8)
-    axes.xaxis.label.set_size(8)
-    axes.yaxis.label.set_size(8)

@@ -4,8 +4,6 @@ A row of your own is a Row: what is measured on each image, and what becomes of 
 absolute differences over pixels and channels, in grey levels (0 to 255).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -105,11 +103,7 @@ ROWS = (
     Row(ALIGNMENT, alignment),
     Row(DISTANCE, lambda c: c.missed.mean(axis=(1, 2))),
     Row(RECOVERED, lambda c: np.stack([c.missed.mean(axis=(1, 2)), c.needed.mean(axis=(1, 2))], axis=1), recovered),
-    Row(
-        RECOVERED_INSIDE,
-        lambda c: np.stack([within(d, c.region) for d in (c.missed, c.needed)], axis=1),
-        recovered,
-    ),
+    Row(RECOVERED_INSIDE, lambda c: np.stack([within(d, c.region) for d in (c.missed, c.needed)], axis=1), recovered),
 )
 """What is right about a counterfactual: measured on the true counterfactuals and on the inputs as well."""
 

@@ -2,8 +2,6 @@
 what the classifier truly relies on: how its decision turns when that alone is changed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,9 +3,6 @@
 A world of your own is a subclass of World that says what it knows of an image.
 """
 
-from __future__ import annotations
-
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 import numpy as np
-from PIL import Image
 
 from dime.core.datasets import ATTRIBUTES, open_dataset, read_image
 from dime.core.errors import InputError
-from dime.core.job.writer import SAME_IMAGE_TOLERANCE, encoded
+from dime.core.images import input_to_uint8, reopened, to_hwc
+from dime.core.job.writer import is_stored_as
 from dime.core.results import Pair, ResultTree
 from dime.core.truth.cases import Case
 
@@ -34,7 +31,7 @@ class Task:
     data_dir: str
 
     @classmethod
-    def of(cls, tree: ResultTree, data_dir: str | None = None) -> Task:
+    def of(cls, tree: ResultTree, data_dir: str | None = None) -> "Task":
         """The task of an experiment; data_dir: where the data set lies now, if not there any more.
 
         Raises InputError where the experiment's configuration lacks a part, or chunks disagree.
@@ -45,10 +42,9 @@ class Task:
         for flag, kind in get_type_hints(cls).items():
             if len(found[flag]) != 1 or not all(isinstance(value, kind) for value in found[flag]):
                 what = "different values of" if len(found[flag]) > 1 else "no readable config.yaml with"
-                raise InputError(
-                    f"{tree.results}: {what} {flag}; the truth benchmark needs an experiment as main.py left it"
-                )
-        return cls(**{flag: values.pop() for flag, values in found.items()})
+                expected = "the truth benchmark needs an experiment as main.py left it"
+                raise InputError(f"{tree.results}: {what} {flag}; {expected}")
+        return cls(*(value for (value,) in found.values()))
 
     def __str__(self) -> str:
         part = "train" if self.use_train else "val"
@@ -107,16 +103,46 @@ class World(ABC):
         """A pair of files with its truth. Raises InputError when the tree's input is not the image it should be."""
         known = self.known(pair.id)
         x, cf = (np.asarray(read_image(str(path))) for path in (pair.original, pair.counterfactual))
-        ours = _as_file(known.picture, pair.original.suffix)
-        if x.shape != ours.shape or np.abs(x.astype(float) - ours).mean() > SAME_IMAGE_TOLERANCE:
+        if not is_stored_as(x, known.picture, pair.original.suffix):
             raise InputError(
                 f"{pair.original}: is not {self.name_of(pair.id)} of {self.data_dir} as it is today; "
                 "give the folder that the run explained as --celeba-path, or make it and run again"
             )
-        truth = _as_file(known.truth, pair.counterfactual.suffix)
+        truth = np.asarray(reopened(known.truth, pair.counterfactual.suffix))
         return Case(pair, x, cf, truth, known.region, known.has, known.expected)
 
 
-def _as_file(picture: np.ndarray, suffix: str) -> np.ndarray:
-    """A picture as it comes back from a file of the tree."""
-    return np.asarray(Image.open(io.BytesIO(encoded(picture, suffix))).convert("RGB"))
+TRUTH_FOLDER = "truth"
+
+
+class FolderPairs(World):
+    """Images in folders of two classes. The folder `truth` beside the one that was explained holds, under the same
+    names, each of them as it would be, were it of the other class. The region is where the two differ.
+
+    seen: what oracles may see in a picture, the two classes among it; none of the others is meant to change.
+    """
+
+    exclusive = True
+
+    def __init__(self, task: Task, seen: Sequence[str]) -> None:
+        super().__init__(task)
+        classes = self.source.names
+        if len(classes) != 2:
+            raise InputError(f"{self.data_dir}: holds {len(classes)} classes, but true counterfactuals are of two")
+        self.names, self.query = list(dict.fromkeys([*classes, *seen])), classes[1]
+        self.truths = Path(self.data_dir).resolve().parent / TRUTH_FOLDER
+        if not self.truths.is_dir():
+            raise InputError(f"{self.truths}: no such folder; the true counterfactuals are looked for there")
+
+    def know(self, id: int) -> Known:
+        """Read it and its counterpart."""
+        paths = Path(self.data_dir, self.name_of(id)), self.truths / self.name_of(id)
+        picture, truth = (to_hwc(input_to_uint8(self.source.transform(read_image(str(path))))) for path in paths)
+        label = self.names[int(self.source.conditions(id))]
+        return Known(
+            picture,
+            truth,
+            region=(picture != truth).any(axis=-1),
+            has=np.array([name == label for name in self.names]),
+            expected=np.array([name in self.source.names for name in self.names]),
+        )

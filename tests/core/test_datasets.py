@@ -9,14 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dime.core.datasets import (
-    ATTRIBUTES,
-    CelebA,
-    image_transform,
-    open_dataset,
-    read_annotations,
-    read_image,
-)
+from dime.core.datasets import ATTRIBUTES, image_transform, open_dataset, read_annotations, read_image
 from dime.core.errors import InputError
 from dime.core.photos import BadImageError
 from tests.faults.hostile import BAD, UNSCALED, UNUSUAL
@@ -128,29 +121,30 @@ def test_layouts_in_the_wild(tmp_path, layout):
     write_csv(tmp_path)
     for shade, name in enumerate(ROWS):
         photo(tmp_path / "img_align_celeba" / name, shade=shade)
-    expected = [CelebA(str(tmp_path), "val", 64)[id] for id in range(3)]
+    dataset = open_dataset("CelebA", str(tmp_path), 64)
+    expected = [dataset.load(id) for id in range(3)]
     LAYOUTS[layout](tmp_path)
-    dataset = CelebA(str(tmp_path), "val", 64)
+    dataset = open_dataset("CelebA", str(tmp_path), 64)
     dataset.require_images(range(3))
-    for id, sample in enumerate(expected):
-        assert sample.id == id and sample.image.shape == (3, 64, 64) and sample.image.dtype == torch.float32
-        assert sample.labels.tolist() == [float(value("ace"[id], i) == 1) for i in range(40)]
-        assert torch.equal(dataset[id].image, sample.image) and torch.equal(dataset[id].labels, sample.labels)
+    for id, image in enumerate(expected):
+        assert image.shape == (3, 64, 64) and image.dtype == torch.float32
+        assert dataset.conditions(id).tolist() == [float(value("ace"[id], i) == 1) for i in range(40)]
+        assert torch.equal(dataset.load(id), image)
     assert len(dataset) == 3 and dataset.targets(31).tolist() == [int(value(name, 31) == 1) for name in "ace"]
 
 
 def test_what_was_found_stands_beside_what_was_looked_for(tmp_path):
     (tmp_path / "faces.zip").touch()
     with pytest.raises(InputError, match=r"list_eval_partition\.txt.*it holds faces\.zip"):
-        CelebA(str(tmp_path), "val", 64)
+        open_dataset("CelebA", str(tmp_path), 64)
     write_csv(tmp_path)
     for suffix in ("jpeg", "png"):
         photo(tmp_path / f"img_align_celeba/a.{suffix}")
     with pytest.raises(InputError, match=r"a\.jpg.*it holds a\.jpeg, a\.png"):  # which of them is meant?
-        CelebA(str(tmp_path), "val", 64).require_images([0])
+        open_dataset("CelebA", str(tmp_path), 64).require_images([0])
     (tmp_path / "list_attr_celeba.csv").write_text("file,Smiling\na.jpg,1\n")
     with pytest.raises(InputError, match=r"no column image_id.*file, Smiling"):
-        CelebA(str(tmp_path), "val", 64)
+        open_dataset("CelebA", str(tmp_path), 64)
 
 
 def test_celeba_hq(tmp_path):
@@ -162,7 +156,7 @@ def test_celeba_hq(tmp_path):
     whole = open_dataset("CelebAHQ", str(tmp_path), 64)
     whole.require_images(range(3))
     assert whole.targets(31).tolist() == [int(value(name, 31) == 1) for name in "abc"]
-    assert whole[1].image.shape == (3, 64, 64) and whole.names == list(ATTRIBUTES) and not whole.exclusive
+    assert whole.load(1).shape == (3, 64, 64) and whole.names == list(ATTRIBUTES) and not whole.exclusive
     mapping = "idx   orig_idx   orig_file\n0     2     c.jpg\n1     3     d.jpg\n2     1    b.jpg\n"
     (tmp_path / "CelebA-HQ-to-CelebA-mapping.txt").write_text(mapping)
     (tmp_path / "list_eval_partition.txt").write_text("b.jpg 0\nc.jpg 1\nd.jpg 2\n")

@@ -161,18 +161,6 @@ def test_torchs_own_words_for_a_full_disk_stay_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_another_networks_weights_are_described():
-    own = network().state_dict()
-    assert cu.mismatch(own, dict(own)) == ""
-    other = {name: value for name, value in own.items() if name != "0.bias"}
-    other |= {"0.weight": torch.zeros(2, 2), "head": torch.zeros(1)}
-    found = r"1 entries are missing \(the first is 0.bias\), 1 are unknown \(the first is head\), 1 .*\(2, 2\)"
-    with pytest.raises(ValueError, match=rf"model\.pt: another network .*{found} instead of \(4, 3, 3, 3\)"):
-        cu.load_weights(network(), other, "model.pt")
-    with pytest.raises(ValueError, match=r"model\.pt: 0\.bias holds numbers that are not finite"):
-        cu.load_weights(network(), own | {"0.bias": torch.tensor([0.0, 1.0, 2.0, torch.nan])}, "model.pt")
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,4 +1,4 @@
-"""The evaluation protocol against the published code's figures, and the choice of images behind every number."""
+"""The evaluation protocol against the published code's figures, the images behind every number, robust flips."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pytorch_fid import fid_score
 from pytorch_fid import inception as reference_inception
@@ -15,28 +16,25 @@ from dime.core.guidance import Binary
 from dime.core.metrics.cd import spurious_correlations, train_labels
 from dime.core.metrics.cout import class_transition
 from dime.core.metrics.faces import face_features, face_verification
-from dime.core.metrics.features import ImageFeatures, Machine, StoredFeatures
+from dime.core.metrics.features import ImageFeatures, Machine
 from dime.core.metrics.fid import FID, frechet_distance, gaussian
 from dime.core.metrics.flip_rate import flip_rate
 from dime.core.metrics.mad import decision_change
-from dime.core.metrics.measurement import Measurement
-from dime.core.metrics.metric import Context, select_pairs
+from dime.core.metrics.metric import Context, Measurement, select_pairs
 from dime.core.metrics.mnac import changed_attributes, oracle_logits
-from dime.core.metrics.protocol import summary_figures
+from dime.core.metrics.protocol import evaluate, summary_figures
+from dime.core.metrics.report import Report
+from dime.core.metrics.robust import ROBUST, as_jpeg, as_saved, survivors
 from dime.core.metrics.sigma_l import diversity
 from dime.core.networks.classifiers import load_classifier
 from dime.core.networks.features import load_inception, load_lpips
 from dime.core.results import ResultTree
 from tests.helpers import CPU, relative_error
-from tests.metric_world import EXPERIMENTS, SMALL_IDS, MetricWorld, Squares
+from tests.metric_world import EXPERIMENTS, SMALL_IDS, Squares, make_tree
+from tests.worlds import World
 
 HERE = Machine(CPU, batch_size=32, num_workers=2)
 SMILING = 31
-
-
-@pytest.fixture
-def small(metric_world: MetricWorld, tmp_path: Path) -> Path:
-    return metric_world.small_tree(tmp_path / "tree")
 
 
 def every_cf(root: Path, exp: str = "expA") -> list[Path]:
@@ -59,7 +57,7 @@ def test_attributes_as_published(metric_world):
     assert changed_attributes(pairs, attributes)[0].value == pytest.approx(9.974358974, abs=0.03)
     [measurement] = spurious_correlations(pairs, attributes, train_labels(metric_world.celeba), SMILING)
     assert measurement.value == pytest.approx(5.808689273, abs=0.05) and measurement.notes == ()
-    bottleneck = FID.needs(context, metric_world.tree("expA"))[1].features
+    bottleneck = FID.needs(context, metric_world.tree("expA"))[1]
     assert bottleneck([pairs[0].original]).shape == (1, 128)
 
 
@@ -108,17 +106,13 @@ def test_inception_as_pytorch_fid_has_it(metric_world, monkeypatch):
     assert frechet_distance(*(gaussian(x) for x in ours)) == pytest.approx(expected, rel=1e-3)
 
 
-def realism(tree: ResultTree, features, network="oracle", partition="all", input_features=None) -> list[Measurement]:
-    """The metric FID of a tree, with a stand-in for its network."""
+def realism(tree: ResultTree, features, network="oracle", partition="all") -> list[Measurement]:
     context = Context(HERE, None if partition == "all" else partition, feature_network=network)
-    context.once = lambda load, *given: load(*given) if load is StoredFeatures else features
-    context.inception_weights = context.oracle_path = Path(__file__)
-    inputs, stored, *more = FID.needs(context, tree)
-    return FID.measure(select_pairs(tree, partition), inputs, input_features or stored, *more)
+    context.once, context.inception_weights = lambda load, *given: features, Path(__file__)
+    return FID.measure(select_pairs(tree, partition), *FID.needs(context, tree))
 
 
 def tiny_features(x: torch.Tensor) -> torch.Tensor:
-    """Stands for a feature network: 12 averages of the image."""
     return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
 
 
@@ -127,7 +121,8 @@ def test_features_of_inputs_serve_the_next_experiment(metric_world, small):
     for exp in ("expA", "expA", "expB"):
         computed = []
         tree = ResultTree(small, exp)
-        network = ImageFeatures(lambda x, computed=computed: computed.append(len(x)) or tiny_features(x), HERE)
+        kept = {"file": tree.original_features("oracle"), "weights": Path(__file__)}
+        network = ImageFeatures(lambda x, n=computed: n.append(len(x)) or tiny_features(x), HERE, **kept)
         values.append(realism(tree, network)[0].value)
         counts.append(sum(computed))
     assert values[0] == values[1] != values[2]
@@ -135,12 +130,12 @@ def test_features_of_inputs_serve_the_next_experiment(metric_world, small):
     assert counts == [12 + flips[0], *flips[1:]]
     # it takes all inputs and only flipped counterfactuals
     tree, features = ResultTree(small, "expC"), ImageFeatures(tiny_features, HERE)
-    distance, _ = realism(tree, features, input_features=features)
+    distance, _ = realism(tree, features)
     inputs = features(tree.originals()).numpy()
     cfs = features([pair.counterfactual for pair in tree.pairs() if pair.flipped]).numpy()
     assert len(inputs) == SMALL_IDS and distance.n == len(cfs) and "oracle" in distance.name
     assert distance.value == pytest.approx(frechet_distance(gaussian(inputs), gaussian(cfs)))
-    correct, _ = realism(tree, features, partition="cor", input_features=features)
+    correct, _ = realism(tree, features, partition="cor")
     assert correct.n == sum(pair.correct and pair.flipped for pair in tree.pairs())
 
 
@@ -158,41 +153,26 @@ def test_batches_and_tails_of_one_change_nothing(small, batch_size):
             changed_attributes(pairs, features)[0].value,
             class_transition(pairs, classify, Binary(0), machine)[0].value,
             diversity([ResultTree(small, exp) for exp in EXPERIMENTS], Squares(), machine, "all").value,
-            realism(tree, features, "inception", input_features=features)[0].value,
+            realism(tree, features, "inception")[0].value,
         ]
 
     # 1e-6: sums over images in another order
     assert numbers(Machine(CPU, batch_size)) == pytest.approx(numbers(HERE), rel=1e-6)
 
 
-def test_diversity_in_closed_form_of_images_in_the_same_folder_everywhere(small):
-    """Grey counterfactuals at three levels: the mean over the three pairs of the squared difference."""
-    levels = {"expA": 0, "expB": 51, "expC": 204}
-    for exp, level in levels.items():
-        for path in every_cf(small, exp):
-            Image.new("RGB", (64, 64), (level,) * 3).save(path, quality=100)
-    trees = [ResultTree(small, exp) for exp in levels]
-    result = diversity(trees, Squares(), HERE, "all")
-    a, b, c = levels.values()
-    assert result.value == pytest.approx(((a - b) ** 2 + (a - c) ** 2 + (b - c) ** 2) / 3, rel=1e-5)
-    moved = next((small / "Results/expB/CC/CCF/CF").glob("*.jpg"))
-    moved.rename(small / "Results/expB/CC/ICF/CF" / moved.name)
-    assert diversity(trees, Squares(), HERE, "all").n == result.n - 1
-
-
 def test_realism_counts_an_input_once_and_one_without_counterfactual_too(small):
     """Two experiments that judge an input differently leave it in both folders of Original/."""
     tree, features = ResultTree(small, "expA"), ImageFeatures(tiny_features, HERE)
-    expected = [m.value for m in realism(tree, features, input_features=features)]
+    expected = [m.value for m in realism(tree, features)]
     for path in list((small / "Original" / "Correct").iterdir())[:5]:
         shutil.copy(path, small / "Original" / "Incorrect")
     inputs = tree.originals()
     assert len(inputs) == len({path.name for path in inputs}) == SMALL_IDS
-    assert [m.value for m in realism(tree, features, input_features=features)] == pytest.approx(expected)
+    assert [m.value for m in realism(tree, features)] == pytest.approx(expected)
     lost = every_cf(small)[0]
     lost.unlink()
     seen = []
-    realism(tree, features, input_features=lambda paths: seen.append(paths) or features(paths))
+    realism(tree, lambda paths: seen.append(paths) or features(paths))
     assert seen[0] == inputs  # all of Original/, explained or not
     Image.new("RGB", (32, 32)).save(next(path for path in inputs if path.name == lost.name))
     with pytest.raises(InputError, match="32x32"):
@@ -213,3 +193,78 @@ def test_diversity_needs_a_common_image_and_a_summary_no_flips(small):
         path.rename(path.parents[2] / "ICF" / "CF" / path.name)
     features = ImageFeatures(tiny_features, HERE)
     assert summary_figures(ResultTree(small, "expA"), features, features) == {"FVA": 0, "MNAC": 0}
+
+
+NAMES = [metric.rows[0] for metric in ROBUST]
+
+
+def bright(x: torch.Tensor) -> torch.Tensor:
+    return x.mean(dim=(1, 2, 3))[:, None]
+
+
+def chequered(x: torch.Tensor) -> torch.Tensor:
+    """Logits (N, 1): positive where there is a pattern of one grey level up and down that nobody sees."""
+    sign = 1 - 2 * (torch.arange(8)[:, None] + torch.arange(8)).remainder(2)
+    return (x * sign).mean(dim=(1, 2, 3))[:, None] - 0.3 / 127.5
+
+
+def test_flips_are_counted_after_what_becomes_of_them(tmp_path):
+    greys = [("CC/CCF", 20, 140), ("CC/CCF", 30, 160), ("CC/CCF", 40, 200), ("CC/ICF", 40, 220)]
+    pairs = select_pairs(make_tree(tmp_path, greys)[0])
+    assert survivors(pairs, bright, Binary(), HERE, as_saved).tolist() == [1, 1, 1]  # what failed is not asked
+    seen = []
+
+    def darker(ids: list[int], x: torch.Tensor) -> torch.Tensor:
+        seen.extend(ids)
+        return x - 40 / 127.5
+
+    assert survivors(pairs, bright, Binary(), HERE, as_saved, darker).tolist() == [0, 0, 1]
+    assert sorted(seen) == [0, 1, 2]
+
+
+def test_jpeg_ends_what_nobody_sees(tmp_path):
+    tree = make_tree(tmp_path, [("CC/CCF", 100, 100)] * 2)[0]
+    pattern = 101 - 2 * ((np.arange(8)[:, None] + np.arange(8)) % 2)
+    for pair in tree.pairs():
+        Image.fromarray(np.repeat(pattern[..., None], 3, axis=2).astype(np.uint8)).save(pair.counterfactual)
+    pairs = tree.pairs()
+    assert survivors(pairs, chequered, Binary(), HERE, as_saved).tolist() == [1, 1]
+    assert survivors(pairs, chequered, Binary(), HERE, as_jpeg).tolist() == [0, 0]
+
+
+@pytest.fixture(scope="module")
+def explained(world: World, tmp_path_factory: pytest.TempPathFactory) -> ResultTree:
+    out = tmp_path_factory.mktemp("robust")
+    flags = {"image_format": "png", "num_batches": 1, "batch_size": 2, "pad_batches": True}
+    world.explain(out, **flags)
+    world.explain(out, **flags, method="inverted", exp_name="inverted")
+    return ResultTree(out, "exp")
+
+
+def measured(tree: ResultTree, **given: object) -> Report:
+    context = Context(HERE, **given)
+    return evaluate(context, [tree, ResultTree(tree.output_path, "inverted")], True, ROBUST)
+
+
+def test_of_real_runs(explained, world):
+    """The inversion gives an image back, where nothing pulls; DiME does not."""
+    report = measured(explained, second_classifier_path=str(world.classifier))
+    dime, inverted = (report.measurements[exp] for exp in ("exp", "inverted"))
+    # float32: an image comes back to 1e-5 of 127.5 levels
+    assert dime["composition"].value > 1 and inverted["composition"].value < 0.01
+    for name in NAMES[1:]:  # the untrained networks may flip nothing: then that is the reason
+        for m in (dime[name], inverted[name]):
+            assert m.reason if m.value is None else 0 <= m.value <= 1, m
+
+
+def test_what_is_lacking_is_said(explained):
+    config = explained.report("config.yaml")
+    content = config.read_text()
+    try:
+        flags = yaml.safe_load(content)
+        config.write_text(yaml.safe_dump({name: value for name, value in flags.items() if name != "model_path"}))
+        missing = "\n".join(measured(explained).missing["exp"])
+    finally:
+        config.write_text(content)
+    assert "flips of a second classifier: --second-classifier-path names no classifier" in missing
+    assert "composition: the run's config.yaml, which names its diffusion model, is not there" in missing

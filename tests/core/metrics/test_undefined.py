@@ -9,24 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dime.core.errors import InputError
 from dime.core.guidance import Binary
 from dime.core.metrics.features import Machine
-from dime.core.metrics.measurement import Measurement
-from dime.core.metrics.metric import Context, Metric
+from dime.core.metrics.metric import Context, Measurement, Metric
 from dime.core.metrics.protocol import METRIC_NAMES, METRICS, evaluate
 from dime.core.metrics.report import PUBLISHED, Report, as_csv, as_json, caveats, markdown
 from dime.core.results import ResultTree
 from tests.helpers import CPU
-from tests.metric_world import BOTH_WAYS, POISON, grey_of, make_tree, stand_ins
+from tests.metric_world import BOTH_WAYS, POISON, grey_of, make_tree
 from tests.worlds import run_script
-
-
-@pytest.fixture
-def networks(monkeypatch, tmp_path) -> dict[str, object]:
-    return stand_ins(monkeypatch, tmp_path)
 
 
 def measure(trees: list[ResultTree], **flags) -> Report:
@@ -154,15 +147,6 @@ def test_classes(tmp_path, networks):
         assert "0000003.txt: names no target" in reasons(measure(trees))["MAD"]
 
 
-def test_grey_images_have_one_channel_for_the_classifier(tmp_path, networks):
-    channels = set()
-    networks["metric.load_classifier"].register_forward_hook(lambda module, x, logits: channels.add(x[0].shape[1]))
-    trees = make_tree(tmp_path, BOTH_WAYS)
-    for path in tmp_path.rglob("*.png"):
-        Image.open(path).convert("L").save(path)
-    assert not reasons(measure(trees)) and channels == {1}
-
-
 RECORDED = """dataset: bdd
 query_label: 2
 classifier_path: mine.onnx
@@ -201,7 +185,7 @@ def test_a_strangers_configuration_runs_nothing(tmp_path, config, expected):
 
 
 def test_the_metric_of_the_documentation(tmp_path):
-    """A file of one's own is all that it takes; with asked_by it is computed only when asked for."""
+    """A file of one's own is all that it takes; with robust=True it is computed only when asked for."""
     code = (Path(__file__).parents[3] / "docs/metrics.md").read_text().split("```python\n")[1].split("```")[0]
     exec(code, scope := {})
     metric: Metric = scope["BRIGHTNESS"]
@@ -210,9 +194,9 @@ def test_the_metric_of_the_documentation(tmp_path):
     found = evaluate(context, trees, metrics=[*METRICS[:1], metric])
     assert found.measurements["a"]["brightness"].value == pytest.approx(expected, abs=1e-4)  # float32
     assert "| brightness" in markdown(found)
-    robust = replace(metric, asked_by="--robust")
+    robust = replace(metric, robust=True)
     assert not evaluate(context, trees, metrics=[robust]).measurements["a"]
-    assert evaluate(context, trees, ["--robust"], [robust]).measurements == {
+    assert evaluate(context, trees, True, [robust]).measurements == {
         exp: {"brightness": measured["brightness"]} for exp, measured in found.measurements.items()
     }
 
