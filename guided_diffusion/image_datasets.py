@@ -218,12 +218,10 @@ class EndlessBatches:
 
     def _read(self) -> Any:
         if self._iterator is None:
-            keys = _keys(
-                len(self.dataset), self.batch_size, self.batches_per_pass, self.shuffle, self.seed, self._taken
-            )
+            plan = self.batch_size, self.batches_per_pass, self.shuffle, self.seed, self._taken
             loader = DataLoader(
                 _Seeded(self.dataset),
-                batch_sampler=keys,
+                batch_sampler=_keys(len(self.dataset), *plan),
                 num_workers=self.num_workers,
                 collate_fn=_stack,
                 generator=torch.Generator(),  # else it draws from the global one whenever it starts

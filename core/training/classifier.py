@@ -58,9 +58,8 @@ class ClassifierTraining(Trainer):
         super().__init__(network, batches, batch_size=batches.batch_size, **settings)
         self.names, self.exclusive, self.folder = list(names), exclusive, folder
         self.eval_interval = eval_interval
-        self.validation = EndlessBatches(
-            validation, batches.batch_size, shuffle=False, num_workers=batches.num_workers, drop_last=False
-        )
+        order = {"shuffle": False, "drop_last": False, "num_workers": batches.num_workers}
+        self.validation = EndlessBatches(validation, batches.batch_size, **order)
         self.loss = nn.CrossEntropyLoss() if exclusive else nn.BCEWithLogitsLoss(pos_weight=pos_weight)
         self.loss.to(self.device)
         self.best = float("-inf")
