@@ -13,8 +13,7 @@ import inspect
 import torch
 
 from dime.core.cli import Parser, integer, number, run
-from dime.core.training.monitor import Monitor
-from dime.core.training.script import LabelledImages, add_training_flags, open_part, train
+from dime.core.training.script import LabelledImages, Monitor, add_training_flags, open_part, train
 from guided_diffusion import dist_util
 from guided_diffusion.image_datasets import EndlessBatches
 from guided_diffusion.resample import SAMPLERS, create_named_schedule_sampler
