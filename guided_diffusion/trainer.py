@@ -8,7 +8,7 @@ import math
 import random
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._kept: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]] = []
-        self._numbers: dict[str, list[float]] = defaultdict(list)
+        self._sums, self._counts = Counter(), Counter()
         self.images, self._since = 0, time.monotonic()
 
     def add(self, step: int, values: dict[str, torch.Tensor], quartile: torch.Tensor | None = None) -> None:
@@ -58,19 +58,20 @@ class Meter:
                 if not all(map(math.isfinite, numbers)):
                     what = "the loss" if quartiles or name == "loss" else name
                     raise FloatingPointError(f"step {step}: {what} is not a finite number")
-                self._numbers[name] += numbers
-                for part, number in zip(quartiles, numbers, strict=False):
-                    self._numbers[f"{name}_q{part}"].append(number)
+                keys = [name] * len(numbers) + [f"{name}_q{q}" for q in quartiles]
+                self._counts.update(keys)
+                for key, number in zip(keys, numbers * 2, strict=False):
+                    self._sums[key] += number
         self._kept.clear()
 
     def read(self) -> dict[str, float]:
         """The means over all processes. Every process calls it. Raises as `check`."""
         self.check()
-        everyone = defaultdict(list)
-        for own in dist_util.gather(self._numbers):
-            for name, numbers in own.items():
-                everyone[name] += numbers
-        means = {name: sum(numbers) / len(numbers) for name, numbers in everyone.items()}
+        sums, counts = Counter(), Counter()
+        for own_sums, own_counts in dist_util.gather((self._sums, self._counts)):
+            sums.update(own_sums)
+            counts.update(own_counts)
+        means = {name: total / counts[name] for name, total in sums.items()}
         return means | {"images_per_second": self.images / max(time.monotonic() - self._since, 1e-9)}
 
 
