@@ -58,19 +58,15 @@ def _choose_device(launch: Launch, devices: str = "") -> torch.device:
         raise ValueError(f"gpus {devices!r}: expected GPU indices separated by commas, such as 0,1")
     chosen, place = [int(index) for index in re.findall(r"\d+", devices)], launch.local_rank
     if chosen and place is not None and len(chosen) < (launch.local_size or place + 1):
-        raise ValueError(
-            f"gpus {devices!r} names {len(chosen)} GPU(s) for {launch.local_size or 'more'} processes on this machine: "
-            "name one for each, or start fewer"
-        )
+        users = f"{launch.local_size or 'more'} processes on this machine: name one for each, or start fewer"
+        raise ValueError(f"gpus {devices!r} names {len(chosen)} GPU(s) for {users}")
     if not torch.cuda.is_available():
         return torch.device("cpu")
     present = torch.cuda.device_count()
     choice = chosen or range(present)
     if place is None and len(choice) > 1:
-        raise ValueError(
-            f"{launch}: which of {len(choice)} GPUs is this process's? Set LOCAL_RANK and LOCAL_WORLD_SIZE, or "
-            "name one by --gpus"
-        )
+        question = f"which of {len(choice)} GPUs is this process's?"
+        raise ValueError(f"{launch}: {question} Set LOCAL_RANK and LOCAL_WORLD_SIZE, or name one by --gpus")
     place = place or 0
     if max(place + 1, launch.local_size or 0) > len(choice) or max(choice) >= present:
         asked = f"gpus {devices!r}" if chosen else f"{launch.local_size or launch.world_size} processes"

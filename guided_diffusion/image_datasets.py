@@ -173,10 +173,8 @@ class EndlessBatches:
         drop_last: bool = True,
     ) -> None:
         if drop_last and len(dataset) < batch_size:
-            raise ValueError(
-                f"batch_size {batch_size}: the data set has only {len(dataset)} image(s) for this process; "
-                "use a smaller batch or fewer processes"
-            )
+            found = f"the data set has only {len(dataset)} image(s) for this process"
+            raise ValueError(f"batch_size {batch_size}: {found}; use a smaller batch or fewer processes")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
