@@ -75,22 +75,11 @@ def load_data(
     if not paths:
         raise ValueError(f"data_dir {data_dir}: no jpg, jpeg, png or gif file in it or below it")
     names = [PurePosixPath(path).name.split("_")[0] for path in paths]
-    dataset = ImageDataset(
-        image_size,
-        paths,
-        classes=np.unique(names, return_inverse=True)[1] if class_cond else None,
-        shard=dist_util.rank(),
-        num_shards=dist_util.world_size(),
-        random_crop=random_crop,
-        random_flip=random_flip,
-    )
-    return EndlessBatches(
-        dataset,
-        batch_size,
-        shuffle=not deterministic,
-        seed=(torch.initial_seed() + dist_util.rank()) % 2**63,
-        num_workers=min(4, os.cpu_count() or 1),
-    )
+    classes = np.unique(names, return_inverse=True)[1] if class_cond else None
+    share = {"shard": dist_util.rank(), "num_shards": dist_util.world_size()}
+    dataset = ImageDataset(image_size, paths, classes, **share, random_crop=random_crop, random_flip=random_flip)
+    seed, workers = (torch.initial_seed() + dist_util.rank()) % 2**63, min(4, os.cpu_count() or 1)
+    return EndlessBatches(dataset, batch_size, shuffle=not deterministic, seed=seed, num_workers=workers)
 
 
 class ImageDataset(Dataset):
