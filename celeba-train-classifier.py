@@ -31,12 +31,7 @@ def parse_args() -> argparse.Namespace:
     add_training_flags(parser.add_argument_group("data, output and machine"))
     add = parser.add_argument_group("training").add_argument
     add("--arch", choices=tuple(ARCHITECTURES), default="densenet", help="which network")
-    add(
-        "--widths",
-        type=number_list(1, int),
-        default=(),
-        help="channels of each level of --arch small, such as 32,64,128",
-    )
+    add("--widths", type=number_list(1, int), default=(), help="channels of the levels of --arch small: 32,64,128, say")
     add("--decision", choices=("binary", "multiclass"), default="binary", help="on each attribute, or between classes")
     add("--attributes", default="", metavar="NAMES", help="names separated by commas; unset: all of the data set")
     add("--image_size", type=integer(16), default=128, help="side of the images in pixels")

@@ -13,8 +13,7 @@ import inspect
 import torch
 
 from dime.core.cli import Parser, integer, number, run
-from dime.core.training.monitor import Monitor
-from dime.core.training.script import LabelledImages, add_training_flags, open_part, train
+from dime.core.training.script import LabelledImages, Monitor, add_training_flags, open_part, train
 from guided_diffusion import dist_util
 from guided_diffusion.image_datasets import EndlessBatches
 from guided_diffusion.resample import SAMPLERS, create_named_schedule_sampler
@@ -69,15 +68,13 @@ def build_loop(args: argparse.Namespace) -> TrainLoop:
     first = range(min(args.samples, len(images)))
     labels = torch.stack([images.labels(index)["y"] for index in first]) if args.class_cond and first else None
     samples = args.samples if labels is None else len(labels)
-    model, diffusion = create_model_and_diffusion(
-        **flags, num_classes=len(source.names), multiclass=not source.exclusive
-    )
+    kinds = {"num_classes": len(source.names), "multiclass": not source.exclusive}
+    model, diffusion = create_model_and_diffusion(**flags, **kinds)
+    seed = args.seed + dist_util.rank()
     own = {
         "model": model,
         "diffusion": diffusion,
-        "data": EndlessBatches(
-            images, args.batch_size, seed=args.seed + dist_util.rank(), num_workers=args.num_workers
-        ),
+        "data": EndlessBatches(images, args.batch_size, seed=seed, num_workers=args.num_workers),
         "schedule_sampler": create_named_schedule_sampler(args.schedule_sampler, diffusion),
         "precision": usable_precision(args.precision, dist_util.dev()) if args.precision else "",
         "observer": Monitor(flags, samples, args.sample_steps, labels, args.seed),

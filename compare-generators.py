@@ -135,9 +135,8 @@ def scored(
     sets = {label: open_images(column.pop("samples")) for label, column in columns.items()}
     reference, smaller, scores = network(test, count), min(count, len(test), len(learnt)), {}
     for label, images in {**sets, "training images": learnt}.items():
-        figures = network.figures(
-            network(images, count), reference, min(10, smaller), subset_size=min(1000, smaller // 2)
-        )
+        settings = {"splits": min(10, smaller), "subset_size": min(1000, smaller // 2)}
+        figures = network.figures(network(images, count), reference, **settings)
         scores[label] = figures | columns.get(label, {})
     return scores
 

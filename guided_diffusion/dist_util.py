@@ -23,22 +23,19 @@ from guided_diffusion.launch import Launch, detect, leave_mpiexec, open_store
 _GRACE = 2.0
 """Seconds that a process whose neighbour has ended still has to end by an error of its own, which says more."""
 
-_device: torch.device | None = None
-
 
 def setup_dist(devices: str = "") -> None:
     """Open the process group that the launcher asks for: of one process too, and on a CPU too. Twice is once.
 
     Raises as `_choose_device` and `launch.open_store`.
     """
-    global _device
     if dist.is_initialized():
         return
     launch = detect()
-    _device = _choose_device(launch, devices)
-    if _device.type == "cuda":
-        torch.cuda.set_device(_device)
-    open_group(launch, "cpu:gloo,cuda:nccl" if _device.type == "cuda" else "gloo")
+    device = _choose_device(launch, devices)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    open_group(launch, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
 def open_group(launch: Launch, backend: str = "gloo") -> None:
@@ -61,19 +58,15 @@ def _choose_device(launch: Launch, devices: str = "") -> torch.device:
         raise ValueError(f"gpus {devices!r}: expected GPU indices separated by commas, such as 0,1")
     chosen, place = [int(index) for index in re.findall(r"\d+", devices)], launch.local_rank
     if chosen and place is not None and len(chosen) < (launch.local_size or place + 1):
-        raise ValueError(
-            f"gpus {devices!r} names {len(chosen)} GPU(s) for {launch.local_size or 'more'} processes on this machine: "
-            "name one for each, or start fewer"
-        )
+        users = f"{launch.local_size or 'more'} processes on this machine: name one for each, or start fewer"
+        raise ValueError(f"gpus {devices!r} names {len(chosen)} GPU(s) for {users}")
     if not torch.cuda.is_available():
         return torch.device("cpu")
     present = torch.cuda.device_count()
     choice = chosen or range(present)
     if place is None and len(choice) > 1:
-        raise ValueError(
-            f"{launch}: which of {len(choice)} GPUs is this process's? Set LOCAL_RANK and LOCAL_WORLD_SIZE, or "
-            "name one by --gpus"
-        )
+        question = f"which of {len(choice)} GPUs is this process's?"
+        raise ValueError(f"{launch}: {question} Set LOCAL_RANK and LOCAL_WORLD_SIZE, or name one by --gpus")
     place = place or 0
     if max(place + 1, launch.local_size or 0) > len(choice) or max(choice) >= present:
         asked = f"gpus {devices!r}" if chosen else f"{launch.local_size or launch.world_size} processes"
@@ -83,15 +76,13 @@ def _choose_device(launch: Launch, devices: str = "") -> torch.device:
 
 def close() -> None:
     """Leave the process group, if there is one."""
-    global _device
     if dist.is_initialized():
         dist.destroy_process_group()
-    _device = None
 
 
 def dev() -> torch.device:
     """This process's device."""
-    return _device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def rank() -> int:

@@ -75,22 +75,11 @@ def load_data(
     if not paths:
         raise ValueError(f"data_dir {data_dir}: no jpg, jpeg, png or gif file in it or below it")
     names = [PurePosixPath(path).name.split("_")[0] for path in paths]
-    dataset = ImageDataset(
-        image_size,
-        paths,
-        classes=np.unique(names, return_inverse=True)[1] if class_cond else None,
-        shard=dist_util.rank(),
-        num_shards=dist_util.world_size(),
-        random_crop=random_crop,
-        random_flip=random_flip,
-    )
-    return EndlessBatches(
-        dataset,
-        batch_size,
-        shuffle=not deterministic,
-        seed=(torch.initial_seed() + dist_util.rank()) % 2**63,
-        num_workers=min(4, os.cpu_count() or 1),
-    )
+    classes = np.unique(names, return_inverse=True)[1] if class_cond else None
+    share = {"shard": dist_util.rank(), "num_shards": dist_util.world_size()}
+    dataset = ImageDataset(image_size, paths, classes, **share, random_crop=random_crop, random_flip=random_flip)
+    seed, workers = (torch.initial_seed() + dist_util.rank()) % 2**63, min(4, os.cpu_count() or 1)
+    return EndlessBatches(dataset, batch_size, shuffle=not deterministic, seed=seed, num_workers=workers)
 
 
 class ImageDataset(Dataset):
@@ -173,10 +162,8 @@ class EndlessBatches:
         drop_last: bool = True,
     ) -> None:
         if drop_last and len(dataset) < batch_size:
-            raise ValueError(
-                f"batch_size {batch_size}: the data set has only {len(dataset)} image(s) for this process; "
-                "use a smaller batch or fewer processes"
-            )
+            found = f"the data set has only {len(dataset)} image(s) for this process"
+            raise ValueError(f"batch_size {batch_size}: {found}; use a smaller batch or fewer processes")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -218,12 +205,10 @@ class EndlessBatches:
 
     def _read(self) -> Any:
         if self._iterator is None:
-            keys = _keys(
-                len(self.dataset), self.batch_size, self.batches_per_pass, self.shuffle, self.seed, self._taken
-            )
+            plan = self.batch_size, self.batches_per_pass, self.shuffle, self.seed, self._taken
             loader = DataLoader(
                 _Seeded(self.dataset),
-                batch_sampler=keys,
+                batch_sampler=_keys(len(self.dataset), *plan),
                 num_workers=self.num_workers,
                 collate_fn=_stack,
                 generator=torch.Generator(),  # else it draws from the global one whenever it starts

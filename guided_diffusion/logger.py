@@ -11,8 +11,8 @@ import datetime
 import io
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,15 +78,15 @@ class Table:
             rows: list[dict[str, str]] = []
             if self._path.exists():
                 with self._path.open(newline="", encoding="utf-8") as file:
-                    reader = csv.DictReader(file)
-                    rows, self._columns = list(reader), list(reader.fieldnames or [])
+                    rows = list(csv.DictReader(file))
+            columns = list(rows[0]) if rows else []
+            self._columns = [*columns, *sorted(values.keys() - set(columns))]
             if self._is_continued and "step" in values:
                 rows = [row for row in rows if row.get("step") and float(row["step"]) < values["step"]]
-            self._columns += [name for name in sorted(values) if name not in self._columns]
             text = io.StringIO(newline="")
-            writer = csv.DictWriter(text, self._columns)
+            writer = csv.DictWriter(text, self._columns, extrasaction="ignore")
             writer.writeheader()
-            writer.writerows({key: row.get(key, "") for key in self._columns} for row in rows)
+            writer.writerows(rows)
             write_atomically(self._path, text.getvalue().encode())
             self._is_continued = False
         with self._path.open("a", newline="", encoding="utf-8") as file:
@@ -131,6 +131,19 @@ def reset() -> None:
     _current = None
 
 
+@contextmanager
+def scoped_configure(dir: str | None = None, format_strs: list[str] | None = None, comm: Any = None) -> Iterator[None]:
+    """A context in which output goes where `configure` says; afterwards it goes where it went before."""
+    global _current
+    before, _current = _current, None
+    try:
+        configure(dir, format_strs, comm)
+        yield
+    finally:
+        reset()
+        _current = before
+
+
 def get_current() -> Logger:
     """The logger in use; the first call configures one."""
     if _current is None:
@@ -153,7 +166,7 @@ info = warn = error = log
 
 def logkv(key: str, val: Any) -> None:
     """Set a number for the next dump; a second call overwrites the first."""
-    get_current().values[key] = val
+    logkvs({key: val})
 
 
 def logkvs(d: Values) -> None:
@@ -168,10 +181,15 @@ def logkv_mean(key: str, val: float | None) -> None:
         get_current().means[key] = (total + float(val), count + 1)
 
 
+def getkvs() -> Values:
+    """The numbers collected since the last dump."""
+    current = get_current()
+    return current.values | {key: total / count for key, (total, count) in current.means.items()}
+
+
 def dumpkvs() -> Values:
     """Write the numbers collected since the last dump, forget them and return them."""
-    current = get_current()
-    values = current.values | {key: total / count for key, (total, count) in current.means.items()}
+    current, values = get_current(), getkvs()
     current.values, current.means = {}, {}
     if values:
         rows = {key: _short(value) for key, value in sorted(values.items())}

@@ -221,10 +221,8 @@ class Process:
         learned = self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
         expected = (x.shape[0], x.shape[1] * (2 if learned else 1), *x.shape[2:])
         if output.shape != expected:
-            raise ValueError(
-                f"the network's output is {tuple(output.shape)} where {expected} was expected: "
-                f"was it trained with learn_sigma {learned}?"
-            )
+            found = f"the network's output is {tuple(output.shape)} where {expected} was expected"
+            raise ValueError(f"{found}: was it trained with learn_sigma {learned}?")
         return output.split(x.shape[1], dim=1) if learned else (output, None)
 
     def p_mean_variance(

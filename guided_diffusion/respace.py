@@ -42,10 +42,8 @@ def space_timesteps(num_timesteps: int, section_counts: str | Iterable[int]) -> 
     for section, count in enumerate(counts):
         size = length + (section < longer)
         if not 1 <= count <= size:
-            raise ValueError(
-                f"--timestep_respacing: cannot take {count} timesteps from section {section + 1} of {len(counts)}, "
-                f"which has {size} of the {num_timesteps} diffusion steps"
-            )
+            place = f"section {section + 1} of {len(counts)}, which has {size} of the {num_timesteps} diffusion steps"
+            raise ValueError(f"--timestep_respacing: cannot take {count} timesteps from {place}")
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         positions = accumulate([0.0] + [stride] * (count - 1))  # a running sum, as published: products round otherwise
         chosen |= {start + round(position) for position in positions}

@@ -130,10 +130,8 @@ def create_model(
     factors = _numbers("attention_resolutions", attention_resolutions, int)
     if not channel_mult and image_size not in CHANNEL_MULT:
         sizes = ", ".join(str(size) for size in sorted(CHANNEL_MULT))
-        raise ValueError(
-            f"--image_size {image_size} has no default widths (there are some for {sizes}): "
-            "give --channel_mult, for example 1,2,3,4"
-        )
+        found = f"--image_size {image_size} has no default widths (there are some for {sizes})"
+        raise ValueError(f"{found}: give --channel_mult, for example 1,2,3,4")
     widths = _numbers("channel_mult", channel_mult) if channel_mult else CHANNEL_MULT[image_size]
     smallest = 2 ** (len(widths) - 1)
     if image_size < 1 or image_size % smallest:

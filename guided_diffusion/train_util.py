@@ -101,7 +101,6 @@ class TrainLoop(Trainer):
         start = dist_util.on_rank_0(lambda: self.folder.find_start(resume_checkpoint, bool(output_path)))
         if start is not None:
             self._resume(*start)
-        self.parallelise(*(p for network in self.ema.values() for p in network.parameters()))
 
     @property
     def step(self) -> int:

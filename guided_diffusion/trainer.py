@@ -8,7 +8,7 @@ import math
 import random
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._kept: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]] = []
-        self._numbers: dict[str, list[float]] = defaultdict(list)
+        self._sums, self._counts = Counter(), Counter()
         self.images, self._since = 0, time.monotonic()
 
     def add(self, step: int, values: dict[str, torch.Tensor], quartile: torch.Tensor | None = None) -> None:
@@ -58,19 +58,20 @@ class Meter:
                 if not all(map(math.isfinite, numbers)):
                     what = "the loss" if quartiles or name == "loss" else name
                     raise FloatingPointError(f"step {step}: {what} is not a finite number")
-                self._numbers[name] += numbers
-                for part, number in zip(quartiles, numbers, strict=False):
-                    self._numbers[f"{name}_q{part}"].append(number)
+                keys = [name] * len(numbers) + [f"{name}_q{q}" for q in quartiles]
+                self._counts.update(keys)
+                for key, number in zip(keys, numbers * 2, strict=False):
+                    self._sums[key] += number
         self._kept.clear()
 
     def read(self) -> dict[str, float]:
         """The means over all processes. Every process calls it. Raises as `check`."""
         self.check()
-        everyone = defaultdict(list)
-        for own in dist_util.gather(self._numbers):
-            for name, numbers in own.items():
-                everyone[name] += numbers
-        means = {name: sum(numbers) / len(numbers) for name, numbers in everyone.items()}
+        sums, counts = Counter(), Counter()
+        for own_sums, own_counts in dist_util.gather((self._sums, self._counts)):
+            sums.update(own_sums)
+            counts.update(own_counts)
+        means = {name: total / counts[name] for name, total in sums.items()}
         return means | {"images_per_second": self.images / max(time.monotonic() - self._since, 1e-9)}
 
 
@@ -83,7 +84,8 @@ class Trainer(ABC):
         batch_size: images of one update in each process.
         log_interval, save_interval: updates between two lines of the log and two checkpoints.
         precision: fp32, fp16 or bf16 (torch.autocast); ValueError for others.
-        log_loss_scale, scale_growth: fp16's loss is scaled by 2^s; the first s, and its growth with each update.
+        log_loss_scale, scale_growth: fp16's loss is scaled by 2^s; the first s, and its growth with each update. With
+            the published start of the diffusion model, 20, a classifier's first gradients overflow.
         grad_clip: largest norm of the gradient; 0: any.
         last_update: how many updates, over resumes, end the training; None: it goes on until it is stopped.
 
@@ -101,8 +103,8 @@ class Trainer(ABC):
         log_interval: int,
         save_interval: int,
         precision: str,
-        log_loss_scale: float,
         last_update: int | None,
+        log_loss_scale: float = 16.0,
         scale_growth: float = 1e-3,
         grad_clip: float = 0.0,
         observer: TrainObserver | None = None,
@@ -112,6 +114,9 @@ class Trainer(ABC):
         self.device = dist_util.dev()
         self.dtype = PRECISIONS[precision]
         self.model = self.ddp_model = model.float().to(self.device).train()
+        if dist_util.world_size() > 1:  # it gives every process rank 0's weights and buffers, and averages gradients
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.ddp_model = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
         self.params = list(model.parameters())
         self.data = iter(data)
         self.batch_size, self.images_per_update = batch_size, batch_size * dist_util.world_size()
@@ -259,13 +264,6 @@ class Trainer(ABC):
         self.load_state_dict(state, optimizer=state["optimizer"])
         self.set_lr(self.lr)
         self.updates = self.saved_updates = int(state["updates"])
-
-    def parallelise(self, *more: torch.Tensor) -> None:
-        """Give every process rank 0's weights and buffers (and `more`), and average the gradients from now on."""
-        dist_util.sync_params([*self.params, *self.model.buffers(), *more])
-        if dist_util.world_size() > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            self.ddp_model = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def usable_precision(precision: str, device: torch.device) -> str:

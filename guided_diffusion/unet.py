@@ -206,10 +206,8 @@ def _widths(model_channels: int, channel_mult: Sequence[float], norm_groups: int
     widths = [round(mult * model_channels) for mult in channel_mult]
     for mult, width in zip(channel_mult, widths, strict=True):
         if width <= 0 or width % norm_groups:
-            raise ValueError(
-                f"--num_channels {model_channels} times {mult:g} of --channel_mult is {width} channels: "
-                f"expected a multiple of {norm_groups}, for group normalisation"
-            )
+            found = f"--num_channels {model_channels} times {mult:g} of --channel_mult is {width} channels"
+            raise ValueError(f"{found}: expected a multiple of {norm_groups}, for group normalisation")
     return widths
 
 

@@ -65,9 +65,8 @@ class InceptionFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        network = inception_v3(
-            weights=None, init_weights=False, aux_logits=False, transform_input=False, num_classes=1008
-        )
+        bare = {"weights": None, "init_weights": False, "aux_logits": False, "transform_input": False}
+        network = inception_v3(**bare, num_classes=1008)
         for name, width, pooled in (("5b", 192, 32), ("5c", 256, 64), ("5d", 288, 64)):
             setattr(network, f"Mixed_{name}", fid.FIDInceptionA(width, pooled))
         for name, width in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):

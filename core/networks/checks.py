@@ -64,10 +64,8 @@ def check_classifier(classifier: LogitsOf, x: torch.Tensor, decision: Any, name:
         company = torch.cat([x[:1], x[:1].flip(-1), -x[:1]])
         alone, among = (logits_of(classifier, images, name)[0] for images in (company[:1], company))
         if not (alone - among).abs().max() <= SAME * (1e-3 + alone.abs().max()):  # nor NaN
-            raise InputError(
-                f"{name}: an image's logits change with the rest of its batch, or by chance: its batch norms and "
-                "dropouts must be in eval mode"
-            )
+            found = "an image's logits change with the rest of its batch, or by chance"
+            raise InputError(f"{name}: {found}: its batch norms and dropouts must be in eval mode")
 
 
 @contextlib.contextmanager

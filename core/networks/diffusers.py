@@ -72,10 +72,9 @@ def read_folder(folder: Path, image_size: int | None = None) -> StoredModel:
     """
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     if others := [name for name in index if not name.startswith("_") and name not in ("unet", "scheduler")]:
-        raise InputError(
-            f"{folder}: a pipeline with {', '.join(others)} beside unet and scheduler: latent and conditional models "
-            "are not supported, expected one that denoises pixels (DDPMPipeline, DDIMPipeline)"
-        )
+        problem = "latent and conditional models are not supported, expected one that denoises pixels"
+        found = f"a pipeline with {', '.join(others)} beside unet and scheduler"
+        raise InputError(f"{folder}: {found}: {problem} (DDPMPipeline, DDIMPipeline)")
     unet, config = _settings(folder, "unet", "config.json", UNET)
     if unknown := [key for key in config if key not in UNET and not key.startswith("_")]:
         raise InputError(f"{unet}: {unknown[0]} is no known setting of a UNet2DModel")

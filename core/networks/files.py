@@ -230,10 +230,9 @@ def pretrained_weights(url: str) -> Path:
         cached.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(cached), hash_prefix=Path(name).stem.rpartition("-")[2])
     except (OSError, RuntimeError) as error:  # no network, no room, or another content than the checksum's
-        raise InputError(
-            f"{WEIGHTS_FOLDER / name}: no such file, and it could not be downloaded ({error}); get {url} on a machine "
-            f"with a network and put it there or at {cached}"
-        ) from None
+        found = f"{WEIGHTS_FOLDER / name}: no such file, and it could not be downloaded ({error})"
+        advice = f"get {url} on a machine with a network and put it there or at {cached}"
+        raise InputError(f"{found}; {advice}") from None
     return cached
 
 

@@ -25,8 +25,6 @@ from guided_diffusion.trainer import Trainer
 
 ARCHITECTURES = {"densenet": DenseNetClassifier, "oracle": Oracle, "small": SmallCNN}
 """The networks that can be trained, each built for a number of outputs."""
-LOG_LOSS_SCALE = 16.0
-"""Of fp16 at first: with 2^20, the published start of the diffusion model, the first gradients overflow."""
 
 
 class ClassifierTraining(Trainer):
@@ -57,12 +55,11 @@ class ClassifierTraining(Trainer):
         pos_weight: torch.Tensor | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(network, batches, batch_size=batches.batch_size, log_loss_scale=LOG_LOSS_SCALE, **settings)
+        super().__init__(network, batches, batch_size=batches.batch_size, **settings)
         self.names, self.exclusive, self.folder = list(names), exclusive, folder
         self.eval_interval = eval_interval
-        self.validation = EndlessBatches(
-            validation, batches.batch_size, shuffle=False, num_workers=batches.num_workers, drop_last=False
-        )
+        order = {"shuffle": False, "drop_last": False, "num_workers": batches.num_workers}
+        self.validation = EndlessBatches(validation, batches.batch_size, **order)
         self.loss = nn.CrossEntropyLoss() if exclusive else nn.BCEWithLogitsLoss(pos_weight=pos_weight)
         self.loss.to(self.device)
         self.best = float("-inf")
@@ -75,7 +72,6 @@ class ClassifierTraining(Trainer):
             with checkpoint_util.damage_named(self.state_file):
                 self.take_up(state, self.state_file)
                 self.best = float(state["best"])
-        self.parallelise()
 
     def forward_backward(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> None:
         """The gradients of images (N, C, H, W) and their labels y."""

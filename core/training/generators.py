@@ -116,7 +116,7 @@ class GeneratorTraining(Trainer):
         self, network: nn.Module, images: np.ndarray, folder: Path, *, seconds: float, **settings: Any
     ) -> None:
         data, (lr, betas) = random_batches(images, settings["batch_size"]), network.adam
-        super().__init__(network, data, lr=lr, weight_decay=0.0, log_loss_scale=16.0, observer=Progress(), **settings)
+        super().__init__(network, data, lr=lr, weight_decay=0.0, observer=Progress(), **settings)
         self.opt.param_groups[0]["betas"] = betas
         self.file, self.seconds, self.spent, self.pictures = folder / "training.pt", seconds, 0.0, []
         self.average = copy.deepcopy(self.model).eval()

@@ -1,13 +1,15 @@
-"""What the training scripts share: their flags, their data, the frame of a run in one process or many, its progress."""
+"""What the training scripts share: flags, data, the frame of a run in one process or many, what is shown of it."""
 
 import argparse
 import importlib.util
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import blobfile as bf
 import numpy as np
@@ -22,11 +24,16 @@ from dime.core.files import write_atomically
 from dime.core.images import from_image, grid_png
 from dime.core.photos import BadImageError
 from guided_diffusion import dist_util, logger
-from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
+from guided_diffusion.script_util import add_dict_to_argparser, create_diffusion, model_and_diffusion_defaults
+from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.trainer import Trainer, TrainObserver
 
 DAMAGED_SHARE = 0.01
 """Of the images; where more cannot be read, something else is wrong than a file."""
+GRID_SECONDS = 10.0
+"""For drawing a grid of samples; where the images are not done by then, it has fewer."""
+GRID_SHARE = 0.03
+"""Of the time that training takes; where grids would take more, some checkpoints have none."""
 GPUS = "GPU indices separated by commas, one for each process; '' means all in order"
 
 
@@ -205,3 +212,73 @@ class Progress(TrainObserver):
                 seconds = (trainer.last_update - trainer.updates) * trainer.images_per_update / speed
                 left = f", {tqdm.format_interval(max(seconds, 0))} left"
             say(f"update {trainer.updates}: {figures}{left}")
+
+
+class Monitor(Progress):
+    """Shows progress, and draws a grid at the checkpoint sets.
+
+    Args:
+        flags: those that built the network, image_channels among them.
+        samples: images of the grid; 0: none.
+        sample_steps: evaluations of the network for each (DDIM, without noise of its own).
+        labels: (samples, …) for a class-conditional network, else None.
+        seed: of the noise that the images grow from, the same at every checkpoint.
+    """
+
+    def __init__(
+        self, flags: Mapping[str, Any], samples: int, sample_steps: int, labels: torch.Tensor | None, seed: int
+    ) -> None:
+        self.labels = labels
+        steps = min(sample_steps, flags["diffusion_steps"])
+        self.diffusion = create_diffusion({**flags, "timestep_respacing": str(steps)})
+        size = flags["image_size"]
+        generator = torch.Generator().manual_seed(seed)
+        self.noise = torch.randn(samples, flags["image_channels"], size, size, generator=generator)
+        self.next_grid = 0.0
+
+    def on_save(self, loop: TrainLoop, number: int) -> None:
+        """Write samples/NUMBER.png beside the set, drawn with the first rate's averaged weights.
+
+        Not while a stop is asked for, and not so often that it takes a part of the time to speak of. What fails here
+        is said; training goes on.
+        """
+        began, wanted = time.monotonic(), len(self.noise)
+        if loop.stopping or not wanted or (began < self.next_grid and not loop.finished):
+            return
+        path = loop.folder.folder / "samples" / f"{number:06d}.png"
+        say(f"drawing {path.parent.name}/{path.name}, in {GRID_SECONDS:g} seconds at most")
+        try:
+            images = self._draw(loop, began + GRID_SECONDS)
+            if len(images) < wanted:
+                reason = "before the stop" if loop.stopping else "in time (fewer --sample_steps are quicker)"
+                say(f"{len(images)} of {wanted} images were drawn {reason}")
+            if len(images):
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, grid_png(images, columns=4))
+        except Exception as error:
+            say(f"{path}: not drawn ({' '.join(str(error).split())}); training goes on")
+        self.next_grid = (now := time.monotonic()) + (now - began) / GRID_SHARE
+
+    def _draw(self, loop: TrainLoop, deadline: float) -> torch.Tensor:
+        """The images (n, C, H, W) in [-1, 1] that are done when the time is up or a stop is asked for.
+
+        A few at first and more in each batch that follows: so the slowest network finishes some, the fastest all.
+        """
+        network, evaluations = next(iter(loop.ema.values())), self.diffusion.num_timesteps
+        devices = [loop.device] if loop.device.type == "cuda" else []
+        images = self.noise[:0]
+        # sampling draws noise that it does not use: the training must not notice
+        with torch.random.fork_rng(devices), loop.autocast():
+            while len(images) < len(self.noise):
+                part = slice(len(images), len(images) + min(loop.microbatch, max(1, 3 * len(images))))
+                noise = self.noise[part].to(loop.device)
+                labels = {} if self.labels is None else {"y": self.labels[part].to(loop.device)}
+                sample = self.diffusion.ddim_sample_loop_progressive
+                steps = sample(network, noise.shape, noise=noise, model_kwargs=labels)
+                now = deadline  # the first evaluation of a shape may be slow, and foretells nothing
+                for done, out in enumerate(steps, start=1):
+                    x, before, now = out["sample"], now, time.monotonic()
+                    if loop.stopping or now + max(now - before, 0) * (evaluations - done) > deadline:
+                        return images
+                images = torch.cat([images, x.cpu()])
+        return images

@@ -33,7 +33,9 @@ def test_lines_tables_and_means(tmp_path, capsys):
     logger.logkv("step", val=3)
     logger.logkv_mean("loss", val=0.25)
     logger.logkv_mean("loss", 0.75)
-    assert logger.dumpkvs() == {"step": 3, "loss": 0.5}
+    with logger.scoped_configure(dir=str(tmp_path / "elsewhere"), format_strs=["log"]):
+        logger.log("elsewhere")
+    assert logger.getkvs() == logger.dumpkvs() == {"step": 3, "loss": 0.5}
     assert logger.dumpkvs() == {}
     assert dump(step=4, mse=3) == {"step": 4, "mse": 3}  # new names become columns
     assert csv_rows(tmp_path / "progress.csv") == [

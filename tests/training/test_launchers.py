@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dime.core.training import monitor
+from dime.core.training import script
 from guided_diffusion import checkpoint_util, logger
 from guided_diffusion.script_util import model_and_diffusion_defaults
 from guided_diffusion.train_util import TrainLoop
@@ -41,11 +41,11 @@ class Clock:
 
 
 def train(monkeypatch, clock: Clock, steps: int = 3, hook=lambda *args: None, **flags) -> TrainLoop:
-    monkeypatch.setattr(monitor, "time", clock)
+    monkeypatch.setattr(script, "time", clock)
     model, diffusion = network_and_diffusion()
     model.register_forward_hook(hook)
     model.register_forward_hook(lambda *call: clock.evaluated(*call))  # copies of the network have it, and this clock
-    observer = monitor.Monitor({**model_and_diffusion_defaults(), **FLAGS, "image_channels": 3}, 16, 10, None, seed=0)
+    observer = script.Monitor({**model_and_diffusion_defaults(), **FLAGS, "image_channels": 3}, 16, 10, None, seed=0)
     arguments = settings(save_interval=1, max_steps=steps, keep_checkpoints=1, batch_size=16, **flags)
     loop = TrainLoop(model=model, diffusion=diffusion, data=endless(16), observer=observer, **arguments)
     loop.run_loop()
