@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dime.core.job.question import Question
+from dime.core.job.setup import Question
 from tests.helpers import assert_close
 from tests.worlds import SMALL_FLAGS, World, as_arguments, images, run_main, succeeded, tree_of, watched
 

@@ -11,7 +11,7 @@ from dime.core.config import Config
 from dime.core.datasets import Source, open_dataset
 from dime.core.errors import InputError
 from dime.core.guidance import Binary, MultiClass
-from dime.core.job.question import Question, ask, index_of
+from dime.core.job.setup import Question, ask, index_of
 
 PLACES = ("cat/a b.png", "cat/b.png", "dog/x,y.png", "owl/1.png", "owl/deep/2.png")
 CLASSES = Config(dataset="folder", decision="multiclass")
