@@ -14,8 +14,7 @@ from dime.core.results import ResultTree
 from dime.core.truth import rows
 from dime.core.truth.benchmark import Experiment, benchmark, examples, markdown, truth_plot
 from dime.core.truth.cases import load_oracles, oracle_of
-from dime.core.truth.faces import DrawnFaces
-from dime.core.truth.shortcut import Shortcut
+from dime.core.truth.faces import DrawnFaces, Shortcut
 from dime.core.truth.world import FolderPairs, Task, World
 
 EXAMPLES = 8
