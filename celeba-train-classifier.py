@@ -3,8 +3,6 @@
 Started like celeba-train-diffusion.py: by python, mpiexec or torchrun; run again to go on. docs/training.md has more.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from dime.core.networks.features import load_vggface2
 from dime.core.training.classifier import ARCHITECTURES, ClassifierTraining, positive_weights
 from dime.core.training.script import LabelledImages, Progress, add_training_flags, columns_of, open_part, train
 from guided_diffusion import dist_util
-from guided_diffusion.batches import EndlessBatches
+from guided_diffusion.image_datasets import EndlessBatches
 from guided_diffusion.script_util import args_to_dict
 from guided_diffusion.trainer import PRECISIONS, usable_precision
 

@@ -7,8 +7,6 @@
 Run the same command again to go on from the newest checkpoint in --output_path. docs/training.md has the details.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 
@@ -18,7 +16,7 @@ from dime.core.cli import Parser, integer, number, run
 from dime.core.training.monitor import Monitor
 from dime.core.training.script import LabelledImages, add_training_flags, open_part, train
 from guided_diffusion import dist_util
-from guided_diffusion.batches import EndlessBatches
+from guided_diffusion.image_datasets import EndlessBatches
 from guided_diffusion.resample import SAMPLERS, create_named_schedule_sampler
 from guided_diffusion.script_util import (
     add_dict_to_argparser,

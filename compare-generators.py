@@ -5,8 +5,6 @@ DDPM/terms.png (the terms of its variational bound). Run again, it goes on where
 it measures the same samples anew.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from functools import partial
@@ -27,8 +25,7 @@ from dime.core.metrics.features import Machine
 from dime.core.metrics.scripts import DEFAULT_WORKERS, png, write_file
 from dime.core.samples import FeatureNetwork, open_images, table
 from dime.core.training.generators import DDPM, GENERATORS, MOMENTS, GeneratorTraining, build, clock, parameters
-from dime.core.training.sampling import write_samples
-from dime.core.training.script import GPUS, open_part, train
+from dime.core.training.script import GPUS, open_part, train, write_samples
 from dime.models.generators import LATENT, VAE
 from guided_diffusion import dist_util
 from guided_diffusion.trainer import PRECISIONS
@@ -41,15 +38,14 @@ def main() -> None:
     network = FeatureNetwork(args.features, Machine(dist_util.dev(), 250, DEFAULT_WORKERS))
     if args.download:
         download(args.dataset, args.data_dir)
-    learnt, test = (
-        open_part(args.dataset, args.data_dir, part, args.image_size, args.image_channels) for part in ("train", "val")
-    )
+    shape = args.image_size, args.image_channels
+    learnt, test = (open_part(args.dataset, args.data_dir, part, *shape) for part in ("train", "val"))
     pixels = to_hwc(torch.stack([input_to_uint8(learnt.load(i)) for i in tqdm(range(len(learnt)), disable=None)]))
 
     def start(own: argparse.Namespace, name: str) -> GeneratorTraining:
         settings = {key: getattr(args, key) for key in ("seconds", "batch_size", "precision")}
         settings |= {"last_update": args.max_steps or None, "log_interval": 100, "save_interval": 500}
-        generator = build(name, args.image_size, args.image_channels, args.width)
+        generator = build(name, *shape, args.width)
         trainings[name] = GeneratorTraining(generator, pixels, Path(own.output_path), **settings)
         return trainings[name]
 
@@ -67,6 +63,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
+    """The flags."""
     parser = Parser(description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[1])
     add = parser.add_argument
     add("--dataset", choices=tuple(DATASETS), default="mnist", help="layout of data_dir, as for main.py")
@@ -138,10 +135,10 @@ def scored(
     sets = {label: open_images(column.pop("samples")) for label, column in columns.items()}
     reference, smaller, scores = network(test, count), min(count, len(test), len(learnt)), {}
     for label, images in {**sets, "training images": learnt}.items():
-        found = network.figures(
+        figures = network.figures(
             network(images, count), reference, min(10, smaller), subset_size=min(1000, smaller // 2)
         )
-        scores[label] = found | columns.get(label, {})
+        scores[label] = figures | columns.get(label, {})
     return scores
 
 

@@ -3,8 +3,6 @@
 Started like the training: by python, mpiexec or torchrun.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -13,10 +11,12 @@ import numpy as np
 from dime.core.cli import Parser, integer, run, say
 from dime.core.datasets import DATASETS, PARTITIONS
 from dime.core.networks.diffusion import load_diffusion
-from dime.core.training.sampling import measure_likelihood
 from dime.core.training.script import LabelledImages, open_part, parse_model_args, processes
 from guided_diffusion import dist_util
-from guided_diffusion.batches import EndlessBatches
+from guided_diffusion.image_datasets import EndlessBatches
+
+TERMS = ("prior_bpd", "vb", "mse", "xstart_mse")
+"""In bits per dimension L_T and, by timestep from the highest, the L_t and at last L_0; errors by timestep."""
 
 
 def main() -> None:
@@ -29,17 +29,24 @@ def main() -> None:
         source = open_part(dataset, folder, args.partition, model.image_size, model.channels)
         images = LabelledImages(source, range(len(source.names)) if model.class_cond else None)
         data = EndlessBatches(images, args.batch_size, shuffle=False)
-        for seen, terms in measure_likelihood(model, data, args.num_samples, args.clip_denoised):
-            prior, vb = float(terms["prior_bpd"]), terms["vb"]
-            total = prior + float(vb.sum())
+        at_once, sums = args.batch_size * dist_util.world_size(), dict.fromkeys(TERMS, 0)
+        for seen in range(at_once, args.num_samples + at_once, at_once):
+            x, cond = next(data)
+            cond = {key: value.to(model.device) for key, value in cond.items()}
+            out = model.process.calc_bpd_loop(model.network, x.to(model.device), args.clip_denoised, cond)
+            for name in TERMS:
+                mean = dist_util.sum_over_ranks(out[name].mean(0)) / dist_util.world_size()
+                sums[name] = sums[name] + mean.cpu().double().numpy()
+            prior, vb, *errors = (total / (seen // at_once) for total in sums.values())
+            total = float(prior + vb.sum())
             if dist_util.rank() == 0:
                 say(f"done {seen} samples: bpd={total}")
         if dist_util.rank() == 0:
             parts = f"L_T {prior:.4g} + L_t {vb[:-1].sum():.4g} + L_0 {vb[-1]:.4g}"
             say(f"{total:.4f} bits per dimension = {parts} ({seen} images)")
             Path(args.output_path).mkdir(parents=True, exist_ok=True)
-            for name in ("vb", "mse", "xstart_mse"):
-                np.savez(Path(args.output_path) / f"{name}_terms.npz", terms[name])
+            for name, values in zip(TERMS[1:], (vb, *errors), strict=True):
+                np.savez(Path(args.output_path) / f"{name}_terms.npz", values)
 
 
 def parse_args() -> argparse.Namespace:

@@ -3,20 +3,21 @@
 Started like the training: by python, mpiexec or torchrun.
 """
 
-from __future__ import annotations
-
 import argparse
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from dime.core.cli import Parser, boolean, integer, number, run, say
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
-from dime.core.networks.diffusion import load_diffusion
-from dime.core.training.sampling import draw_samples, labels_to_draw, write_samples
-from dime.core.training.script import columns_of, parse_model_args, processes
+from dime.core.images import to_uint8
+from dime.core.networks.diffusion import DiffusionModel, load_diffusion
+from dime.core.training.script import columns_of, open_part, parse_model_args, processes, write_samples
 from guided_diffusion import dist_util
 from guided_diffusion.trainer import usable_precision
 
@@ -55,6 +56,44 @@ def parse_args() -> argparse.Namespace:
     add("--attributes", default="", metavar="NAMES", help="what images show, with --class_cond")
     add("--data_dir", default="", help="with --class_cond and no --attributes: CelebA, whose labels are drawn from")
     return parse_model_args(parser)
+
+
+def draw_samples(
+    sample_loop: Callable[..., torch.Tensor], shape: tuple[int, ...], count: int, labels: torch.Tensor | None
+) -> np.ndarray:
+    """`count` images, uint8 (count, H, W, C), in every process; batches go round among the processes.
+
+    sample_loop: draws images of `shape`, (batch size, C, H, W), in [-1, 1]; it is given model_kwargs.
+    labels: (count, …) for a conditional network. Image n does not depend on the batches that come after its own.
+    """
+    batch_size, world_size = shape[0], dist_util.world_size()
+    images: list[torch.Tensor] = []
+    starts = range(0, count, batch_size * world_size)
+    for start in tqdm(starts, unit="batch", disable=None if dist_util.rank() == 0 else True):
+        first = start + dist_util.rank() * batch_size
+        rows = [row % count for row in range(first, first + batch_size)]  # what lies beyond count is cut off below
+        model_kwargs = {} if labels is None else {"y": labels[rows].to(dist_util.dev())}
+        images += dist_util.gather(to_uint8(sample_loop(shape=shape, model_kwargs=model_kwargs)).movedim(1, -1).cpu())
+    return torch.cat(images)[:count].numpy()
+
+
+def labels_to_draw(
+    model: DiffusionModel, count: int, attributes: Sequence[int] | None, data_dir: str, seed: int
+) -> torch.Tensor:
+    """What the images of a conditional model are to show.
+
+    Of attributes (count, K): those named and no others, or as random images of CelebA's train partition have them.
+    Classes (count,): all alike likely. Raises InputError for a damaged folder.
+    """
+    rng, num_labels = np.random.default_rng(seed), model.network.num_classes
+    if not model.network.multiclass:
+        return torch.from_numpy(rng.integers(num_labels, size=count))
+    if attributes is not None:
+        labels = torch.zeros(count, num_labels)
+        labels[:, list(attributes)] = 1
+        return labels
+    table = open_part("CelebA", data_dir, "train", 1).table
+    return torch.from_numpy(table.iloc[rng.integers(len(table), size=count), 1:].to_numpy(np.float32))
 
 
 if __name__ == "__main__":

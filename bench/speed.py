@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.plain_loop import plain_loop
 from dime.core.arithmetic import compile_unet, keep_freed_memory, prepare_unet
 from dime.core.cli import Parser, boolean, integer, run, say, select_device
+from dime.core.config import preset
 from dime.core.errors import InputError
 from dime.core.files import write_atomically
 from dime.core.guidance import Binary, Guidance
+from dime.core.masks import shrunk
 from dime.core.methods import METHODS
 from dime.core.noise import PerImageNoise
 from dime.core.sampler import Denoiser
@@ -77,25 +79,32 @@ NETWORKS: dict[str, Networks] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the plain loop where method is None, else a method with its settings."""
+    """One line of the table: a method's settings, the plain loop where there are none."""
 
     name: str
     precision: str
-    method: str | None = None
-    inner_steps: str = "0"
+    settings: Settings | None = None
+
+    def at(self, tau: int) -> Settings:
+        """The settings of a chain of so many outer steps; one that has few anyway stays whole."""
+        return self.settings if self.settings.outer_steps else replace(self.settings, start_step=tau)
 
     def evaluations(self, tau: int = TAU) -> int:
         """How many evaluations of the U-Net a chain of so many outer steps makes."""
-        if self.method is None:
-            return tau * (tau + 1) // 2
-        return evaluations({**PROCESS, "method": self.method, "start_step": tau, "inner_steps": self.inner_steps})
+        return evaluations({**PROCESS, **vars(self.at(tau))}) if self.settings else tau * (tau + 1) // 2
 
 
 def rows(half: str) -> list[Row]:
     """All rows; the plain loop is the first."""
-    dime = (("dime (exact)", "dime"), ("dime --inner_steps 1", "dime", "1"))
-    methods = (*dime, ("fastdime", "fastdime"), ("maskdime", "maskdime"))
-    made = [Row(name, precision, *method) for name, *method in methods for precision in ("fp32", half)]
+    dime = Settings(start_step=TAU, l1_loss=0.05, l_perc=30, use_logits=True)
+    methods = {
+        "dime (exact)": dime,
+        "dime --inner_steps 1": replace(dime, inner_steps="1"),
+        "fastdime": replace(dime, method="fastdime"),
+        "maskdime": replace(dime, method="maskdime"),
+        "--preset turbo": preset("turbo", start_step=40, use_logits=True),
+    }
+    made = [Row(name, precision, settings) for name, settings in methods.items() for precision in ("fp32", half)]
     return [Row("plain loop", "fp32"), *made]
 
 
@@ -119,12 +128,7 @@ class SpeedBench:
             prepared = prepare_unet(network, precision, device)
             self.networks[precision] = compile_unet(prepared, self.x.shape) if compile else prepared
         perceptual = random_weights(PerceptualFeatures(layer)).to(device) if layer else None
-        guidance = Guidance(
-            random_weights(classifier()).to(device), Binary(31, True), perceptual, 0.05, l_perc=30.0 if layer else 0.0
-        )
-        with torch.no_grad():
-            features = guidance.input_features(self.x)
-        self.pull = guidance.towards(self.x, features, torch.ones(batch_size, device=device).long(), scale=8.0)
+        self.guidance = Guidance(random_weights(classifier()).to(device), Binary(31, use_logits=True), perceptual)
 
     def run(self, row: Row) -> tuple[float, float]:
         """Seconds of a whole chain of the row, and of one of its evaluations, which is timed by itself.
@@ -132,13 +136,14 @@ class SpeedBench:
         Of a chain of fewer steps than τ, the evaluations' time is multiplied up to the number that τ steps need, and
         what is left (gradients, random numbers) by the steps. Raises InputError if the result is not finite.
         """
-        network, t = self.networks[row.precision if row.method else None], torch.zeros(1, device=self.device)
+        network, t = self.networks[row.precision if row.settings else None], torch.zeros(1, device=self.device)
         seconds, cf = self._timed(lambda: self.chain(row, self.run_steps))
         if not cf.isfinite().all():
             raise InputError(f"{row.name} in {row.precision}: the result is not finite, so that its time means nothing")
         evaluation = self._timed(lambda: [network(self.x, t) for _ in range(self.run_steps)])[0] / self.run_steps
-        rest = seconds - row.evaluations(self.run_steps) * evaluation
-        return row.evaluations() * evaluation + rest * TAU / self.run_steps, evaluation
+        left_out = row.evaluations() - (count := row.evaluations(self.run_steps))
+        rest = (seconds - count * evaluation) * (TAU / self.run_steps - 1) if left_out else 0
+        return seconds + left_out * evaluation + rest, evaluation
 
     @torch.no_grad()
     def _timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
@@ -147,15 +152,22 @@ class SpeedBench:
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - start, result
 
+    @torch.no_grad()
     def chain(self, row: Row, tau: int) -> torch.Tensor:
-        """The counterfactuals (N, 3, H, W) of a row's method from tau outer steps."""
-        if row.method is None:
-            return plain_loop(self.networks[None], self.diffusion, self.x, tau, self.pull, seed=4)
-        method = METHODS[row.method](Settings(start_step=tau, inner_steps=row.inner_steps))
+        """The counterfactuals (N, 3, H, W) of a row's method from tau outer steps, or from its own few."""
+        settings = row.at(tau) if row.settings else rows("fp32")[1].settings
+        l_perc = settings.l_perc if self.guidance.perceptual else 0
+        guidance = replace(self.guidance, l1=settings.l1_loss, l_perc=l_perc, confidence=settings.confidence)
+        target = torch.ones(len(self.x), device=self.device).long()
+        pull = guidance.towards(self.x, guidance.input_features(self.x), target, scale=8.0)
+        if not row.settings:
+            return plain_loop(self.networks[None], self.diffusion, self.x, tau, pull, seed=4)
+        method = METHODS[settings.method](settings)
         denoiser, ids = Denoiser(self.networks[row.precision], self.diffusion), range(len(self.x))
         noise = PerImageNoise(4, self.device)
-        noisy = denoiser.noised(self.x, tau, noise.noising(ids)(self.x.shape))
-        return method(denoiser, self.x, noisy, self.pull, lambda i: noise.step(ids, 0, i))
+        noisy = denoiser.noised(self.x, settings.start_step, noise.noising(ids)(self.x.shape))
+        cf = method(denoiser, self.x, noisy, pull, lambda i: noise.step(ids, 0, i))
+        return shrunk(cf, pull) if settings.shrink else cf
 
     def share_of_peak(self, seconds: float, precision: str) -> float | None:
         """The share of the chip's half-precision peak that evaluations of so many seconds reach; None where that is

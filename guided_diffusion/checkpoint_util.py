@@ -9,8 +9,6 @@ every file lies on the disk under its temporary name, the optimizer's last; then
 again. While the optimizer's temporary file is there and whole, the set only has to be renamed, which `recover` does.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 import sys
@@ -19,11 +17,11 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import blobfile as bf
 import torch
 from torch import Tensor, nn
 
@@ -82,17 +80,14 @@ def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str
     return ", ".join(parts)
 
 
-def require_same_names(module: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raise ValueError, in one line, unless these weights have the names and shapes of the network's own."""
+def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
+    """Put weights into a network. Raises ValueError, in one line, for those of another one and if one is no number."""
     if problem := mismatch(module.state_dict(), state_dict):
         raise ValueError(f"{source}: another network than the flags describe: {problem}")
-
-
-def require_finite(state_dict: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raise ValueError, naming the first, if a weight is infinite or no number."""
     for name, tensor in state_dict.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{source}: {name} holds numbers that are not finite; use an earlier file")
+    module.load_state_dict(state_dict)
 
 
 def load_optimizer(opt: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -175,23 +170,9 @@ def parse_resume_step_from_filename(filename: str) -> int:
     return int(found.group()) if found else 0
 
 
-@dataclass(frozen=True)
-class SetPaths:
-    """Where the files of set `number` in a folder are, by the first part of their names; the folder may be remote."""
-
-    folder: str
-    number: int
-
-    def __getitem__(self, name: str) -> str:
-        return f"{self.folder}/{name}{self.number:06d}.pt"
-
-    def has(self, name: str) -> bool:
-        """Whether that file is there."""
-        try:
-            files.open_file(self[name], "rb").close()
-        except FileNotFoundError:
-            return False
-        return True
+def set_paths(folder: str | Path, number: int, names: Iterable[str]) -> dict[str, str]:
+    """Where the files of a set are, by the first part of their names; the folder may be remote."""
+    return {name: f"{folder}/{name}{number:06d}.pt" for name in names}
 
 
 class CheckpointFolder:
@@ -202,73 +183,74 @@ class CheckpointFolder:
     """
 
     def __init__(self, folder: str | Path, names: list[str], keep: int = 1) -> None:
-        self.folder = str(folder)
+        self.folder = Path(folder)
         self.names = names
         self.keep = keep
         self.own: list[int] = []
 
     def recover(self) -> None:
         """Finish or undo what a killed process left half done."""
-        for path in Path(self.folder).glob(f".{self.names[-1]}*.pt.partial"):
+        for path in self.folder.glob(f".{self.names[-1]}*.pt.partial"):
             if _is_whole(path):
                 self._publish(int(re.search(r"(\d+)\.pt\.partial$", path.name).group(1)))
         for name in self.names:
-            for path in Path(self.folder).glob(f".{name}*.pt.partial"):
+            for path in self.folder.glob(f".{name}*.pt.partial"):
                 path.unlink(missing_ok=True)
 
-    def complete_sets(self) -> list[SetPaths]:
-        """The sets with all their files, the newest first."""
-        models = Path(self.folder).glob(f"{MODEL}*.pt")
-        numbers = {int(found.group(1)) for path in models if (found := re.fullmatch(r"model(\d{6,})\.pt", path.name))}
-        sets = (SetPaths(self.folder, number) for number in sorted(numbers, reverse=True))
-        return [paths for paths in sets if all(paths.has(name) for name in self.names)]
+    def complete_sets(self) -> dict[int, dict[str, str]]:
+        """The sets with all their files, the newest first: their numbers and `set_paths`."""
+        found = (re.fullmatch(rf"{MODEL}(\d{{6,}})\.pt", path.name) for path in self.folder.glob(f"{MODEL}*.pt"))
+        numbers = sorted({int(name.group(1)) for name in found if name}, reverse=True)
+        sets = {number: set_paths(self.folder, number, self.names) for number in numbers}
+        return {number: paths for number, paths in sets.items() if all(map(bf.exists, paths.values()))}
 
-    def find_start(self, resume_checkpoint: str, continue_folder: bool) -> tuple[str, SetPaths] | None:
-        """A network's file and its siblings: the newest set here, or `resume_checkpoint`; None for a fresh start.
+    def find_start(self, resume_checkpoint: str, continue_folder: bool) -> tuple[str, int, dict[str, str]] | None:
+        """A network's file, its number and siblings: the newest set here, or `resume_checkpoint`; None: a fresh start.
 
         With both, the folder's sets count if they came of this very `resume_checkpoint`: then the same command is
         being run again. Readies the folder: makes it, tidies it up, and learns which sets are this training's own.
         Raises OSError for a folder that cannot be written.
         """
         try:
-            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as error:
             raise OSError(f"{self.folder}: checkpoints cannot be written there ({error.strerror})") from error
         self.recover()
-        sets = self.complete_sets() if continue_folder else []
-        own = [paths for paths in sets if _read_notes(paths).get("resume_checkpoint") == resume_checkpoint]
-        self.own = sorted(paths.number for paths in own)
-        if candidates := own if resume_checkpoint else sets:
-            return candidates[0][MODEL], candidates[0]
+        sets = self.complete_sets() if continue_folder else {}
+        came_of = {number: _read_notes(paths[OPTIMIZER]).get("resume_checkpoint") for number, paths in sets.items()}
+        self.own = sorted(number for number in sets if came_of[number] == resume_checkpoint)
+        if candidates := self.own if resume_checkpoint else sets:
+            newest = max(candidates)
+            return sets[newest][MODEL], newest, sets[newest]
         if not resume_checkpoint:
             return None
         folder, number = resume_checkpoint.rpartition("/")[0], parse_resume_step_from_filename(resume_checkpoint)
-        return resume_checkpoint, SetPaths(folder or ".", number)
+        return resume_checkpoint, number, set_paths(folder or ".", number, self.names)
 
     def write(self, number: int, contents: Iterable[tuple[str, Any]]) -> None:
         """Write a set, given as (name, content) in the order of `names`; then remove own sets beyond `keep`.
 
         Raises OSError when it cannot be written; the sets that were there are then still whole.
         """
-        paths = SetPaths(self.folder, number)
+        paths = set_paths(self.folder, number, self.names)
         try:
             for name, content in contents:
                 path = Path(paths[name])
                 files.write_to_disk(_waiting(path), partial(torch.save, content), path)
         except BaseException:
-            for name in self.names:
-                _waiting(Path(paths[name])).unlink(missing_ok=True)
+            for path in paths.values():
+                _waiting(Path(path)).unlink(missing_ok=True)
             raise
         self._publish(number)
         self.own = sorted({*self.own, number})
         for old in self.own[: -self.keep] if self.keep else []:
-            for name in self.names:
-                Path(SetPaths(self.folder, old)[name]).unlink(missing_ok=True)
+            for path in set_paths(self.folder, old, self.names).values():
+                Path(path).unlink(missing_ok=True)
         self.own = self.own[-self.keep :]
 
     def _publish(self, number: int) -> None:
-        for path in (Path(SetPaths(self.folder, number)[name]) for name in self.names):
+        for path in map(Path, set_paths(self.folder, number, self.names).values()):
             if _waiting(path).exists():
                 files.publish(_waiting(path), path)
 
@@ -278,9 +260,9 @@ def _waiting(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def _read_notes(paths: SetPaths) -> dict[str, Any]:
-    """The notes of a set on this machine, without reading its tensors; empty in files of other programs."""
-    saved = load(paths[OPTIMIZER], mmap=True)
+def _read_notes(path: str) -> dict[str, Any]:
+    """The notes in opt*.pt on this machine, without reading its tensors; empty in files of other programs."""
+    saved = load(path, mmap=True)
     notes = saved.get(NOTES) if isinstance(saved, dict) else None
     return notes if isinstance(notes, dict) else {}
 

@@ -3,8 +3,6 @@
 Without `setup_dist` everything here behaves as one process alone.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -197,23 +195,18 @@ def watched() -> Iterator[None]:
         raise
 
 
-class StopSignal:
-    """A context in which SIGINT, SIGTERM and SIGUSR1, where the system has them, only set `received` to their name."""
+@contextmanager
+def signals_noted(received: list[str]) -> Iterator[None]:
+    """A context in which SIGINT, SIGTERM and SIGUSR1, where the system has them, only add their name to the list."""
 
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._previous: dict[int, object] = {}
+    def note(number: int, frame: object) -> None:
+        received.append(signal.Signals(number).name)
 
-    def __enter__(self) -> StopSignal:
-        def receive(number: int, frame: object) -> None:
-            self.received = signal.Signals(number).name
-
-        if threading.current_thread() is threading.main_thread():  # handlers can be set nowhere else
-            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-                if number := getattr(signal, name, None):
-                    self._previous[number] = signal.signal(number, receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    in_main = threading.current_thread() is threading.main_thread()  # handlers can be set nowhere else
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if in_main and hasattr(signal, name)]
+    previous = {name: signal.signal(getattr(signal, name), note) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in previous.items():
+            signal.signal(getattr(signal, name), handler)

@@ -1,7 +1,5 @@
 """Files here or in an object store (`gs://…`, by blobfile): opened, found, and written whole or not at all."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket
@@ -12,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import blobfile as bf
+
 
 def is_remote(path: str | Path) -> bool:
     """Whether the path has a scheme, as in gs://bucket/file."""
@@ -20,21 +20,12 @@ def is_remote(path: str | Path) -> bool:
 
 def open_file(path: str | Path, mode: str) -> BinaryIO:
     """Open a file in a binary mode."""
-    if not is_remote(path):
-        return Path(path).open(mode)
-    import blobfile
-
-    return blobfile.BlobFile(str(path), mode)
+    return bf.BlobFile(str(path), mode) if is_remote(path) else Path(path).open(mode)
 
 
 def walk(folder: str | Path) -> Iterator[str]:
     """Every file below the folder in sorted order, without what is hidden (`.name`) or a Mac's (`__MACOSX`)."""
-    if is_remote(folder):
-        import blobfile
-
-        found = blobfile.walk(str(folder))
-    else:
-        found = os.walk(folder, followlinks=True)
+    found = bf.walk(str(folder)) if is_remote(folder) else os.walk(folder, followlinks=True)
     base = str(folder).replace(os.sep, "/").rstrip("/")
     paths = [f"{root.replace(os.sep, '/').rstrip('/')}/{name}" for root, _, names in found for name in names]
     shown = [path for path in paths if not re.search(r"/(\.|__MACOSX/)", path.removeprefix(base))]

@@ -4,8 +4,6 @@ Notation of Ho et al. 2020 (DDPM): x_0 = x_start is the clean image, x_t the noi
 Images are (N, C, H, W) in [-1, 1]; t is (N,), integer indices of this process. Single steps are in process.py.
 """
 
-from __future__ import annotations
-
 import enum
 import math
 from collections import deque

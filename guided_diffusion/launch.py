@@ -4,8 +4,6 @@ torchrun, mpiexec (MPICH, Intel MPI, Open MPI, MVAPICH), srun and plain python. 
 unknown (None). Only Open MPI over several machines needs MASTER_ADDR and MASTER_PORT, or mpi4py.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import re
@@ -99,9 +97,8 @@ def open_store(launch: Launch) -> dist.Store:
         return store
     except (RuntimeError, OSError) as error:  # torch's errors of stores are RuntimeErrors of many lines
         reason = [*str(error).strip().splitlines(), type(error).__name__][0]
-        raise TimeoutError(
-            f"{launch}: the processes did not meet; see that all of them start, or set {_WHERE} ({reason})"
-        ) from error
+        advice = f"see that all of them start, or set {_WHERE}"
+        raise TimeoutError(f"{launch}: the processes did not meet; {advice} ({reason})") from error
     finally:
         notice.cancel()
 

@@ -6,8 +6,6 @@ logkv("step", 3); logkv_mean("loss", 0.2); logkv_mean("loss", 0.4)
 dumpkvs()                  # writes step 3, loss 0.3
 """
 
-from __future__ import annotations
-
 import csv
 import datetime
 import io

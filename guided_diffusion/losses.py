@@ -1,7 +1,5 @@
 """Divergences and likelihoods of the variational bound."""
 
-from __future__ import annotations
-
 import math
 
 import torch

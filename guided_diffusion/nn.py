@@ -1,7 +1,5 @@
 """What the U-Net is built from, and small pieces that losses and training share, under the published names."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """A diffusion process step by step: noising, which the schedule alone fixes, and what a network says of a step back."""
 
-from __future__ import annotations
-
 import enum
 import math
 from collections.abc import Callable, Mapping

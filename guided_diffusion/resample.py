@@ -3,9 +3,6 @@
 Improved Denoising Diffusion Probabilistic Models (Nichol and Dhariwal, 2021), section 3.3.
 """
 
-from __future__ import annotations
-
-from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -14,22 +11,22 @@ import torch
 from guided_diffusion import dist_util
 
 
-def create_named_schedule_sampler(name: str, diffusion: Any) -> ScheduleSampler:
+def create_named_schedule_sampler(name: str, diffusion: Any) -> "ScheduleSampler":
     """The sampler over `diffusion.num_timesteps` of this name, one of SAMPLERS. Raises ValueError otherwise."""
     if name not in SAMPLERS:
         raise ValueError(f"schedule_sampler {name!r}: expected one of {', '.join(SAMPLERS)}")
     return SAMPLERS[name](diffusion)
 
 
-class ScheduleSampler(ABC):
-    """A distribution over timesteps. Draws come from numpy's global generator, as published."""
+class ScheduleSampler:
+    """A distribution over timesteps, here of all alike. Draws come from numpy's global generator, as published."""
 
     def __init__(self, diffusion: Any) -> None:
         self.num_timesteps: int = diffusion.num_timesteps
 
-    @abstractmethod
     def weights(self) -> np.ndarray:
         """One positive weight for each timestep, (T,); they need not add up to 1."""
+        return np.ones(self.num_timesteps)
 
     def sample(self, batch_size: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw t (batch_size,) int64 and the importance weights 1 / (T p(t)) (batch_size,) float32."""
@@ -42,10 +39,6 @@ class ScheduleSampler(ABC):
 
 class UniformSampler(ScheduleSampler):
     """Every timestep alike."""
-
-    def weights(self) -> np.ndarray:
-        """All alike, (T,)."""
-        return np.ones(self.num_timesteps)
 
 
 class LossAwareSampler(ScheduleSampler):
@@ -98,13 +91,13 @@ class LossSecondMomentResampler(LossAwareSampler):
     def weights(self) -> np.ndarray:
         """See the class, (T,)."""
         if not self.warmed_up:
-            return np.ones(self.num_timesteps)
+            return super().weights()
         weights = np.sqrt(np.mean(self._history**2, axis=-1))
         weights /= np.sum(weights)
         return weights * (1 - self.uniform_prob) + self.uniform_prob / self.num_timesteps
 
 
-class LossBalancingSampler(LossAwareSampler, UniformSampler):
+class LossBalancingSampler(LossAwareSampler):
     """Every timestep alike, and every timestep's share of the loss too: its weight is the inverse of its mean loss.
 
     Not unbiased, and not meant to be: at large t the loss of ε is small whatever the network does, and what is wrong

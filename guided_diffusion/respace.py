@@ -1,8 +1,7 @@
 """Diffusion over a part of the timesteps that a network was trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -23,21 +22,17 @@ def space_timesteps(num_timesteps: int, section_counts: str | Iterable[int]) -> 
     Raises ValueError when there is no such choice.
     """
     if isinstance(section_counts, str):
-        text = section_counts
+        text, flag = section_counts, f"--timestep_respacing {section_counts!r}"
         if text.startswith("ddim"):
             for stride in range(1, num_timesteps):
                 chosen = range(0, num_timesteps, stride)
                 if str(len(chosen)) == text.removeprefix("ddim"):
                     return set(chosen)
-            raise ValueError(
-                f"--timestep_respacing {text!r}: no whole stride gives that many of {num_timesteps} timesteps"
-            )
+            raise ValueError(f"{flag}: no whole stride gives that many of {num_timesteps} timesteps")
         try:
             section_counts = [int(part) for part in text.split(",")]
         except ValueError:
-            raise ValueError(
-                f"--timestep_respacing {text!r}: expected a count, counts separated by commas, or ddimN"
-            ) from None
+            raise ValueError(f"{flag}: expected a count, counts separated by commas, or ddimN") from None
     counts = list(section_counts)
     if not counts:
         raise ValueError("--timestep_respacing: expected at least one count")
@@ -52,10 +47,8 @@ def space_timesteps(num_timesteps: int, section_counts: str | Iterable[int]) -> 
                 f"which has {size} of the {num_timesteps} diffusion steps"
             )
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
-        position = 0.0
-        for _ in range(count):  # a running sum, as published: products round otherwise
-            chosen.add(start + round(position))
-            position += stride
+        positions = accumulate([0.0] + [stride] * (count - 1))  # a running sum, as published: products round otherwise
+        chosen |= {start + round(position) for position in positions}
         start += size
     return chosen
 
@@ -76,7 +69,7 @@ class SpacedDiffusion(GaussianDiffusion):
         self._long = {"betas": betas, **settings}
         self._subsets: dict[tuple[int, ...], SpacedDiffusion] = {}
 
-    def subset(self, indices: Iterable[int]) -> SpacedDiffusion:
+    def subset(self, indices: Iterable[int]) -> "SpacedDiffusion":
         """The process that visits only these indices of this one, numbered anew from 0; each is made once.
 
         Posterior, and with it the bounds of a learned variance, are those between the indices that are kept. Of one

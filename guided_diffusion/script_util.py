@@ -1,7 +1,5 @@
 """The classic command-line flags and what they build: a U-Net and its diffusion process."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -59,6 +57,9 @@ DIFFUSION_FLAGS: dict[str, tuple[Any, str]] = {
     "rescale_learned_sigmas": (False, "weigh the variational term of the loss by timesteps / 1000"),
 }
 """The flags of the diffusion process: default and a sentence on each."""
+
+INDEPENDENT_FLAGS = {"dropout", "use_checkpoint", "use_fp16", "timestep_respacing", "use_kl", "rescale_learned_sigmas"}
+"""Flags that may differ between the training of a U-Net and its use; a mismatch in any other gives wrong images."""
 
 FLAG_HELP = {key: sentence for key, (_, sentence) in (MODEL_FLAGS | DIFFUSION_FLAGS).items()}
 
@@ -133,7 +134,7 @@ def create_model(
             f"--image_size {image_size} has no default widths (there are some for {sizes}): "
             "give --channel_mult, for example 1,2,3,4"
         )
-    widths = _numbers("channel_mult", channel_mult, float) if channel_mult else CHANNEL_MULT[image_size]
+    widths = _numbers("channel_mult", channel_mult) if channel_mult else CHANNEL_MULT[image_size]
     smallest = 2 ** (len(widths) - 1)
     if image_size < 1 or image_size % smallest:
         raise ValueError(f"--image_size {image_size}: {len(widths)} levels need a positive multiple of {smallest}")
@@ -189,6 +190,30 @@ def create_gaussian_diffusion(
     )
 
 
+def differing_flags(flags: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """The flags whose value means another network, or another process, than the stored configuration's.
+
+    Spelling does not count: '8,16' is '16,8', the default widths may be written out, and the number of heads means
+    nothing where num_head_channels is given. Keys of one of the two alone are not compared. Raises ValueError.
+    """
+    given, stored = _meaning(flags), _meaning(config)
+    return [key for key in given if key in stored and given[key] != stored[key]]
+
+
+def _meaning(flags: Mapping[str, Any]) -> dict[str, Any]:
+    meaning = {key: value for key, value in flags.items() if key not in INDEPENDENT_FLAGS}
+    if "attention_resolutions" in meaning:
+        meaning["attention_resolutions"] = set(_numbers("attention_resolutions", meaning["attention_resolutions"]))
+    if "channel_mult" in meaning:
+        default = CHANNEL_MULT.get(meaning.get("image_size"), ())
+        meaning["channel_mult"] = _numbers("channel_mult", meaning["channel_mult"]) or list(default)
+    if meaning.get("num_heads_upsample") == -1:
+        meaning["num_heads_upsample"] = meaning.get("num_heads")
+    if meaning.get("num_head_channels", -1) != -1:
+        meaning |= dict.fromkeys(("num_heads", "num_heads_upsample"))
+    return meaning
+
+
 def add_dict_to_argparser(parser: argparse.ArgumentParser, default_dict: Mapping[str, Any]) -> None:
     """Give the parser one flag `--key` for every entry, typed like its default value (None: text)."""
     for key, default in default_dict.items():
@@ -211,7 +236,7 @@ def str2bool(value: str | bool) -> bool:
     raise argparse.ArgumentTypeError(f"{value!r} is not a truth value: expected True or False")
 
 
-def _numbers(flag: str, text: str, kind: type) -> list[Any]:
+def _numbers(flag: str, text: str, kind: type = float) -> list[Any]:
     try:
         values = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:

@@ -5,29 +5,22 @@ processes; AdamW; exponential moving averages; then the learning rate of the nex
 times (k + 2) / lr_warmup_steps until that is 1.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
+import blobfile as bf
 import torch
 from torch import nn
 
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.checkpoint_util import (
-    MODEL,
-    NOTES,
-    OPTIMIZER,
-    CheckpointFolder,
-    SetPaths,
-    ema_name,
-    parse_resume_step_from_filename,
-)
+from guided_diffusion.checkpoint_util import CheckpointFolder, parse_resume_step_from_filename
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.nn import update_ema
 from guided_diffusion.resample import LossAwareSampler, ScheduleSampler, UniformSampler
+from guided_diffusion.script_util import differing_flags
 from guided_diffusion.trainer import Trainer, TrainObserver, usable_precision
 
 __all__ = ["INITIAL_LOG_LOSS_SCALE", "TrainLoop", "TrainObserver", "parse_resume_step_from_filename"]
@@ -56,7 +49,7 @@ class TrainLoop(Trainer):
         keep_checkpoints: how many of the sets that it wrote stay; 0: all.
         others: model, batch_size, lr, log_interval, save_interval, grad_clip, observer: see Trainer.
 
-    Attributes: ema: rate -> averaged parameters, in the order of the model's. resume_step: updates before this
+    Attributes: ema: rate -> the network with the averaged parameters, in eval mode. resume_step: updates before this
     training's own, the number of resume_checkpoint.
 
     Raises ValueError for arguments and checkpoints that do not fit, OSError when the folder cannot be written.
@@ -100,15 +93,15 @@ class TrainLoop(Trainer):
         self.offset_noise = offset_noise
         self.resume_checkpoint = resume_checkpoint
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
-        self.ema = {rate: copy.deepcopy(self.params) for rate in _rates(ema_rate)}
-        file_names = [MODEL, *map(ema_name, self.ema), OPTIMIZER]
+        self.ema = {rate: copy.deepcopy(self.model).eval().requires_grad_(False) for rate in _rates(ema_rate)}
+        file_names = [checkpoint_util.MODEL, *map(checkpoint_util.ema_name, self.ema), checkpoint_util.OPTIMIZER]
         self.folder = CheckpointFolder(output_path or logger.get_dir(), file_names, keep_checkpoints)
         self.resume_step = 0
         self.set_lr(self.lr * self._warmup(0))
         start = dist_util.on_rank_0(lambda: self.folder.find_start(resume_checkpoint, bool(output_path)))
         if start is not None:
             self._resume(*start)
-        self.parallelise(*(p for params in self.ema.values() for p in params))
+        self.parallelise(*(p for network in self.ema.values() for p in network.parameters()))
 
     @property
     def step(self) -> int:
@@ -119,9 +112,8 @@ class TrainLoop(Trainer):
         """One update from a batch (N, C, H, W) and the network's keyword arguments (N, …)."""
         done = super().run_step(batch, cond)
         if done:
-            with torch.no_grad():
-                for rate, params in self.ema.items():
-                    torch._foreach_lerp_(params, self.params, 1 - rate)  # e ← r e + (1 - r) p
+            for rate, network in self.ema.items():
+                update_ema(network.parameters(), self.params, rate)
         if self.lr_anneal_steps or self.lr_warmup_steps:
             annealed = 1 - self.updates / self.lr_anneal_steps if self.lr_anneal_steps else 1.0
             self.set_lr(self.lr * annealed * self._warmup(self.updates + 1))
@@ -174,62 +166,47 @@ class TrainLoop(Trainer):
             notes["sampler"] = self.schedule_sampler.state_dict()
         if dist_util.rank() == 0:
             self.folder.write(number, self._contents(notes))
-        self.saved_updates = self.updates
-        if dist_util.rank() == 0:
             self.observer.on_save(self, number)
+        self.saved_updates = self.updates
 
     def _contents(self, notes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """The files of a set, (name, content) one after another."""
         config = getattr(self.model, "config", None)
-        yield MODEL, checkpoint_util.portable(self.model.state_dict(), config)
-        for rate in self.ema:
-            with self.averaged(rate) as network:
-                content = checkpoint_util.portable(network.state_dict(), config)
-            yield ema_name(rate), content
-        yield OPTIMIZER, checkpoint_util.plain({**self.opt.state_dict(), NOTES: notes})
+        yield checkpoint_util.MODEL, checkpoint_util.portable(self.model.state_dict(), config)
+        for rate, network in self.ema.items():
+            yield checkpoint_util.ema_name(rate), checkpoint_util.portable(network.state_dict(), config)
+        yield checkpoint_util.OPTIMIZER, checkpoint_util.plain({**self.opt.state_dict(), checkpoint_util.NOTES: notes})
 
-    @contextmanager
-    def averaged(self, rate: float) -> Iterator[nn.Module]:
-        """The network with the averaged weights of a rate, in eval mode, inside this context."""
-        own = [p.detach().clone() for p in self.params]
-        _copy(self.ema[rate], self.params)
-        self.model.eval()
-        try:
-            yield self.model
-        finally:
-            self.model.train()
-            _copy(own, self.params)
-
-    def _resume(self, model_path: str, paths: SetPaths) -> None:
+    def _resume(self, model_path: str, number: int, siblings: dict[str, str]) -> None:
         """Load a set: averaged weights that are not there start from the network, the optimizer anew."""
-        weights = self._read_network(model_path)
-        for rate, params in self.ema.items():
-            name = ema_name(rate)
-            self.model.load_state_dict(self._read_network(paths[name]) if paths.has(name) else weights)
-            _copy(self.params, params)
-        self.model.load_state_dict(weights)
-        self.updates = self.resume_step = paths.number
-        reason = "not there"
-        if paths.has(OPTIMIZER):
-            saved = checkpoint_util.load(paths[OPTIMIZER])
-            with checkpoint_util.damage_named(paths[OPTIMIZER]):
+        self._load_network(self.model, model_path)
+        for rate, network in self.ema.items():
+            path = siblings[checkpoint_util.ema_name(rate)]
+            self._load_network(network, path if bf.exists(path) else model_path)
+        self.updates = self.resume_step = number
+        path, reason = siblings[checkpoint_util.OPTIMIZER], "not there"
+        if bf.exists(path):
+            saved = checkpoint_util.load(path)
+            with checkpoint_util.damage_named(path):
                 reason = self._load_optimizer(saved, is_own=model_path != self.resume_checkpoint)
         if reason:
-            logger.log(f"{paths[OPTIMIZER]}: {reason}, so the optimizer starts anew")
+            logger.log(f"{path}: {reason}, so the optimizer starts anew")
         self.saved_updates = self.updates
         if not self.lr_anneal_steps:  # while annealing, the saved rate is the one that comes next
             self.set_lr(self.lr * self._warmup(self.updates))
         logger.log(f"resuming from {model_path}; the next update is number {self.updates}")
 
-    def _read_network(self, path: str) -> dict[str, torch.Tensor]:
+    def _load_network(self, network: nn.Module, path: str) -> None:
         weights = checkpoint_util.load_state_dict(path)
-        self.observer.on_resume(path, checkpoint_util.stored_config(weights))
-        checkpoint_util.require_same_names(self.model, weights, path)
-        return weights
+        config, own = checkpoint_util.stored_config(weights) or {}, getattr(network, "config", None) or {}
+        flags = {key: value for key, value in own.items() if key not in ("num_classes", "multiclass")}  # weights differ
+        for key in differing_flags(flags, config):
+            raise ValueError(f"{path}: trained with --{key} {config[key]}, not {flags[key]}")
+        checkpoint_util.load_weights(network, weights, path)
 
     def _load_optimizer(self, saved: dict[str, Any], is_own: bool) -> str:
         """Take up opt*.pt, or say why not. `is_own`: training saves when it would have without the break."""
-        notes = saved.get(NOTES, {})
+        notes = saved.get(checkpoint_util.NOTES, {})
         try:
             self.load_state_dict(notes, optimizer=saved)
         except (ValueError, KeyError, TypeError):
@@ -241,11 +218,6 @@ class TrainLoop(Trainer):
         if is_own and notes:
             self.updates, self.resume_step = notes["updates"], notes["resume_step"]
         return ""
-
-
-@torch.no_grad()
-def _copy(values: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
-    torch._foreach_copy_(targets, values)
 
 
 def _rates(ema_rate: float | str) -> list[float]:

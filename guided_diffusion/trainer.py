@@ -4,15 +4,13 @@ Two trainings stand on it, `train_util.TrainLoop` and the project's classifiers.
 update are, and what is saved and when.
 """
 
-from __future__ import annotations
-
-import itertools
 import math
 import random
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,23 +19,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.dist_util import StopSignal
 from guided_diffusion.nn import PRECISIONS
 
 
 class TrainObserver:
     """Told what happens in a training, for progress bars and pictures; every method may be left out."""
 
-    def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
-        """Before a network's file is loaded, with the configuration stored in it; refuses it by a ValueError."""
-
-    def on_update(self, trainer: Trainer) -> None:
+    def on_update(self, trainer: "Trainer") -> None:
         """After each update, in every process."""
 
-    def on_log(self, trainer: Trainer, values: dict[str, float]) -> None:
+    def on_log(self, trainer: "Trainer", values: dict[str, float]) -> None:
         """After each line of the log, in every process."""
 
-    def on_save(self, trainer: Trainer, number: int) -> None:
+    def on_save(self, trainer: "Trainer", number: int) -> None:
         """After set `number` has been written, on rank 0; draws nothing from the global generators."""
 
 
@@ -46,7 +40,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._kept: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]] = []
-        self._sums, self._counts = Counter(), Counter()
+        self._numbers: dict[str, list[float]] = defaultdict(list)
         self.images, self._since = 0, time.monotonic()
 
     def add(self, step: int, values: dict[str, torch.Tensor], quartile: torch.Tensor | None = None) -> None:
@@ -64,20 +58,19 @@ class Meter:
                 if not all(map(math.isfinite, numbers)):
                     what = "the loss" if quartiles or name == "loss" else name
                     raise FloatingPointError(f"step {step}: {what} is not a finite number")
-                keys = [name] * len(numbers) + [f"{name}_q{q}" for q in quartiles]
-                self._counts.update(keys)
-                for key, number in zip(keys, itertools.cycle(numbers), strict=False):
-                    self._sums[key] += number
+                self._numbers[name] += numbers
+                for part, number in zip(quartiles, numbers, strict=False):
+                    self._numbers[f"{name}_q{part}"].append(number)
         self._kept.clear()
 
     def read(self) -> dict[str, float]:
         """The means over all processes. Every process calls it. Raises as `check`."""
         self.check()
-        sums, counts = Counter(), Counter()
-        for own_sums, own_counts in dist_util.gather((self._sums, self._counts)):
-            sums.update(own_sums)
-            counts.update(own_counts)
-        means = {name: total / counts[name] for name, total in sums.items()}
+        everyone = defaultdict(list)
+        for own in dist_util.gather(self._numbers):
+            for name, numbers in own.items():
+                everyone[name] += numbers
+        means = {name: sum(numbers) / len(numbers) for name, numbers in everyone.items()}
         return means | {"images_per_second": self.images / max(time.monotonic() - self._since, 1e-9)}
 
 
@@ -136,7 +129,7 @@ class Trainer(ABC):
         self.last_update = last_update
         self.observer = observer or TrainObserver()
         self.meter = Meter()
-        self.stop = StopSignal()
+        self.signals: list[str] = []
 
     @abstractmethod
     def forward_backward(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> None:
@@ -158,7 +151,7 @@ class Trainer(ABC):
     @property
     def stopping(self) -> bool:
         """Whether a signal to this process has asked for the end."""
-        return self.stop.received is not None
+        return bool(self.signals)
 
     def run_loop(self) -> None:
         """Train; when it returns, a checkpoint with every update is on the disk.
@@ -166,10 +159,11 @@ class Trainer(ABC):
         Raises FloatingPointError at a loss that is no number, and OSError for a checkpoint that cannot be written; the
         last one is whole then. Where another process dies, this one ends as `dist_util.watched` says.
         """
-        with dist_util.watched(), StopSignal() as self.stop:
+        self.signals.clear()
+        with dist_util.watched(), dist_util.signals_noted(self.signals):
             while not self.finished:
                 if dist_util.any_rank(self.stopping):
-                    logger.log(f"{self.stop.received or 'a signal to another process'}: saving and stopping")
+                    logger.log(f"{[*self.signals, 'a signal to another process'][0]}: saving and stopping")
                     break
                 self.run_step(*next(self.data))
                 self.updates += 1
@@ -184,10 +178,8 @@ class Trainer(ABC):
         self.forward_backward(batch, cond)
         self.meter.images += self.images_per_update
         self.scaler.unscale_(self.opt)
-        norms = {
-            "grad_norm": norm([p.grad for p in self.params if p.grad is not None]),
-            "param_norm": norm(self.params),
-        }
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norms = {"grad_norm": nn.utils.get_total_norm(grads), "param_norm": nn.utils.get_total_norm(self.params)}
         if self.grad_clip:
             nn.utils.clip_grads_with_norm_(self.params, self.grad_clip, norms["grad_norm"])
         scale = self.scaler.get_scale()
@@ -223,7 +215,7 @@ class Trainer(ABC):
     def require_finite(self) -> None:
         """Raise FloatingPointError, naming the step, if a loss since the last line of the log or a weight is none."""
         self.meter.check()
-        if not norm(self.params).isfinite():
+        if not nn.utils.get_total_norm(self.params).isfinite():
             raise FloatingPointError(f"step {self.updates - 1}: the weights are not finite numbers")
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,18 +244,28 @@ class Trainer(ABC):
         elif ranks:
             logger.log(f"saved by {len(ranks)} processes: data order and random numbers start anew")
 
+    def write_file(self, path: Path, **more: Any) -> None:
+        """Write all that a restart needs into one file, and what the training adds. Every process calls it."""
+        self.require_finite()
+        content = {**self.state_dict(), **more}
+        if dist_util.rank() == 0:
+            content |= {"network": self.model.state_dict(), "optimizer": self.opt.state_dict()}
+            checkpoint_util.save(path, checkpoint_util.plain(content))
+        self.saved_updates = self.updates
+
+    def take_up(self, state: dict[str, Any], path: Path) -> None:
+        """Go on from what `write_file` wrote, with the given learning rate; use it inside `damage_named`."""
+        checkpoint_util.load_weights(self.model, state["network"], path)
+        self.load_state_dict(state, optimizer=state["optimizer"])
+        self.set_lr(self.lr)
+        self.updates = self.saved_updates = int(state["updates"])
+
     def parallelise(self, *more: torch.Tensor) -> None:
         """Give every process rank 0's weights and buffers (and `more`), and average the gradients from now on."""
         dist_util.sync_params([*self.params, *self.model.buffers(), *more])
         if dist_util.world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.ddp_model = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
-
-
-@torch.no_grad()
-def norm(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """The Euclidean length of all of them together, as a scalar tensor."""
-    return torch.stack(torch._foreach_norm(tensors)).norm() if tensors else torch.tensor(math.nan)
 
 
 def usable_precision(precision: str, device: torch.device) -> str:

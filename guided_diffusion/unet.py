@@ -1,7 +1,5 @@
 """The U-Net of Dhariwal and Nichol 2021 (ADM) for images, under the published parameter names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, partialmethod
@@ -97,8 +95,7 @@ class UNetModel(nn.Module):
         super().__init__()
         require_images(dims)
         self.image_size, self.in_channels, self.model_channels = image_size, in_channels, model_channels
-        self.num_classes, self.multiclass = num_classes, multiclass
-        self.use_fp16, self.dialect = use_fp16, dialect
+        self.num_classes, self.multiclass, self.use_fp16, self.dialect = num_classes, multiclass, use_fp16, dialect
         widths = _widths(model_channels, channel_mult, dialect.norm_groups)
         self.downsampling = 2 ** (len(widths) - 1)
         same = [Level(2**i in attention_resolutions, resblock_updown) for i in range(len(widths))]
@@ -107,15 +104,13 @@ class UNetModel(nn.Module):
         emb_width = 4 * model_channels
         norm = partial(normalization, groups=dialect.norm_groups, eps=dialect.norm_eps)
         shared = {"use_checkpoint": use_checkpoint, "norm": norm}
-        residual = partial(
-            ResBlock, emb_channels=emb_width, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm, **shared
-        )
+        within = {"dropout": dropout, "use_scale_shift_norm": use_scale_shift_norm, **shared}
+        residual = partial(ResBlock, emb_channels=emb_width, **within)
         heads = {"num_head_channels": num_head_channels, "use_new_attention_order": use_new_attention_order}
         attention = partial(AttentionBlock, num_heads=num_heads, **heads, **shared)
 
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_width), nn.SiLU(), nn.Linear(emb_width, emb_width)
-        )
+        embedding = nn.Linear(model_channels, emb_width), nn.SiLU(), nn.Linear(emb_width, emb_width)
+        self.time_embed = nn.Sequential(*embedding)
         if num_classes is not None:
             self.label_emb = (nn.Linear if multiclass else nn.Embedding)(num_classes, emb_width)
 
@@ -128,12 +123,11 @@ class UNetModel(nn.Module):
         middle = [attention(width, norm=middle_norm)] if dialect.middle_attention else []
         self.middle_block = TimestepEmbedSequential(residual(width), *middle, residual(width))
 
-        if num_heads_upsample != -1:
-            attention = partial(attention, num_heads=num_heads_upsample)
+        attention = partial(attention, num_heads=num_heads if num_heads_upsample == -1 else num_heads_upsample)
         upsample = partial(Upsample, use_conv=conv_resample)
         self.output_blocks = _way_up(skip_widths, up, num_res_blocks, residual, attention, upsample)
-        head = zero_module(nn.Conv2d(widths[0], out_channels, 3, padding=1))
-        self.out = nn.Sequential(norm(widths[0]), SiLUInPlace(), head)
+        head = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+        self.out = nn.Sequential(norm(widths[0]), SiLUInPlace(), zero_module(head))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -164,9 +158,8 @@ class UNetModel(nn.Module):
         Returns (N, out_channels, H, W) in the type and layout of x. Raises ValueError for what does not fit.
         """
         self._require_fitting(x, y)
-        sinusoids = timestep_embedding(
-            timesteps, self.model_channels, sin_first=self.dialect.sin_first, freq_shift=self.dialect.freq_shift
-        )
+        order = {"sin_first": self.dialect.sin_first, "freq_shift": self.dialect.freq_shift}
+        sinusoids = timestep_embedding(timesteps, self.model_channels, **order)
         head_dtype = self.out[2].weight.dtype  # of embeddings, norms and head
         with own_precision(x):
             emb = self.time_embed(sinusoids.to(head_dtype))  # (N, E)
@@ -189,9 +182,8 @@ class UNetModel(nn.Module):
     def _require_fitting(self, x: Tensor, y: Tensor | None) -> None:
         count, channels, height, width = x.shape
         if height % self.downsampling or width % self.downsampling:
-            raise ValueError(
-                f"images are {height}x{width}: the levels (--channel_mult) need sides divisible by {self.downsampling}"
-            )
+            need = f"the levels (--channel_mult) need sides divisible by {self.downsampling}"
+            raise ValueError(f"images are {height}x{width}: {need}")
         if channels != self.in_channels:
             raise ValueError(f"images have {channels} channels: this network is for {self.in_channels}")
         if self.num_classes is None and y is not None:

@@ -1,7 +1,5 @@
 """Classifiers: the DiME paper's, under the published parameter names, and a small one, trained in minutes."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -58,7 +56,7 @@ class SmallCNN(nn.Module):
         return self.classifier(self.feat_extract(x))
 
     @classmethod
-    def shaped_like(cls, state: Mapping[str, torch.Tensor]) -> SmallCNN | None:
+    def shaped_like(cls, state: Mapping[str, torch.Tensor]) -> "SmallCNN | None":
         """The network that these weights are of, without them; None where they are of another kind.
 
         It is known by the names of its first convolution, that one's norm, and its head.

@@ -5,8 +5,6 @@ of the comparison has: `losses` of a batch, and `sample`.
 Images are (N, C, H, W) in [-1, 1], with H = W a power of two and at least 8.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 from typing import ClassVar

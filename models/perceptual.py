@@ -1,7 +1,5 @@
 """Features that images are compared by: VGG19's, LPIPS (Zhang et al. 2018) on VGG16, and the FID's Inception-V3."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ stage sits on its first 1x1 convolution instead of the 3x3, and the max pool has
 size up.
 """
 
-from __future__ import annotations
-
 from itertools import product
 
 import torch

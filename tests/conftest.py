@@ -1,11 +1,14 @@
 """What is set once for the whole test session."""
 
-import multiprocessing
+import os
+import shutil
+import sys
 import traceback
+from pathlib import Path
 
 import pytest
 
-from tests.metric_world import MetricWorld, make_metric_world
+from tests.metric_world import MetricWorld, make_metric_world, stand_ins
 from tests.worlds import World, make_world, torchvision_weights_of
 
 
@@ -21,31 +24,39 @@ def metric_world(tmp_path_factory: pytest.TempPathFactory, world: World) -> Metr
     return make_metric_world(tmp_path_factory.mktemp("metrics"), world)
 
 
+@pytest.fixture
+def data(world: World, tmp_path: Path) -> Path:
+    """A copy of the world's images and annotations, to spoil."""
+    return Path(shutil.copytree(world.data, tmp_path / "data"))
+
+
+@pytest.fixture
+def small(metric_world: MetricWorld, tmp_path: Path) -> Path:
+    return metric_world.small_tree(tmp_path / "tree")
+
+
+@pytest.fixture
+def networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, object]:
+    """Stand-ins for all networks of the metrics."""
+    return stand_ins(monkeypatch, tmp_path)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a test marked own_process in a fork: the threads that it lets torch start would forbid later forks."""
     if pyfuncitem.get_closest_marker("own_process") is None:
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    reader, writer = multiprocessing.Pipe(duplex=False)
-
-    def call() -> None:
+    child = os.fork()
+    if child == 0:
+        code = 1
         try:
             pyfuncitem.obj(**arguments)
-            writer.send(None)
-        except pytest.skip.Exception as skipped:
-            writer.send((pytest.skip, str(skipped)))
+            code = 0
         except BaseException:
-            writer.send((pytest.fail, traceback.format_exc()))
-
-    child = multiprocessing.get_context("fork").Process(target=call)
-    child.start()
-    writer.close()
-    try:
-        outcome = reader.recv()
-    except EOFError:
-        outcome = pytest.fail, "the process of the test died"
-    child.join()
-    if outcome is not None:
-        outcome[0](outcome[1])
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0, "its error is what it wrote to stderr"
     return True

@@ -1,8 +1,9 @@
 """What the tests share: deterministic weights and inputs, golden figures, the small U-Net of the golden figures."""
 
+import csv
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +11,22 @@ import pytest
 import torch
 from torch import nn
 
+from dime.core.errors import InputError
+
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = json.loads((GOLDEN / "state_dict_keys.json").read_text())
 """Names and shapes of every parameter of every published network."""
 CPU = torch.device("cpu")
 
 BASE = {
-    "image_size": 64,
-    "num_channels": 32,
-    "num_res_blocks": 1,
-    "num_heads": 4,
-    "attention_resolutions": "16,8",
-    "learn_sigma": True,
-    "diffusion_steps": 500,
-    "timestep_respacing": "50",
-    "resblock_updown": True,
-    "use_scale_shift_norm": True,
-    "channel_mult": "1,2,2",
+    **{"image_size": 64, "num_channels": 32, "num_res_blocks": 1, "num_heads": 4, "attention_resolutions": "16,8"},
+    **{"learn_sigma": True, "diffusion_steps": 500, "timestep_respacing": "50", "resblock_updown": True},
+    **{"use_scale_shift_norm": True, "channel_mult": "1,2,2"},
 }
 """Flags of the small U-Net behind the golden figures, where they differ from the defaults."""
 
 
 def rnd(seed: int, *shape: int) -> torch.Tensor:
-    """Standard normal numbers that depend on the seed alone."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -66,7 +60,6 @@ def fill_(module: nn.Module) -> nn.Module:
 
 
 def golden(name: str) -> Mapping[str, np.ndarray]:
-    """The arrays of tests/golden/NAME.npz."""
     return np.load(GOLDEN / f"{name}.npz")
 
 
@@ -83,6 +76,19 @@ reference_arithmetic = torch.backends.mkldnn.flags(enabled=False)
 Its kernels sum in an order that depends on the number of threads, and a ReLU or a maximum that tips over by one
 rounding changes a gradient by up to 1e-3; without it, every gradient and chain agrees to 2e-5 on any number of threads.
 """
+
+
+def input_error(call: Callable, *arguments: object, **options: object) -> str:
+    """The one line of the InputError that a call raises."""
+    with pytest.raises(InputError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def assert_close(found: Mapping, expected: Mapping, **tolerance: float) -> None:

@@ -25,8 +25,6 @@ SMALL_IDS = 12
 
 
 class MetricWorld:
-    """A folder with the trees and weights behind the golden figures of the metrics."""
-
     def __init__(self, root: Path, world: World) -> None:
         self.celeba, self.classifier = world.data, world.classifier
         self.output_path = root / "tree"
@@ -40,7 +38,6 @@ class MetricWorld:
         return ResultTree(self.output_path, exp_name)
 
     def small_tree(self, folder: Path) -> Path:
-        """A copy with the first images only, to read, to write and to spoil."""
         keep = {f"{id:07d}.jpg" for id in range(SMALL_IDS)}
         for path in self.output_path.rglob("*.jpg"):
             target = folder / path.relative_to(self.output_path)
@@ -167,23 +164,13 @@ STEPS = 5
 
 def record(id: int) -> ImageRecord:
     """Deterministic figures: ids 3, 7, … missed their target, every fifth input is misclassified."""
-    pred = id % 2
-    flipped = id % 4 != 3
-    target = 1 - pred
+    pred, flipped = id % 2, id % 4 != 3
     before, after = (0.9, 0.25) if pred else (0.125, 0.75)
-    after = after if flipped else before
-    return ImageRecord(
-        id=id,
-        label=pred if id % 5 != 4 else 1 - pred,
-        pred=pred,
-        target=target,
-        cf_pred=target if flipped else pred,
-        bkl=1 - after if target else after,
-        l_1=((id * 7) % 10 + 1) / 100,
-        orig_conf=before,
-        cf_conf=after,
-        scale=[8.0, 10.0, 15.0][id % 3],
-    )
+    target, after = 1 - pred, after if flipped else before
+    figures = {"bkl": 1 - after if target else after, "l_1": ((id * 7) % 10 + 1) / 100}
+    figures |= {"orig_conf": before, "cf_conf": after, "scale": (8.0, 10.0, 15.0)[id % 3]}
+    label, cf_pred = (pred if id % 5 != 4 else target), (target if flipped else pred)
+    return ImageRecord(id, label, pred, target, cf_pred, **figures)
 
 
 def picture(id: int, kind: int = 0) -> Image.Image:

@@ -69,10 +69,7 @@ def explain_faces(
     flipped: Callable[[int], bool] = lambda id: True,
     **config: object,
 ) -> ResultTree:
-    """A result tree as main.py leaves it, but with counterfactuals of one's own.
-
-    explain: input, true counterfactual (H, W, 3), 8-bit -> a counterfactual.
-    """
+    """A result tree as main.py leaves it, with counterfactuals explain(input, true one), all (H, W, 3), 8-bit."""
     tree = ResultTree(output_path, name, image_format)
     tree.create()
     dataset = open_dataset("CelebA", str(data), SIZE)
@@ -80,9 +77,8 @@ def explain_faces(
         x = to_hwc(input_to_uint8(dataset.load(id)))
         write_image(tree.original(id, correct(id)), x)
         write_image(tree.image("CF", id, correct(id), flipped(id)), explain(x, true_picture(id)))
-    flags = {"query_label": ATTRIBUTES.index(QUERY), "image_size": SIZE, "dataset": "CelebA", "use_train": False}
-    flags |= {"data_dir": str(data)}
-    tree.report("config.yaml").write_text(yaml.safe_dump(flags | config))
+    flags = {"query_label": ATTRIBUTES.index(QUERY), "image_size": SIZE, "dataset": "CelebA", "data_dir": str(data)}
+    tree.report("config.yaml").write_text(yaml.safe_dump(flags | {"use_train": False} | config))
     return tree
 
 
@@ -99,9 +95,7 @@ def faces(data) -> DrawnFaces:
 
 
 def measured(faces: DrawnFaces, *trees: ResultTree) -> tuple[Report, dict[str, dict[str, float]]]:
-    """The benchmark of some trees, and its values; the oracle knows the inputs' labels and the true counterfactuals',
-    to the byte, and sees nothing in other pictures.
-    """
+    """The benchmark and its values; to the byte, the oracle knows inputs and true counterfactuals, and nothing else."""
     labels = {}
     for id in range(IMAGES):
         labels[faces.picture(id).tobytes()] = faces.has(id)

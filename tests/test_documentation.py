@@ -92,7 +92,6 @@ FOLDERS = {"dime": "dime", "core": "dime/core", "models": "dime/models", "guided
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as site-packages holds it after `pip install .`."""
     pytest.importorskip("setuptools", minversion="77")  # as pyproject.toml wants it: nothing is downloaded here
     folder = tmp_path_factory.mktemp("wheel")
     source, site = folder / "source", folder / "site"

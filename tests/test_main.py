@@ -1,11 +1,13 @@
-"""The main job as its users meet it: the golden result trees, the published command, the files it writes."""
+"""The main job as its users meet it: golden trees, the published command, and anybody's classifier and images."""
 
+import csv
 import os
 import random
 import shlex
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,21 @@ from dime.core.metrics.features import Machine
 from dime.core.metrics.metric import select_pairs
 from dime.core.metrics.mnac import changed_attributes, oracle_logits
 from dime.core.results import ResultTree
+from tests.core.networks.test_diffusers import write as write_diffusers
 from tests.helpers import GOLDEN, assert_close
-from tests.worlds import GOLDEN_FLAGS, SCRIPT, as_arguments, refused, run_command, run_main, succeeded, tree_of
+from tests.worlds import (
+    GOLDEN_FLAGS,
+    SCRIPT,
+    Run,
+    as_arguments,
+    refusal,
+    refused,
+    run_command,
+    run_main,
+    succeeded,
+    summary_of,
+    tree_of,
+)
 
 SMILE = """--attention_resolutions 32,16,8 --class_cond False --diffusion_steps 500 --learn_sigma True
     --noise_schedule linear --num_channels 128 --num_heads 4 --num_res_blocks 2 --resblock_updown True --use_fp16 True
@@ -154,7 +169,7 @@ def test_every_flag_has_help_text():
 def test_what_a_run_says_and_keeps(world, tmp_path):
     """And with another experiment beside it, and without images."""
     result = world.explain(tmp_path, seed=11, num_batches=1, save_z_t=True, oracle_path="nowhere.pth")
-    summary = yaml.safe_load((tmp_path / "Results/exp/summary.yaml").read_text())
+    summary = summary_of(tmp_path)
     said = " ".join(result.out.splitlines()[-2:])
     assert "4 images" in said and str(tmp_path / "Results/exp") in said
     assert f"{summary['clean acc']:.1f} %" in said and f"{100 * summary['cf acc']:.1f} %" in said
@@ -178,15 +193,14 @@ def test_what_a_run_says_and_keeps(world, tmp_path):
     bare = tmp_path / "without"
     world.explain(bare, seed=11, num_batches=1, save_images=False, save_x_t=True, save_z_t=True)
     assert {path.name for path in bare.rglob("*") if path.is_file()} == {"summary.yaml", "stats.pth", "config.yaml"}
-    assert yaml.safe_load((bare / "Results/exp/summary.yaml").read_text()) == summary
+    assert summary_of(bare) == summary
 
 
 FLIPPING = {"query_label": 1, "classifier_scales": "30"}
 
 
 def figures(out: Path) -> tuple[float, float]:
-    summary = yaml.safe_load((out / "Results/exp/summary.yaml").read_text())
-    return summary["FVA"], summary["MNAC"]
+    return summary_of(out)["FVA"], summary_of(out)["MNAC"]
 
 
 def test_figures_of_a_run_and_of_merged_chunks(world, metric_world, tmp_path):
@@ -210,3 +224,117 @@ def test_figures_of_a_run_and_of_merged_chunks(world, metric_world, tmp_path):
 
     missing = asked_for | {"face_path": tmp_path / "no-faces.pkl"}  # before the run
     assert "no-faces.pkl" in refused(world, tmp_path / "out", **missing)
+
+
+NAMES = [f"class {letter}" for letter in "abcdefghij"]
+FACTORY = '''
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    """Ten classes of images of 24x24 in [0, 1], by the brightness of ten strips; another size is an error."""
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(20.0))
+    def forward(self, x):
+        assert x.shape[2:] == (24, 24) and 0 <= x.min() and x.max() <= 1.01, "not what this network was trained on"
+        strips = torch.stack([strip.mean((1, 2, 3)) for strip in x.tensor_split(10, dim=3)], dim=1)
+        return self.gain * strips
+
+def build():
+    return Net()
+'''
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of three classes in nested folders with odd names, a classifier's code, a folder of diffusers."""
+    root = tmp_path_factory.mktemp("anybody")
+    for number, name in enumerate(("a, b/x y.png", "a, b/deep/é.jpg", "c/1.png", "c/2;3.png", "j/last'.png")):
+        path = root / "images" / f"class {name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 31, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    (root / "images/class a, b").rename(root / "images/class b")
+    (root / "net.py").write_text(FACTORY)
+    (root / "names.txt").write_text("\n".join(NAMES))
+    write_diffusers(root / "diffusion")
+    return root
+
+
+def flags_of(place: Path, out: Path, **more: Any) -> list[str]:
+    known = {
+        **{"dataset": "folder", "data_dir": place / "images", "model_path": place / "diffusion"},
+        **{"classifier_path": f"python:{place / 'net.py'}:build", "classifier_size": 24, "classifier_range": "0,1"},
+        **{"class_names": place / "names.txt", "decision": "multiclass", "timestep_respacing": "10", "start_step": 3},
+        **{"preset": "fast", "use_logits": True, "classifier_scales": "5,200", "batch_size": 2, "gpu": "cpu"},
+        **{"output_path": out, "exp_name": "exp", "image_format": "png"},
+    }
+    return as_arguments(known | more)
+
+
+@pytest.fixture(scope="module")
+def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    out = tmp_path_factory.mktemp("done")
+    return out, succeeded(run_main(*flags_of(place, out)))
+
+
+def test_the_tree_speaks_of_classes_and_the_same_command_changes_nothing(done, place):
+    out, run = done
+    results = out / "Results/exp"
+    summary, config = (yaml.safe_load((results / name).read_text()) for name in ("summary.yaml", "config.yaml"))
+    assert summary["n"] == 5 and set(summary["classes"]) == {"class b", "class c", "class j"}
+    assert [summary["classes"][name]["n"] for name in ("class b", "class c", "class j")] == [2, 2, 1]
+    assert config["classes"] == NAMES and config["decision"] == "multiclass"
+    infos = {int(path.stem): path.read_text().splitlines() for path in results.rglob("Info/*.txt")}
+    assert [infos[id][0] for id in range(5)] == ["label: 1", "label: 1", "label: 2", "label: 2", "label: 9"]
+    assert all(lines[1].split()[1] != lines[2].split()[1] for lines in infos.values())  # prediction, target
+    with (results / "index.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["id", "file"] and ["1", "class b/deep/é.jpg"] not in rows[:2]
+    assert {row[1] for row in rows[1:]} == {
+        *("class b/x y.png", "class b/deep/é.jpg", "class c/1.png", "class c/2;3.png", "class j/last'.png")
+    }
+    assert "runs your own code" in run.out
+    before = tree_of(done[0])
+    succeeded(run_main(*flags_of(place, done[0])))
+    assert tree_of(done[0]) == before
+
+
+def test_named_targets_are_an_experiment_each(place, tmp_path):
+    succeeded(run_main(*flags_of(place, tmp_path, target="class a,9", num_batches=1)))
+    for target, number in (("class a", 0), ("9", 9)):
+        infos = [path.read_text() for path in (tmp_path / "Results/exp" / target).rglob("Info/*.txt")]
+        assert len(infos) == 2 and all(f"target: {number}\n" in text for text in infos)
+
+
+def test_chunks_merge(place, done, tmp_path):
+    for chunk in (0, 1):
+        succeeded(run_main(*flags_of(place, tmp_path, num_chunks=2, chunk=chunk, pad_batches=True)))
+    succeeded(run_main(*flags_of(place, tmp_path, num_chunks=2, merge_and_eval=True)))
+    ours, whole = summary_of(tmp_path), summary_of(done[0])
+    assert ours["classes"].keys() == whole["classes"].keys() and ours["n"] == 5
+    assert ours["clean acc"] == pytest.approx(whole["clean acc"])
+
+
+def test_single_files_without_labels(place, tmp_path):
+    images = [str(place / "images/class b/x y.png"), str(place / "images/class c/1.png")]
+    run = succeeded(run_main(*flags_of(place, tmp_path, target="class a"), "--images", *images))
+    assert "no labels: predictions stand for them" in run.out
+    summary = summary_of(tmp_path)
+    assert summary["unlabelled"] == summary["n"] == 2 and summary["clean acc"] == 100
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"classifier_size": 32}, "not what this network was trained on"),
+        ({"decision": "binary", "query_label": "class k"}, "class"),
+        ({"classifier_path": "python:net.py:nothing"}, "nothing"),
+        ({"target": "class a", "decision": "binary", "query_label": 0}, "--target"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(place, tmp_path, monkeypatch, more, said):
+    monkeypatch.chdir(place)
+    assert said in refusal(run_main(*flags_of(place, tmp_path / "out", **more)))
+    assert not (tmp_path / "out").exists()

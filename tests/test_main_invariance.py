@@ -1,23 +1,35 @@
-"""What must not change a result, and what must: chunks, batches, order, annotations, seeds, failures of a neighbour."""
+"""What must not change a result, and what must: order, neighbours, failures, chunks, the number of processes; flags."""
 
 import itertools
+import os
 import random
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
+from torch.distributed import TCPStore
 
 from dime.core.job.setup import Question
-from tests.helpers import assert_close
-from tests.worlds import SMALL_FLAGS, World, as_arguments, images, run_main, succeeded, tree_of, watched
+from tests.faults.forks import EXIT_OK, Fork, wait_for
+from tests.training.small import LAUNCHERS, launched
+from tests.worlds import (
+    SMALL_FLAGS,
+    World,
+    as_arguments,
+    comparable,
+    images,
+    run_main,
+    succeeded,
+    summary_of,
+    tree_of,
+    watched,
+)
 
 
 def results(world: World, out: Path, **flags: Any) -> dict[str, bytes]:
-    """The result tree of a run without the configuration, which names its flags."""
     world.explain(out, **flags)
     return {name: content for name, content in tree_of(out).items() if not name.endswith("config.yaml")}
 
@@ -26,49 +38,20 @@ def cell_files(files: dict[str, bytes], kind: str) -> dict[int, bytes]:
     return {int(Path(name).stem): content for name, content in files.items() if Path(name).parent.name == kind}
 
 
-def summary(out: Path, name: str = "summary.yaml") -> dict[str, Any]:
-    return yaml.safe_load((out / "Results/exp" / name).read_text())
-
-
 MIXED = {"query_label": 1, "classifier_scales": "8,30", "image_format": "png"}
 """Scales under which some images flip at once, some later and some never."""
 
 
 @pytest.fixture(scope="module")
 def whole(world, tmp_path_factory) -> Path:
-    """All 15 images, with every outcome."""
     out = tmp_path_factory.mktemp("whole")
     world.explain(out, **MIXED, pad_batches=True)
     texts = {path: path.read_text() for path in out.rglob("Info/*.txt")}
-    assert len(texts) == 15 and 0 < summary(out)["clean acc"] < 100
+    assert len(texts) == 15 and 0 < summary_of(out)["clean acc"] < 100
     assert {text.splitlines()[1] for text in texts.values()} == {"pred: 0", "pred: 1"}
     outcomes = {(path.parents[1].name, text.rpartition("scale: ")[2]) for path, text in texts.items()}
     assert outcomes == {("CCF", "8.0"), ("CCF", "30.0"), ("ICF", "30.0")}
     return out
-
-
-def test_chunks_merged_are_one(world, whole, tmp_path):
-    """Padded batches have one shape, so every byte agrees; merged means differ by float64 rounding."""
-    for chunk in range(3):
-        files = results(world, tmp_path, **MIXED, pad_batches=True, num_chunks=3, chunk=chunk)
-        assert f"Results/exp/chunk-{chunk}_num-chunks-3_stats.pth" in files
-        assert sorted(cell_files(files, "CF")) == [id for id in range(15) if id % 3 <= chunk]
-    merged = run_main(*world.command(tmp_path, SMALL_FLAGS | {"merge_and_eval": True, "num_chunks": 3}))
-    assert "15 images" in succeeded(merged).out
-    assert images(tmp_path) == images(whole)
-    assert_close(summary(tmp_path), summary(whole), rel=1e-9)
-
-
-def test_batch_size_changes_no_more_than_rounding(world, whole, tmp_path):
-    """Other shapes take other kernels: a pixel next to a whole grey level may fall to the other side."""
-    results(world, tmp_path, **MIXED, batch_size=1)
-    ours, theirs = images(tmp_path), images(whole)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        if name.endswith(".png") and "/SM/" not in name:  # SM is scaled up to 255, rounding with it
-            a, b = (np.asarray(Image.open(root / name), float) for root in (tmp_path, whole))
-            assert np.abs(a - b).max() <= 1 and np.abs(a - b).mean() < 0.01, name
-    assert_close(summary(tmp_path), summary(whole), rel=1e-4, abs=1e-4)  # probabilities move by some 1e-5
 
 
 def test_padded_batches_give_the_same_bytes_in_any_company_and_order(world, whole, tmp_path, monkeypatch):
@@ -81,13 +64,11 @@ def test_padded_batches_give_the_same_bytes_in_any_company_and_order(world, whol
     assert ours.items() <= theirs.items()
 
 
-@pytest.mark.parametrize(("target_label", "use_train"), [(0, False), (1, True)])
-def test_target_label_keeps_the_other_label_before_the_cut(world, tmp_path, target_label, use_train):
-    world.explain(tmp_path, target_label=target_label, use_train=use_train, batch_size=2, num_batches=2)
-    smiles = [row[31] for row in world.labels(0 if use_train else 1)]
-    files = tree_of(tmp_path)
-    assert sorted(cell_files(files, "CF")) == [id for id, smile in enumerate(smiles) if smile != target_label][:4]
-    assert all(text.startswith(f"label: {1 - target_label}\n".encode()) for text in cell_files(files, "Info").values())
+def test_target_label_keeps_the_other_label_before_the_cut(world, tmp_path):
+    world.explain(tmp_path, target_label=1, use_train=True, batch_size=2, num_batches=2)
+    smiles, files = [row[31] for row in world.labels(0)], tree_of(tmp_path)
+    assert sorted(cell_files(files, "CF")) == [id for id, smile in enumerate(smiles) if not smile][:4]
+    assert all(text.startswith(b"label: 0\n") for text in cell_files(files, "Info").values())
 
 
 TWO_IMAGES = {"num_batches": 1, "batch_size": 2, "image_format": "png", "l_perc_layer": 4}
@@ -132,13 +113,116 @@ def test_an_image_that_failed_is_tried_with_the_next_scale(world, tmp_path, monk
     watched(monkeypatch, "load_diffusion", lambda network: network.register_forward_hook(spoil))
     text = cell_files(results(world, tmp_path, num_batches=1, classifier_scales="8,9"), "Info")[2].decode()
     assert "target: 0" in text and text.endswith("scale: 9.0")
-    assert summary(tmp_path)["failed"] == 0
+    assert summary_of(tmp_path)["failed"] == 0
 
 
 def test_more_chunks_than_images_merge_too(world, tmp_path):
     for chunk in range(3):
         world.explain(tmp_path, num_chunks=3, chunk=chunk, num_batches=1, batch_size=2)
-    assert summary(tmp_path, "chunk-2_num-chunks-3_summary.yaml")["n"] == 0
+    assert summary_of(tmp_path, "chunk-2_num-chunks-3_summary.yaml")["n"] == 0
     merge = {"output_path": tmp_path, "exp_name": "exp", "merge_and_eval": True, "num_chunks": 3}
     succeeded(run_main(*as_arguments(merge)))
-    assert summary(tmp_path)["n"] == 2
+    assert summary_of(tmp_path)["n"] == 2
+
+
+FLAGS = SMALL_FLAGS | {"batch_size": 2, "query_label": 1, "classifier_scales": "8,30", "save_z_t": True}
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="launchers and forks are for Unix")
+
+
+@pytest.fixture(scope="module")
+def expected(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("alone")
+    fork = Fork(world.command(folder / "out", FLAGS), folder / "log")
+    assert fork.wait() == EXIT_OK, fork.said()
+    return tree(folder / "out")
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    return {name: content.replace(b"gpu: cpu,cpu", b"gpu: cpu") for name, content in comparable(out).items()}
+
+
+@pytest.mark.parametrize("launcher", [*LAUNCHERS, "--gpu"])
+def test_two_processes_leave_the_tree_of_one(launcher, world, expected, tmp_path):
+    words = LAUNCHERS.get(launcher, [sys.executable])
+    flags = FLAGS | ({"gpu": "cpu,cpu"} if launcher == "--gpu" else {})
+    done = launched(*words, "main.py", *world.command(tmp_path / "out", flags))
+    assert tree(tmp_path / "out") == expected
+    assert done.out.count("15 images: ") == 1 and done.out.count("Time: ") == 1 and "died" not in done.out
+    assert "15/15" in done.err and "% flipped" in done.err
+
+
+@pytest.fixture
+def launcher():
+    """A launcher that forks a process for each of some flags, and ends none when another one has ended."""
+    meetings = []
+
+    def start(world: World, folder: Path, each: list[dict], **variables: str) -> list[Fork]:
+        meetings.append(TCPStore("localhost", 0, is_master=True, wait_for_workers=False))
+        shared = {"WORLD_SIZE": len(each), "LOCAL_WORLD_SIZE": len(each), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": meetings[-1].port}
+        started = []
+        for rank, flags in enumerate(each):
+            place = {**shared, "RANK": rank, "LOCAL_RANK": rank, **variables}
+            place = {name: str(value) for name, value in place.items() if value != ""}
+            command = world.command(folder / "out", FLAGS | flags)
+            started.append(Fork(command, folder / f"log{rank}", lambda place=place: os.environ.update(place)))
+        return started
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("each", "variables", "said"),
+    [
+        ([{}, {"seed": 5}], {}, "rank 1 of 2 (RANK and WORLD_SIZE): --seed is 5 here, and was 4 there, in rank 0"),
+        ([{}, {"sead": 5}], {}, "unrecognized arguments: --sead 5"),
+        ([{"gpu": "cpu,cpu"}] * 3, {}, "--gpu cpu,cpu: "),
+        ([{"model_path": "nowhere.pt"}] * 2, {}, "nowhere.pt"),
+        ([{}, {"output_path": "ELSEWHERE"}], {}, "cannot be seen from process "),
+        ([{}, {}], {"MASTER_ADDR": ""}, "MASTER_ADDR and MASTER_PORT"),
+        ([{"noise": "stream"}] * 2, {}, "--noise stream"),
+    ],
+)
+def test_what_is_wrong_is_said_by_one_process_and_ends_all(launcher, world, tmp_path, each, variables, said):
+    elsewhere = {"output_path": tmp_path / "elsewhere"}
+    started = launcher(
+        world, tmp_path, [flags | elsewhere if "output_path" in flags else flags for flags in each], **variables
+    )
+    codes = [started[0].wait()]
+    began = time.monotonic()
+    codes += [fork.wait() for fork in started[1:]]
+    assert codes == [2] * len(each)
+    assert time.monotonic() - began < 10
+    lines = [line for fork in started for line in fork.said().splitlines() if "error" in line]
+    assert len(lines) == 1 and said in lines[0], lines
+    assert not list(tmp_path.rglob("Info/*.txt")) and "Traceback" not in "".join(fork.said() for fork in started)
+
+
+def test_a_second_launch_is_refused(launcher, world, expected, tmp_path):
+    started = launcher(world, tmp_path, [{}, {}])
+    wait_for(lambda: any(tmp_path.rglob("Info/*.txt")))
+    (tmp_path / "second").mkdir()
+    second = launcher(world, tmp_path / "second", [{"output_path": tmp_path / "out"}] * 2)
+    assert [fork.wait() for fork in second] == [2, 2]
+    assert sum("is working on the same images" in fork.said() for fork in second) == 1
+    assert [fork.wait() for fork in started] == [0, 0]
+    assert tree(tmp_path / "out") == expected
+
+
+def test_an_evaluation_by_two_processes_gives_the_same_numbers(metric_world, tmp_path):
+    """Those of an evaluation that finds the inputs' features beside the tree are the same too."""
+    tree = metric_world.small_tree(tmp_path / "tree")
+    flags = {f"--{name}-path": f"models/demo/{name}.safetensors" for name in ("classifier", "oracle")}
+    flags |= {"--weights-path": "models/demo/features.safetensors", "--feature-network": "oracle", "--batch-size": "3"}
+    command = [str(word) for pair in {**flags, "--output-path": tree, "--exp-name": "expA"}.items() for word in pair]
+    numbers = []
+    for processes in ("cpu,cpu", "cpu", "cpu"):
+        done = launched(sys.executable, "evaluate.py", *command, "--gpu", processes)
+        assert done.out.count("| flip rate ") == 1
+        numbers.append((tree / "Results/expA/evaluation.json").read_bytes())
+        if processes == "cpu,cpu":
+            features = sorted(tree.glob("Original/features-*.npz"))
+            assert {path.stem for path in features} == {"features-faces", "features-oracle", "features-oracle-logits"}
+            for path in features:
+                path.unlink()
+    assert numbers[0] == numbers[1] == numbers[2]

@@ -14,7 +14,7 @@ from dime.core.metrics.metric import Context
 from dime.core.metrics.protocol import evaluate
 from dime.core.metrics.scripts import metric_parser
 from tests.helpers import CPU
-from tests.metric_world import BOTH_WAYS, MetricWorld, make_tree, stand_ins
+from tests.metric_world import BOTH_WAYS, make_tree
 from tests.worlds import ROOT, refusal, run_command, run_script, succeeded
 
 PRINTED = {
@@ -29,16 +29,6 @@ PRINTED = {
 SCRIPTS = (*PRINTED, "evaluate")
 IMAGES = [*BOTH_WAYS, ("IC/CCF", 10, 200), ("CC/ICF", 220, 170)]
 METRICS = ["flip rate", "FVA", "FS", "MNAC", "CD", "MAD", "COUT", "FID", "sFID", "sigma_L"]
-
-
-@pytest.fixture
-def networks(monkeypatch, tmp_path) -> dict[str, object]:
-    return stand_ins(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def small(metric_world: MetricWorld, tmp_path: Path) -> Path:
-    return metric_world.small_tree(tmp_path / "tree")
 
 
 def arguments(name: str, tree: Path, exp: str = "expA") -> list[object]:
@@ -150,14 +140,11 @@ def test_what_cannot_be_written_or_read(networks, tmp_path, monkeypatch):
 def test_evaluate_with_everything(networks, tmp_path):
     make_tree(tmp_path, IMAGES, seeds=True)
     (tmp_path / "weights").touch()
-    done = succeeded(
-        run_script(
-            "evaluate",
-            *["--output-path", tmp_path, "--gpu", "cpu", "--query-label", "Smiling", "--json", tmp_path / "all.json"],
-            *["--exp-pattern", "*", "--exp-values", "a", "b", "--celeba-path", "celeba", "--papers", "DiME"],
-            *["--inception-weights", tmp_path / "weights"],
-        )
-    )
+    arguments = [
+        *["--output-path", tmp_path, "--gpu", "cpu", "--query-label", "Smiling", "--json", tmp_path / "all.json"],
+        *["--exp-pattern", "*", "--exp-values", "a", "b", "--celeba-path", "celeba", "--papers", "DiME"],
+    ]
+    done = succeeded(run_script("evaluate", *arguments, "--inception-weights", tmp_path / "weights"))
     rows = [line.split("|")[1].strip() for line in done.out.splitlines() if line.startswith("| ")]
     assert rows == ["metric", "-" * len("flip rate"), *METRICS]
     assert "Not computed" not in done.out and "fewer than 2048" in done.out
@@ -171,7 +158,6 @@ def test_evaluate_with_everything(networks, tmp_path):
 
 
 def test_evaluate_with_what_is_there(tmp_path, small):
-    """Metrics whose weights are absent, and those of nothing flipped, are listed with the reason."""
     for path in small.glob("Results/expB/*/CCF/CF/*.jpg"):
         path.rename(path.parents[2] / "ICF" / "CF" / path.name)
     absent = [word for flag in ("weights", "oracle", "classifier") for word in (f"--{flag}-path", tmp_path / "no.pth")]

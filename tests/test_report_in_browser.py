@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.report.test_report import make_report
 from tests.metric_world import make_experiment, record
-from tests.test_make_report import make_report
 from tests.worlds import run_command, succeeded
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -41,7 +41,6 @@ def page_after_scripts(path: Path, fragment: str = "") -> str:
 
 
 def title(document: str) -> str:
-    """What scripts of ours report through."""
     return re.search(r"<title>(.*?)</title>", document, re.DOTALL)[1]
 
 

@@ -1,7 +1,6 @@
 """tune.py: how it chooses, on trials in closed form; as a command, with inversion, it goes on where it was."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,33 +10,6 @@ from dime.core.config import parse_config
 from dime.core.errors import InputError
 from dime.core.tuning import KEEPS, Record, Trial, candidates, front, largest_tau, successive_halving
 from tests.worlds import SMALL_FLAGS
-
-INVERTED = {
-    "method": "inverted",
-    "outer_steps": 2,
-    "repaint": 0.2,
-    "fresh_noise": 0.9,
-    "confidence": 0.6,
-    "shrink": True,
-    "classifier_scales": "8,20",
-}
-
-
-def pictures(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.png")}
-
-
-def test_inversion_goes_on_to_the_same_bytes(world, tmp_path):
-    flags = INVERTED | {"num_batches": 2, "batch_size": 2, "image_format": "png", "save_z_t": True, "pad_batches": True}
-    world.explain(tmp_path, **flags)
-    whole = pictures(tmp_path)
-    frames = [name for name in whole if "z_t" in name]
-    assert len(frames) == 2 * 4  # two outer steps of four images
-    lost = list(tmp_path.rglob("CF/*.png"))[1:3]
-    for path in lost:
-        path.unlink()
-    world.explain(tmp_path, **flags)
-    assert pictures(tmp_path) == whole
 
 
 def test_a_search_goes_on_and_its_preset_is_read(world, tmp_path, monkeypatch, capsys):

@@ -44,14 +44,11 @@ def vgg19_features(layer: int) -> nn.Module:
 
 @functools.cache
 def base_unet(**flags: object) -> tuple[UNetModel, SpacedDiffusion]:
-    """The small U-Net of the golden figures (tests.helpers.BASE) and its diffusion process."""
     model, diffusion = create_model_and_diffusion(**{**BASE, **flags})
     return fill_(model).requires_grad_(False), diffusion
 
 
 class CountingModel(nn.Module):
-    """A pixelwise "U-Net" with learned sigma that counts how often it is asked."""
-
     def __init__(self) -> None:
         super().__init__()
         self.evaluations = 0

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torchvision
+import yaml
 from torch import nn
 
 from dime.core.cli import run
@@ -46,16 +46,13 @@ SMALL_FLAGS = {
 """A run with every part of the method in it, as short as possible."""
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     code: int
     out: str
     err: str
 
 
 class World:
-    """A folder with images in the CelebA layout and the files of weights."""
-
     def __init__(self, root: Path) -> None:
         self.root = root
         self.data = root / "data"
@@ -93,7 +90,6 @@ def as_arguments(flags: Mapping[str, Any]) -> list[str]:
 
 
 def unpack_celeba(folder: Path) -> Path:
-    """Sixty drawn images in CelebA's layout: 30 train, 15 val, 15 test."""
     with tarfile.open(GOLDEN / "celeba_tiny.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     return folder
@@ -124,7 +120,6 @@ def torchvision_weights_of(world: World) -> Iterator[None]:
 
 
 def run_script(name: str, *arguments: object, **flags: object) -> Run:
-    """A script of the checkout, such as main, in this process; flags as --name value."""
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = [f"{name}.py", *map(str, arguments), *as_arguments(flags)]
     code = 0
@@ -186,7 +181,6 @@ def refused(world: World, output_path: Path, **flags: Any) -> str:
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -198,6 +192,9 @@ def comparable(out: Path) -> dict[str, bytes]:
     }
 
 
+def summary_of(out: Path, name: str = "summary.yaml") -> dict[str, Any]:
+    return yaml.safe_load((out / "Results/exp" / name).read_text())
+
+
 def images(out: Path) -> dict[str, bytes]:
-    """The files about single images: all but the reports on a whole run."""
     return {name: content for name, content in tree_of(out).items() if name.endswith((".jpg", ".png", ".txt"))}

@@ -1,7 +1,5 @@
 """Can this classifier be explained? Asked once, before anything is computed, of networks from files and from Python."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -61,9 +59,8 @@ def check_classifier(classifier: LogitsOf, x: torch.Tensor, decision: Any, name:
         if not gradient.isfinite().all():
             raise InputError(f"{name}: its gradient is not finite on these images")
         if not gradient.any():
-            raise InputError(
-                f"{name}: its gradient is zero: it rounds, or gives saturated probabilities instead of logits"
-            )
+            reason = "it rounds, or gives saturated probabilities instead of logits"
+            raise InputError(f"{name}: its gradient is zero: {reason}")
         company = torch.cat([x[:1], x[:1].flip(-1), -x[:1]])
         alone, among = (logits_of(classifier, images, name)[0] for images in (company[:1], company))
         if not (alone - among).abs().max() <= SAME * (1e-3 + alone.abs().max()):  # nor NaN

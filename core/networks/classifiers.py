@@ -4,8 +4,6 @@ A new kind is one function and one entry in KINDS: from what follows the kind in
 has it. What all of them need in front and behind is `load_classifier`'s.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import itertools
@@ -24,18 +22,8 @@ from torch import nn
 from dime.core.cli import say
 from dime.core.datasets import ATTRIBUTES
 from dime.core.errors import InputError
+from dime.core.networks import files
 from dime.core.networks.checks import first_line, logits_of, mode_matters
-from dime.core.networks.features import read_tables
-from dime.core.networks.files import (
-    SAFETENSORS,
-    describe,
-    install,
-    pretrained_weights,
-    read_json,
-    read_state_dict,
-    ready,
-    require_file,
-)
 from dime.core.presets import PRESETS
 from dime.models.classifiers import DenseNetClassifier, SmallCNN
 
@@ -85,7 +73,7 @@ class Classifier(nn.Module):
         self.register_buffer("shift", ((high + low) / 2 - shift) / scale, persistent=False)
         self.training = False
 
-    def train(self, mode: bool = True) -> Classifier:
+    def train(self, mode: bool = True) -> "Classifier":
         """Do nothing: a network that was loaded stays in eval mode (an exported program has no modes at all)."""
         return self
 
@@ -123,7 +111,7 @@ def load_classifier(
         raise InputError(f"{spec}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
     if loaded.wanted is None and not given:
         raise InputError(f"{spec}: does not say what it wants to see; give --classifier_size, _mean, _std or _range")
-    network, wanted = ready(loaded.network, spec, device), {**(loaded.wanted or {}), **given}
+    network, wanted = files.ready(loaded.network, spec, device), {**(loaded.wanted or {}), **given}
     if wanted or not isinstance(network, (DenseNetClassifier, SmallCNN)):
         network = Classifier(network, **wanted).to(device)
         network.num_outputs = _count_outputs(network, spec, device)
@@ -184,7 +172,7 @@ def _from_file(path: str, trust: bool) -> Loaded:
                 )
             say(f"{path}: runs the program of {what}")
             return Loaded(torch.jit.load(path) if is_script else torch.export.load(path).module())
-    content, state = read_tables(path)
+    content, state = files.read_tables(path)
     notes = getattr(content, "_metadata", {}).get("", content)
     names = notes.get("attributes") if isinstance(notes, Mapping) else None
     names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
@@ -193,11 +181,11 @@ def _from_file(path: str, trust: bool) -> Loaded:
         with torch.device("meta"):
             network = DenseNetClassifier(len(state["classifier.weight"]))
     if network:
-        return Loaded(install(network, state, path, CPU), names)
+        return Loaded(files.install(network, state, path, CPU), names)
     raise InputError(
-        f"{path}: holds {describe(content)}, which is no known classifier; known: a DenseNet-121 classifier and the "
-        "small CNN of celeba-train-classifier.py (tables feat_extract and classifier); weights of another network need "
-        "its name: timm:NAME@FILE, torchvision:NAME@FILE or python:FILE.py:FACTORY@FILE"
+        f"{path}: holds {files.describe(content)}, which is no known classifier; known: a DenseNet-121 classifier and "
+        "the small CNN of celeba-train-classifier.py (tables feat_extract and classifier); weights of another network "
+        "need its name: timm:NAME@FILE, torchvision:NAME@FILE or python:FILE.py:FACTORY@FILE"
     )
 
 
@@ -220,7 +208,7 @@ def _torchvision(spec: str) -> Loaded:
 
     name, _, weights = spec.partition("@")
     published = models.get_model_weights(name).DEFAULT
-    path = weights or pretrained_weights(published.url)
+    path = weights or files.pretrained_weights(published.url)
     # what torchvision's builders do beside loading the weights
     own = {} if weights or name not in ("googlenet", "inception_v3") else {"transform_input": True}
     network = _with_outputs_of(lambda **count: models.get_model(name, weights=None, **own, **count), path)
@@ -232,10 +220,10 @@ def _torchvision(spec: str) -> Loaded:
 
 def _hugging_face(name: str) -> Loaded:
     folder = Path(name)
-    if read_json(folder / "config.json").get("auto_map"):
+    if files.read_json(folder / "config.json").get("auto_map"):
         raise InputError(f"{folder}/config.json: asks for code of its own (auto_map), which is not run; use python:")
-    if not list(folder.glob(f"*{SAFETENSORS}")):
-        raise InputError(f"{folder}: holds no {SAFETENSORS}; where you trust it, load it and save_pretrained it again")
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(f"{folder}: holds no .safetensors; where you trust it, load it and save_pretrained it again")
     transformers = _library("transformers", extra="hf")
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
@@ -259,7 +247,7 @@ def _hugging_face(name: str) -> Loaded:
     generic = all(name in ("", f"LABEL_{i}") for i, name in enumerate(names))
     wanted, path = None, folder / "preprocessor_config.json"
     if path.exists():  # the centre crop that some have gives way to showing the whole image
-        config = read_json(path)
+        config = files.read_json(path)
         size = config.get("crop_size" if config.get("do_center_crop") else "size")
         if isinstance(size, dict):
             size = size.get("shortest_edge") or (size["height"], size["width"])
@@ -272,7 +260,7 @@ def _hugging_face(name: str) -> Loaded:
 
 
 def _onnx(path: str) -> Loaded:
-    require_file(Path(path))
+    files.require_file(Path(path))
     onnx, onnx2torch = (_library(name, extra="onnx") for name in ("onnx", "onnx2torch"))
     try:
         model = onnx.load(path)
@@ -294,7 +282,7 @@ def _python(spec: str) -> Loaded:
         raise InputError(f"python:{spec}: {factory}() gives {type(network).__name__}, expected a torch.nn.Module")
     if mode_matters(network):
         say(f"python:{spec}: was in training mode; it is set to eval mode, with batch norms and dropouts at rest")
-    return Loaded(install(network, read_state_dict(weights), weights, CPU) if weights else network)
+    return Loaded(files.install(network, files.read_state_dict(weights), weights, CPU) if weights else network)
 
 
 KINDS: dict[str, Callable[[str], Loaded]] = {
@@ -309,13 +297,13 @@ KINDS: dict[str, Callable[[str], Loaded]] = {
 
 def _with_outputs_of(build: Callable[..., nn.Module], path: str | Path) -> nn.Module:
     """A library's network with these weights, built with as many outputs as they have."""
-    state, network = read_state_dict(path), build()
+    state, network = files.read_state_dict(path), build()
     for name, own in network.state_dict().items():
         found = state.get(name)
         if found is not None and found.ndim == own.ndim > 0 and len(found) != len(own):
             network = build(num_classes=len(found))
             break
-    return install(network, state, path, CPU)
+    return files.install(network, state, path, CPU)
 
 
 def _library(name: str, extra: str) -> ModuleType:

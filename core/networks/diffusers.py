@@ -4,8 +4,6 @@ A folder is what a pipeline's save_pretrained writes (unet/, scheduler/), or fla
 this project's under other names; what is computed otherwise is said by a Dialect.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple

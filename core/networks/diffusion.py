@@ -1,7 +1,5 @@
 """Diffusion models from files: OpenAI's format and folders of diffusers, with as few flags as the file allows."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Mapping, Sequence
@@ -18,18 +16,16 @@ from dime.core.networks.files import describe, install, read_state_dict
 from guided_diffusion.checkpoint_util import stored_config
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.script_util import (
-    CHANNEL_MULT,
     MODEL_FLAGS,
     NUM_CLASSES,
     create_diffusion,
     create_model,
+    differing_flags,
     model_and_diffusion_defaults,
     str2bool,
 )
 from guided_diffusion.unet import UNetModel
 
-INDEPENDENT_FLAGS = {"dropout", "use_checkpoint", "use_fp16", "timestep_respacing", "use_kl", "rescale_learned_sigmas"}
-"""Flags that may differ between the training of a U-Net and its use; a mismatch in any other gives wrong images."""
 LABELS = ("num_classes", "multiclass", "image_channels")
 """What belongs to a network and is no flag; the weights tell it."""
 
@@ -101,7 +97,11 @@ def load_diffusion(path: str | Path, flags: Mapping[str, Any], device: torch.dev
         state = read_state_dict(path)
         stored = StoredModel(state, stored_config(state) or {})
     known = {**stored.flags, **given}
-    if differing := differing_flags(known, stored.flags):
+    try:
+        differing = differing_flags(known, stored.flags)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    if differing:
         listed = [f"--{key} is {known[key]!r}, the file was trained with {stored.flags[key]!r}" for key in differing]
         raise InputError(f"{path}: its stored configuration contradicts the flags: {', '.join(listed)}")
 
@@ -173,34 +173,6 @@ def infer_flags(shapes: Mapping[str, Sequence[int]], image_size: int) -> dict[st
         }
     except (LookupError, ArithmeticError, ValueError):
         raise ValueError("not the parameters of a U-Net of guided-diffusion") from None
-
-
-def differing_flags(flags: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """The flags whose value means another network, or another process, than the stored configuration's.
-
-    Spelling does not count: '8,16' is '16,8', the default widths may be written out, and the number of heads means
-    nothing where num_head_channels is given. Keys of one of the two alone are not compared. Raises InputError.
-    """
-    given, stored = _meaning(flags), _meaning(config)
-    return [key for key in given if key in stored and given[key] != stored[key]]
-
-
-def _meaning(flags: Mapping[str, Any]) -> dict[str, Any]:
-    meaning = {key: value for key, value in flags.items() if key not in INDEPENDENT_FLAGS}
-    for key in meaning.keys() & {"attention_resolutions", "channel_mult"}:
-        try:
-            meaning[key] = [float(part) for part in meaning[key].split(",") if part.strip()]
-        except ValueError:
-            raise InputError(f"--{key} {meaning[key]!r}: expected positive numbers separated by commas") from None
-    if "attention_resolutions" in meaning:
-        meaning["attention_resolutions"] = set(meaning["attention_resolutions"])
-    if "channel_mult" in meaning:
-        meaning["channel_mult"] = meaning["channel_mult"] or list(CHANNEL_MULT.get(meaning.get("image_size"), ()))
-    if meaning.get("num_heads_upsample") == -1:
-        meaning["num_heads_upsample"] = meaning.get("num_heads")
-    if meaning.get("num_head_channels", -1) != -1:
-        meaning |= dict.fromkeys(("num_heads", "num_heads_upsample"))
-    return meaning
 
 
 def _typed(flags: Mapping[str, Any]) -> dict[str, Any]:

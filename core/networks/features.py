@@ -1,37 +1,21 @@
 """The networks beside the classifier and the diffusion model: those of the metrics and of the perceptual loss.
 
 Every loader gives a network in eval mode, in float32, with frozen parameters, on the device asked for, and raises
-InputError. Networks are built on the meta device first, so that no random weights are drawn.
+InputError. Networks are built on the meta device first, so that no random weights are drawn; torchvision takes seconds
+to import, so only those wait who need a network of its.
 """
-
-from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from dime.core.cli import say
 from dime.core.errors import InputError
-from dime.core.networks.files import (
-    State,
-    bare,
-    describe,
-    install,
-    is_state_dict,
-    network_entry,
-    pretrained_weights,
-    read_checkpoint,
-    read_numpy_pickle,
-    read_state_dict,
-)
+from dime.core.networks import files
 from dime.core.presets import PRESETS
 from dime.models.classifiers import SmallCNN, SmallOracle, SmallPerceptual
-
-if TYPE_CHECKING:  # torchvision takes seconds to import: only those wait who need a network of its
-    from dime.models.perceptual import InceptionFeatures, LPIPSDistance
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -47,12 +31,12 @@ def load_oracle(path: str | Path, device: torch.device) -> nn.Module:
 
     The published one has D = 128; a small CNN, which may stand in for it on small images, has that of its last level.
     """
-    content, state = read_tables(path)
+    content, state = files.read_tables(path)
     if small := SmallCNN.shaped_like(state):
-        return SmallOracle(takes_grey(install(small, state, path, device))).eval()
+        return SmallOracle(takes_grey(files.install(small, state, path, device))).eval()
     if not {"feat_extract.conv1_7x7_s2.weight", "classifier.weight"} <= state.keys():
         expected = "an oracle (a dict with feat_extract, a Caffe-style ResNet-50 or a small CNN, and classifier)"
-        raise InputError(f"{path}: holds {describe(content)}, expected {expected}")
+        raise InputError(f"{path}: holds {files.describe(content)}, expected {expected}")
     from dime.models.resnet import Oracle, oracle_layers
 
     with torch.device("meta"):
@@ -61,7 +45,7 @@ def load_oracle(path: str | Path, device: torch.device) -> nn.Module:
     for name, value in state.items():
         layer, _, entry = name.removeprefix("feat_extract.").rpartition(".")
         own[f"{layers.get(layer, layer)}.{entry}"] = value
-    return install(network, own, path, device)
+    return files.install(network, own, path, device)
 
 
 def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
@@ -71,7 +55,7 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
     that the network does not have are skipped; all but the last layer's are reported.
     """
     found = vggface2_file(Path(path))
-    state = {name: torch.from_numpy(array) for name, array in read_numpy_pickle(found).items()}
+    state = {name: torch.from_numpy(array) for name, array in files.read_numpy_pickle(found).items()}
     from dime.models.resnet import caffe_resnet50
 
     with torch.device("meta"):
@@ -79,7 +63,7 @@ def load_vggface2(path: str | Path, device: torch.device) -> nn.Module:
     known = {name: state[name] for name in network.state_dict() if name in state}
     if unknown := [name for name in state if name not in known and name not in ("fc.weight", "fc.bias")]:
         say(f"{found}: {len(unknown)} unknown entries are skipped ({', '.join(unknown[:3])})")
-    return install(network, known, found, device)
+    return files.install(network, known, found, device)
 
 
 def vggface2_file(path: Path) -> Path:
@@ -94,10 +78,10 @@ def vggface2_file(path: Path) -> Path:
 
 def load_small_cnn(path: str | Path, device: torch.device) -> SmallCNN:
     """A network that celeba-train-classifier.py --arch small has trained."""
-    content, state = read_tables(path)
+    content, state = files.read_tables(path)
     if not (network := SmallCNN.shaped_like(state)):
-        raise InputError(f"{path}: holds {describe(content)}, expected a small CNN (celeba-train-classifier.py)")
-    return takes_grey(install(network, state, path, device))
+        raise InputError(f"{path}: holds {files.describe(content)}, expected a small CNN (celeba-train-classifier.py)")
+    return takes_grey(files.install(network, state, path, device))
 
 
 def takes_grey(network: SmallCNN) -> SmallCNN:
@@ -132,51 +116,37 @@ def load_perceptual(
 
     if not 1 <= layer <= VGG19_LAYERS:
         raise InputError(f"--l_perc_layer {layer}: VGG19 has layers 1 to {VGG19_LAYERS}")
-    path = pretrained_weights(VGG19_URL)
+    path = files.pretrained_weights(VGG19_URL)
     with torch.device("meta"):
         network = PerceptualFeatures(layer)
-    published = read_state_dict(path)
-    return install(network, {k: published[k] for k in network.state_dict() if k in published}, path, device)
+    published = files.read_state_dict(path)
+    return files.install(network, {k: published[k] for k in network.state_dict() if k in published}, path, device)
 
 
-def load_lpips(device: torch.device) -> LPIPSDistance:
+def load_lpips(device: torch.device) -> nn.Module:
     """LPIPS on VGG16: torchvision's weights (as in load_perceptual) and the lpips package's linear heads."""
     import lpips
 
     from dime.models.perceptual import LPIPSDistance
 
-    path = pretrained_weights(VGG16_URL)
+    path = files.pretrained_weights(VGG16_URL)
     with torch.device("meta"):
         network = LPIPSDistance()
     scaling = {f"scaling_layer.{name}": value for name, value in lpips.ScalingLayer().state_dict().items()}
-    heads = read_state_dict(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth")  # of the package
-    published = {**read_state_dict(path), **heads, **scaling}
+    heads = files.read_state_dict(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth")  # of the package
+    published = {**files.read_state_dict(path), **heads, **scaling}
     state = {}
     for name in network.state_dict():  # net.slice3.12.bias is published as features.12.bias, lins.0.… as lin0.…
         theirs = re.sub(r"^lins\.", "lin", re.sub(r"^net\.slice\d\.", "features.", name))
         state |= {name: published[theirs]} if theirs in published else {}
-    return install(network, state, path, device)
+    return files.install(network, state, path, device)
 
 
-def load_inception(path: str | Path, device: torch.device) -> InceptionFeatures:
+def load_inception(path: str | Path, device: torch.device) -> nn.Module:
     """The FID's Inception-V3 (pytorch-fid's weights): x (N, 3, H, W) in [-1, 1] -> features (N, 2048)."""
     from dime.models.perceptual import InceptionFeatures
 
     with torch.device("meta"):
         network = InceptionFeatures()
-    state = read_state_dict(path)
-    return install(network, {k: v for k, v in state.items() if k not in ("fc.weight", "fc.bias")}, path, device)
-
-
-def read_tables(path: str | Path) -> tuple[Any, State]:
-    """What a file of a published classifier or oracle holds, and its weights as one state dict.
-
-    Its tables feat_extract and classifier become prefixes, as they are in a .safetensors file. The state dict of
-    anything that has no tables of that name, and is none itself, is empty.
-    """
-    content, tables = network_entry(read_checkpoint(path), path), ("feat_extract", "classifier")
-    if is_state_dict(content):
-        return content, bare(content)
-    if not isinstance(content, dict) or not all(is_state_dict(content.get(table)) for table in tables):
-        return content, {}
-    return content, {f"{table}.{k}": value for table in tables for k, value in bare(content[table]).items()}
+    state = files.read_state_dict(path)
+    return files.install(network, {k: v for k, v in state.items() if k not in ("fc.weight", "fc.bias")}, path, device)

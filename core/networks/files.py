@@ -4,8 +4,6 @@ People save networks in wrappers: compiled, parallel, of a training framework, b
 Names lose what such a wrapper puts before them (`bare_names`), and the entry that holds the network is looked up.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import re
@@ -85,6 +83,20 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         name, value = next((name, value) for name, value in entries if not isinstance(value, torch.Tensor))
         hint = f"; its entry {name!r} is a {type(value).__name__}: save the network's state_dict alone"
     raise InputError(f"{path}: expected a state dict (names and tensors), found {describe(content)}{hint}")
+
+
+def read_tables(path: str | Path) -> tuple[Any, State]:
+    """What a file of a published classifier or oracle holds, and its weights as one state dict.
+
+    Its tables feat_extract and classifier become prefixes, as they are in a .safetensors file. The state dict of
+    anything that has no tables of that name, and is none itself, is empty.
+    """
+    content, tables = network_entry(read_checkpoint(path), path), ("feat_extract", "classifier")
+    if is_state_dict(content):
+        return content, bare(content)
+    if not isinstance(content, dict) or not all(is_state_dict(content.get(table)) for table in tables):
+        return content, {}
+    return content, {f"{table}.{k}": value for table in tables for k, value in bare(content[table]).items()}
 
 
 def network_entry(content: Any, path: str | Path) -> Any:

@@ -3,8 +3,6 @@
 One file, training.pt, holds all that a restart needs; the same command run again goes on from it, to the same bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,7 +20,7 @@ from dime.core.metrics.attribute_scores import attribute_scores, criterion
 from dime.models.classifiers import DenseNetClassifier, SmallCNN
 from dime.models.resnet import Oracle, oracle_layers
 from guided_diffusion import checkpoint_util, dist_util, logger
-from guided_diffusion.batches import EndlessBatches
+from guided_diffusion.image_datasets import EndlessBatches
 from guided_diffusion.trainer import Trainer
 
 ARCHITECTURES = {"densenet": DenseNetClassifier, "oracle": Oracle, "small": SmallCNN}
@@ -70,7 +68,13 @@ class ClassifierTraining(Trainer):
         self.best = float("-inf")
         self.state_file = folder / "training.pt"
         if dist_util.on_rank_0(self.state_file.exists):
-            self._resume(self.state_file)
+            state = checkpoint_util.load(self.state_file)
+            if not isinstance(state, dict) or state.get("attributes") != self.names:
+                advice = "use the same --attributes or another --output_path"
+                raise ValueError(f"{self.state_file}: trained on other attributes; {advice}")
+            with checkpoint_util.damage_named(self.state_file):
+                self.take_up(state, self.state_file)
+                self.best = float(state["best"])
         self.parallelise()
 
     def forward_backward(self, batch: torch.Tensor, cond: dict[str, torch.Tensor]) -> None:
@@ -128,27 +132,7 @@ class ClassifierTraining(Trainer):
 
     def save(self, number: int) -> None:
         """Write training.pt. Every process calls it."""
-        self.require_finite()
-        content = {**self.state_dict(), "best": self.best, "attributes": self.names}
-        if dist_util.rank() == 0:
-            content |= {"network": self.model.state_dict(), "optimizer": self.opt.state_dict()}
-            checkpoint_util.save(self.state_file, checkpoint_util.plain(content))
-        self.saved_updates = self.updates
-
-    def _resume(self, path: Path) -> None:
-        state = checkpoint_util.load(path)
-        if not isinstance(state, dict) or not isinstance(state.get("network"), dict):
-            raise ValueError(f"{path}: holds no training of a classifier; remove it, or use another --output_path")
-        if state.get("attributes") != self.names:
-            raise ValueError(f"{path}: trained on other attributes; use the same --attributes or another --output_path")
-        checkpoint_util.require_same_names(self.model, state["network"], path)
-        checkpoint_util.require_finite(state["network"], path)
-        self.model.load_state_dict(state["network"])
-        with checkpoint_util.damage_named(path):
-            self.load_state_dict(state, optimizer=state["optimizer"])
-            self.set_lr(self.lr)
-            self.updates = self.saved_updates = int(state["updates"])
-            self.best = float(state["best"])
+        self.write_file(self.state_file, best=self.best, attributes=self.names)
 
 
 def positive_weights(labels: np.ndarray) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """Training a DDPM, a GAN or a VAE on the same images, for as many seconds and with as many parameters each."""
 
-from __future__ import annotations
-
 import bisect
 import copy
 import time
@@ -123,7 +121,11 @@ class GeneratorTraining(Trainer):
         self.file, self.seconds, self.spent, self.pictures = folder / "training.pt", seconds, 0.0, []
         self.average = copy.deepcopy(self.model).eval()
         if self.file.exists():
-            self._resume()
+            state = checkpoint_util.load(self.file)
+            with checkpoint_util.damage_named(self.file):
+                self.take_up(state, self.file)
+                self.average.load_state_dict(state["average"])
+                self.spent, self.pictures = float(state["spent"]), list(state["pictures"])
 
     @property
     def done(self) -> float:
@@ -172,21 +174,7 @@ class GeneratorTraining(Trainer):
 
     def save(self, number: int) -> None:
         """Write training.pt."""
-        self.require_finite()
-        content = {**self.state_dict(), "network": self.model.state_dict(), "average": self.average.state_dict()}
-        content |= {"optimizer": self.opt.state_dict(), "spent": self.spent, "pictures": self.pictures}
-        checkpoint_util.save(self.file, checkpoint_util.plain(content))
-        self.saved_updates = self.updates
-
-    def _resume(self) -> None:
-        state = checkpoint_util.load(self.file)
-        with checkpoint_util.damage_named(self.file):
-            checkpoint_util.require_same_names(self.model, state["network"], self.file)
-            self.model.load_state_dict(state["network"])
-            self.average.load_state_dict(state["average"])
-            self.load_state_dict(state, optimizer=state["optimizer"])
-            self.updates = self.saved_updates = int(state["updates"])
-            self.spent, self.pictures = float(state["spent"]), list(state["pictures"])
+        self.write_file(self.file, average=self.average.state_dict(), spent=self.spent, pictures=self.pictures)
 
 
 def random_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:

@@ -1,10 +1,7 @@
 """What is shown while the diffusion model trains: progress, and pictures drawn by the averaged weights."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +9,6 @@ import torch
 from dime.core.cli import say
 from dime.core.files import write_atomically
 from dime.core.images import grid_png
-from dime.core.networks.diffusion import differing_flags
 from dime.core.training.script import Progress
 from guided_diffusion.script_util import create_diffusion
 from guided_diffusion.train_util import TrainLoop
@@ -24,7 +20,7 @@ SHARE = 0.03
 
 
 class Monitor(Progress):
-    """Shows progress, refuses checkpoints of another configuration, and draws a grid at the checkpoint sets.
+    """Shows progress, and draws a grid at the checkpoint sets.
 
     Args:
         flags: those that built the network, image_channels among them.
@@ -46,11 +42,6 @@ class Monitor(Progress):
         self.noise = torch.randn(samples, flags["image_channels"], size, size, generator=generator)
         self.next_grid = 0.0
 
-    def on_resume(self, path: str, config: dict[str, Any] | None) -> None:
-        """Refuse a network that has the same shapes but another meaning, such as another number of heads."""
-        for key in differing_flags(self.flags, config or {}):
-            raise ValueError(f"{path}: trained with --{key} {config[key]}, not {self.flags[key]}")
-
     def on_save(self, loop: TrainLoop, number: int) -> None:
         """Write samples/NUMBER.png beside the set, drawn with the first rate's averaged weights.
 
@@ -60,7 +51,7 @@ class Monitor(Progress):
         began, wanted = time.monotonic(), len(self.noise)
         if loop.stopping or not wanted or (began < self.next_grid and not loop.finished):
             return
-        path = Path(loop.folder.folder) / "samples" / f"{number:06d}.png"
+        path = loop.folder.folder / "samples" / f"{number:06d}.png"
         say(f"drawing {path.parent.name}/{path.name}, in {TIME_LIMIT:g} seconds at most")
         try:
             images = self._draw(loop, began + TIME_LIMIT)
@@ -79,11 +70,11 @@ class Monitor(Progress):
 
         A few at first and more in each batch that follows: so the slowest network finishes some, the fastest all.
         """
-        rate, evaluations = next(iter(loop.ema)), self.diffusion.num_timesteps
+        network, evaluations = next(iter(loop.ema.values())), self.diffusion.num_timesteps
         devices = [loop.device] if loop.device.type == "cuda" else []
         images = self.noise[:0]
         # sampling draws noise that it does not use: the training must not notice
-        with torch.random.fork_rng(devices), loop.averaged(rate) as network, loop.autocast():
+        with torch.random.fork_rng(devices), loop.autocast():
             while len(images) < len(self.noise):
                 part = slice(len(images), len(images) + min(loop.microbatch, max(1, 3 * len(images))))
                 noise = self.noise[part].to(loop.device)

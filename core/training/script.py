@@ -1,7 +1,5 @@
 """What the training scripts share: their flags, their data, the frame of a run in one process or many, its progress."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os
@@ -9,6 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import blobfile as bf
 import numpy as np
@@ -19,6 +18,8 @@ from tqdm import tqdm
 from dime.core.cli import Parser, boolean, integer, number, say
 from dime.core.datasets import DATASETS, Source, download, image_transform, list_celeba, open_dataset
 from dime.core.errors import InputError
+from dime.core.files import write_atomically
+from dime.core.images import from_image, grid_png
 from dime.core.photos import BadImageError
 from guided_diffusion import dist_util, logger
 from guided_diffusion.script_util import add_dict_to_argparser, model_and_diffusion_defaults
@@ -133,6 +134,16 @@ class LabelledImages(Dataset):
             return {}
         y = self.source.conditions(self.rows[index])
         return {"y": y[self.columns] if y.ndim else y}
+
+
+def write_samples(folder: Path, images: np.ndarray, labels: torch.Tensor | None) -> Path:
+    """Write samples_COUNTxHxWxC.npz (arr_0: images, arr_1: labels, if any) and a PNG of the first; returns the npz."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = [images] if labels is None else [images, labels.numpy()]
+    path = folder / f"samples_{'x'.join(map(str, images.shape))}.npz"
+    write_atomically(path, lambda file: np.savez(file, *arrays))
+    write_atomically(path.with_suffix(".png"), grid_png(from_image(images[:64]), columns=8))
+    return path
 
 
 @contextmanager

@@ -9,13 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dime.core.datasets import (
-    ATTRIBUTES,
-    image_transform,
-    open_dataset,
-    read_annotations,
-    read_image,
-)
+from dime.core.datasets import ATTRIBUTES, image_transform, open_dataset, read_annotations, read_image
 from dime.core.errors import InputError
 from dime.core.photos import BadImageError
 from tests.faults.hostile import BAD, UNSCALED, UNUSUAL

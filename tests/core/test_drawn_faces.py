@@ -104,15 +104,8 @@ def test_bad_and_contradicting_correlations(texts, message):
 
 
 UPPER = ("Narrow_Eyes", "Bushy_Eyebrows", "Bangs", "Wearing_Hat")
-LOWER = (
-    "Smiling",
-    "Mouth_Slightly_Open",
-    "Wearing_Lipstick",
-    "Mustache",
-    "Rosy_Cheeks",
-    "Wearing_Earrings",
-    "No_Beard",
-)
+LOWER = ("Smiling", "Mouth_Slightly_Open", "Wearing_Lipstick", "Mustache", "Rosy_Cheeks", "No_Beard")
+LOWER += ("Wearing_Earrings",)
 """What leaves the lower, or the upper part of the picture as it is, whatever the pose."""
 
 
@@ -218,17 +211,5 @@ def test_script(tmp_path):
         assert ("Smiling" in face.has) == ("Eyeglasses" in face.has)
         assert ("Young" in face.has) != ("Bangs" in face.has)
     assert "already there" in run_script("make-drawn-faces", *flags).out
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--correlate", "Smiling=0.9"], "expected LEADER"),
-        (["--correlate", "Smiling:Male=0.9"], "circle"),
-        (["--num_train", "-1"], "at least 0"),
-        (["--num_train", "1", "--num_workers", "1", "--contact_sheet", "/nowhere/sheet.png"], "nowhere"),
-    ],
-)
-def test_script_refuses_in_one_line(tmp_path, flags, message):
-    line = refusal(run_script("make-drawn-faces", "--output_path", tmp_path / "set", "--num_val", 0, *flags))
-    assert line.startswith("make-drawn-faces.py: error: ") and message in line
+    line = refusal(run_script("make-drawn-faces", "--output_path", tmp_path / "none", "--correlate", "Smiling=0.9"))
+    assert line.startswith("make-drawn-faces.py: error: ") and "expected LEADER" in line

@@ -29,7 +29,6 @@ class Brightness(nn.Module):
 
 
 def explainer(model: nn.Module | None = None, method: Method | None = None, **options) -> Explainer:
-    """keep_frames and pad_to, a classifier, and settings beside those that are changed here."""
     own = {name: options.pop(name) for name in ("keep_frames", "pad_to", "classifier") if name in options}
     settings = {"start_step": TAU, "use_logits": True, "l1_loss": 0.01, "classifier_scales": SCALES}
     classifier = own.pop("classifier", Brightness())
@@ -44,16 +43,6 @@ def explained(rows: list[int], **options) -> Explanations:
 
 def batch(rows: list[int]) -> Batch:
     return Batch(ids=[100 + row for row in rows], x=X[rows], label=torch.tensor([row % 2 for row in rows]))
-
-
-def test_predictions_targets_and_figures():
-    result = explained(EVERYONE)
-    assert torch.equal(result.target, 1 - result.pred)
-    assert torch.equal(result.flipped, result.cf_pred == result.target)
-    for x, pred, p_target in ((X, result.pred, result.p_target), (result.cf, result.cf_pred, result.cf_p_target)):
-        logits = Brightness()(x)[:, 0]
-        assert torch.equal(pred, (logits > 0).long())
-        torch.testing.assert_close(p_target, torch.sigmoid(torch.where(result.target == 1, logits, -logits)))
 
 
 def test_escalation_keeps_what_flipped_and_tries_the_rest_again():
@@ -84,20 +73,6 @@ def test_neighbours_do_not_matter_where_every_chain_runs_on_full_batches(rows):
     assert torch.equal(some.cf, everyone.cf[rows])
     assert torch.equal(some.noisy, everyone.noisy[rows])
     assert torch.equal(some.cf_p_target, everyone.cf_p_target[rows])
-
-
-def test_frames_are_kept_only_when_wanted():
-    assert explained(EVERYONE).frames == {}
-    result = explained(EVERYONE, keep_frames=frozenset({"x_t", "z_t"}))
-    assert {kind: tuple(images.shape) for kind, images in result.frames.items()} == {
-        "x_t": (6, TAU, 3, 4, 4),
-        "z_t": (6, TAU, 3, 4, 4),
-    }
-    assert torch.equal(result.frames["x_t"][:, 0], to_uint8(X))  # the first clean estimate is the input
-    assert torch.equal(result.frames["z_t"][:, 0], to_uint8(result.noisy))
-    for row in EVERYONE:  # they are those of the last scale that was tried for the image
-        alone = explained([row], keep_frames=frozenset({"z_t"}))
-        assert torch.equal(alone.frames["z_t"][0], result.frames["z_t"][row])
 
 
 class PoisonsOnce(CountingModel):
@@ -160,8 +135,6 @@ class TwoShades(nn.Module):
 
 
 class ToyModel(DiffusionModel):
-    """Images of 4x4."""
-
     image_size, channels = 4, 3
 
 

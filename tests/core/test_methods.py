@@ -99,9 +99,6 @@ def test_indices_are_evenly_spread_and_schedules_read():
     assert chain_lengths("5", 3) == (5, 5, 5)
     assert chain_lengths("8:2,3:1,1", 5) == (8, 8, 3, 1, 1)
     assert chain_lengths("8:99999999999,1", 2) == (8, 8)
-    for text in ("", "a", "-1", "1.5", "8:2", "8:2,", ",1", "8:2:1,1", "8,1", "\u0665"):
-        with pytest.raises(ValueError, match="expected a count"):
-            chain_lengths(text, 5)
 
 
 def test_a_shorter_ddim_chain_in_closed_form():

@@ -1,16 +1,104 @@
-"""Algorithm 1 against the published code's figures, the inversion, and where random numbers come from."""
+"""Algorithm 1 and its gradients against the published figures, the inversion, and where random numbers come from."""
 
 import pytest
 import torch
+from torch import nn
 
 from bench.plain_loop import plain_loop
-from dime.core.guidance import Binary, Guidance
+from dime.core.guidance import Binary, Guidance, MultiClass
 from dime.core.methods import METHODS, dime
 from dime.core.noise import PerImageNoise, StreamNoise
 from dime.core.sampler import Denoiser, evenly_spread
 from dime.core.settings import Settings
 from tests.helpers import golden, reference_arithmetic, relative_error, rnd
 from tests.toys import CountingModel, ToyPull, base_unet, classifier, toy_diffusion, vgg19_features
+
+SMILING = 31
+TOLERANCE = 2e-5  # float32 through a hundred layers, summed in another order (reference_arithmetic)
+X_T, NOISY = rnd(20, 3, 3, 64, 64).clamp(-1, 1), rnd(21, 3, 3, 64, 64)
+INPUT = rnd(22, 3, 3, 64, 64).clamp(-1, 1)
+
+
+@reference_arithmetic
+@pytest.mark.parametrize(
+    ("decision", "y", "name"),
+    [
+        (Binary(SMILING, True), [1, 0, 1], "class_logits"),
+        (Binary(SMILING, False), [1, 0, 1], "class_logsigmoid"),
+        (MultiClass(True), [3, 31, 0], "multi_logits"),
+        (MultiClass(False), [3, 31, 0], "multi_logsoftmax"),
+    ],
+)
+def test_class_gradients_are_the_published_ones(decision, y, name):
+    gradient = Guidance(classifier(), decision).towards(X_T, None, torch.tensor(y), scale=8).class_gradient(X_T)
+    assert relative_error(gradient[:, :, ::4, ::4], golden("guidance")[name]) < TOLERANCE
+
+
+@reference_arithmetic
+@pytest.mark.parametrize(
+    "weights, name",
+    [
+        ({"l1": 0.05}, "dist_l1"),
+        ({"l2": 0.1}, "dist_l2"),
+        ({"l1": 0.05, "l2": 0.1, "l_perc": 9e4}, "dist_l1_l2_perc"),
+        ({"l_perc": 9e4}, "dist_perc"),
+    ],
+)
+def test_distance_gradients_are_the_published_ones(weights, name):
+    guidance = Guidance(classifier(), Binary(SMILING), vgg19_features(18), **weights)
+    pull = guidance.towards(INPUT, guidance.input_features(INPUT), torch.ones(3), scale=8)
+    gradient = pull.distance_gradient(NOISY) + pull.perceptual_gradient(X_T) / 0.7
+    assert relative_error(gradient[:, :, ::4, ::4], golden("guidance")[name]) < TOLERANCE
+
+
+class Linear(nn.Module):
+    """Two logits, w0·x and w1·x: their gradients are w0 and w1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(rnd(1, 2, 3 * 4 * 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.weight.T
+
+
+X4, Z4 = rnd(2, 5, 3, 4, 4), rnd(3, 5, 3, 4, 4)
+Y5 = torch.tensor([0, 1, 1, 0, 1])
+
+
+def all_gradients(guidance: Guidance, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    pull = guidance.towards(x, guidance.input_features(x), y, scale=4)
+    return pull.class_gradient(z.tanh()) + pull.perceptual_gradient(z.tanh()) + pull.distance_gradient(z)
+
+
+def test_each_image_has_its_own_gradient_also_through_its_estimate():
+    guidance = Guidance(Linear(), Binary(0), nn.Flatten(), l1=0.1, l2=0.2, l_perc=2)
+    together = all_gradients(guidance, X4, Y5, Z4)
+    alone = [all_gradients(guidance, x, y, z) for x, y, z in zip(X4.split(1), Y5.split(1), Z4.split(1), strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=1e-5)
+    linear, z = Linear(), Z4.clone().requires_grad_()
+    pull = Guidance(linear, Binary(1, use_logits=True)).towards(X4, None, torch.ones(5), scale=1)
+    gradient = pull.class_gradient(z.square(), wrt=z)
+    torch.testing.assert_close(gradient.flatten(1), -2 * Z4.flatten(1) * linear.weight[1], atol=1e-6, rtol=1e-5)
+
+
+def test_perceptual_gradient_at_the_input_is_not_computed():
+    calls = []
+    features = lambda u: calls.append(u) or u.flatten(1)  # noqa: E731
+    guidance = Guidance(Linear(), Binary(0), features, l_perc=2)
+    pull = guidance.towards(X4, guidance.input_features(X4), Y5, scale=4)
+    assert pull.perceptual_gradient(X4) == 0
+    assert len(calls) == 1
+    assert pull.perceptual_gradient(X4.clone()).abs().max() == 0  # it is exactly zero there
+    distances = Guidance(Linear(), Binary(0), l1=0.3, l2=0.7).towards(X4, None, Y5, scale=1)
+    assert distances.distance_gradient(X4).abs().max() == 0  # likewise
+
+
+def test_decisions():
+    logits = torch.tensor([[2.0, -1.0, 0.0], [-2.0, 3.0, 0.5]])
+    assert Binary(0).predict(logits).tolist() == [1, 0] and MultiClass().predict(logits).tolist() == [0, 1]
+    assert Binary(0).predict(torch.zeros(1, 1)).tolist() == [0]  # yes means a logit above 0
+
 
 X = rnd(30, 3, 3, 64, 64).clamp(-1, 1)
 Y = torch.tensor([1, 0, 1])
@@ -49,7 +137,6 @@ TOY = rnd(1, 3, 3, 4, 4)
 
 
 def run_toy(name: str, tau: int, pull=None, observe=None, noise=None, x=TOY, **settings) -> tuple[torch.Tensor, int]:
-    """The counterfactuals of images that a model of known answers denoises, and how often it was asked."""
     ids, noise, denoiser = list(range(len(x))), noise or PerImageNoise(4), Denoiser(CountingModel(), toy_diffusion(100))
     z = denoiser.noised(x, tau, noise.noising(ids)(x.shape))
     method = METHODS[name](Settings(start_step=tau, **settings))
@@ -101,15 +188,6 @@ def test_the_input_comes_back_where_nothing_pulls(tau, steps, clip):
     assert all(torch.equal(x_t, x) for x_t, _ in seen)
     assert len(seen) == len(evenly_spread(tau - 1, steps))
     assert len({tuple(z_t.flatten()[:4].tolist()) for _, z_t in seen}) == len(seen)  # noised to every index
-
-
-@reference_arithmetic
-def test_the_input_comes_back_through_the_published_network():
-    denoiser, noise = Denoiser(*base_unet()), PerImageNoise(4)
-    z = denoiser.noised(X, TAU, noise.noising(IDS)(X.shape))
-    method = METHODS["inverted"](Settings(start_step=TAU))
-    cf = method(denoiser, X, z, NoPull(), lambda i: noise.step(IDS, 0, i))
-    torch.testing.assert_close(cf, X, atol=1e-5, rtol=0)  # float32, if a kernel were to differ from call to call
 
 
 def test_an_inversion_is_made_once_and_fresh_noise_alone_is_ordinary_denoising():

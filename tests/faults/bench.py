@@ -47,7 +47,6 @@ IN_WORDS = {
 
 
 def measure(bench: Bench, name: str, count: int) -> tuple[str, list[str]]:
-    """One row of the table, and why trials did not survive."""
     fault, _, trial = KINDS[name]
     began, figures, reasons = time.monotonic(), [], []
     for number in range(count):

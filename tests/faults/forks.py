@@ -20,10 +20,7 @@ POLL = 0.002
 
 
 class Fork:
-    """A child process that runs main.py with these arguments, its output in `log`.
-
-    prepare: called in the child first, to arrange a fault.
-    """
+    """A child process that runs main.py, its output in `log`; prepare is called in it first, to arrange a fault."""
 
     def __init__(self, arguments: Sequence[str], log: Path, prepare: Callable[[], None] = lambda: None) -> None:
         self.log = log
@@ -71,11 +68,5 @@ def around_unet(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) ->
     UNetModel.forward = lambda self, x, *rest, **more: change(x, forward(self, x, *rest, **more))
 
 
-def slow_unet(seconds: float) -> None:
-    """In a fork: every evaluation takes so long, as large images do."""
-    around_unet(lambda x, output: time.sleep(seconds) or output)
-
-
 def without(files: dict[str, bytes], ids: set[int]) -> dict[str, bytes]:
-    """The files about other images than these."""
     return {name: content for name, content in files.items() if int(Path(name).stem) not in ids}

@@ -4,8 +4,6 @@ import io
 import json
 import pickle
 import struct
-import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -47,33 +45,6 @@ def _saved(content: object, save: Callable = torch.save, **options: object) -> b
     return buffer.getvalue()
 
 
-def _old_tar(marker: Path) -> bytes:
-    """The format of torch 0.1."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name in ("sys_info", "pickle", "tensors", "storages"):
-            content = pickle.dumps(Payload(marker), protocol=2)
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def _zip_by_hand(marker: Path) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(Payload(marker), protocol=2))
-        archive.writestr("archive/version", "3\n")
-    return buffer.getvalue()
-
-
-def _module(marker: Path) -> bytes:
-    """A whole network, as torch.save(model) writes it, with a payload among its attributes."""
-    network = nn.Linear(2, 2)
-    network.hook = Payload(marker)
-    return _saved(network)
-
-
 def _safetensors(header: object, length: int | None = None) -> bytes:
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text
@@ -87,13 +58,7 @@ WEIGHTS: dict[str, Callable[[Path], bytes]] = {
     "legacy.pth": lambda marker: _saved([Payload(marker)], _use_new_zipfile_serialization=False),
     "dressed-up.pt": lambda marker: _saved({**filled({"time_embed.0.weight": (128, 32)}), "extra": Payload(marker)}),
     "second-load.pt": lambda marker: _saved({"weight": torch.zeros(2), "more": ThroughTorch(marker)}),
-    "tar.pt": _old_tar,
-    "zip-by-hand.pt": _zip_by_hand,
     "torchscript.pt": lambda marker: _saved(torch.jit.script(nn.Linear(2, 2)), torch.jit.save),
-    "module.pt": _module,
-    "objects.npy": lambda marker: _saved(
-        np.array([Payload(marker)], dtype=object), lambda array, file: np.save(file, array, allow_pickle=True)
-    ),
     "exabytes.pt": lambda marker: _saved({"weight": torch.zeros(7)}).replace(  # a header that claims 2^60 numbers
         b"K\x07", b"\x8a\x08\x00\x00\x00\x00\x00\x00\x00\x10", 1
     ),

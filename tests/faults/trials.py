@@ -28,7 +28,7 @@ from dime.core.job.queue import Queue
 from guided_diffusion.unet import UNetModel
 from tests.faults import forks
 from tests.faults.forks import EXIT_OK, Fork, wait_for
-from tests.worlds import SMALL_FLAGS, World, comparable, images
+from tests.worlds import SMALL_FLAGS, World, comparable, images, summary_of
 
 
 class NotSurvivedError(Exception):
@@ -204,9 +204,8 @@ def kill_one_of_four(bench: Bench, number: int) -> float:
     others = [code for rank, code in enumerate(codes) if rank != victim]
     require(others == [EXIT_OK] * 3 and "Traceback" not in said, f"{codes}: {said}")
     require_same(comparable(place / "out"), comparable(expected))
-    require(
-        codes[victim] == EXIT_OK or f"rank {victim}) has ended" in said or not given, f"its end was not said: {said}"
-    )
+    told = codes[victim] == EXIT_OK or f"rank {victim}) has ended" in said or not given
+    require(told, f"its end was not said: {said}")
     return given / batches
 
 
@@ -221,9 +220,8 @@ def signalled(bench: Bench, number: int) -> float:
     asked = time.monotonic()
     fork.kill(getattr(signal, name))
     code, took = fork.wait(), time.monotonic() - asked
-    require(
-        code in (forks.EXIT_CONTINUE, EXIT_OK), f"{name}: exit code {code}: {fork.said()}"
-    )  # it may be about to end
+    ends = (forks.EXIT_CONTINUE, EXIT_OK)  # it may be about to end
+    require(code in ends, f"{name}: exit code {code}: {fork.said()}")
     said = f"{name}: nothing" if code == EXIT_OK else fork.said().splitlines()[-1]
     require(code == EXIT_OK or (name in said and "run the same command again" in said), said)
     require(not list(place.glob("out/**/.*.tmp")), f"{name}: temporary files stayed")
@@ -273,15 +271,12 @@ def out_of_memory(bench: Bench, number: int) -> float:
     found = images(out)
     require(found.keys() == expected.keys(), "other files")
     pictures = [name for name in found if name.endswith(".png") and "/SM/" not in name]
-    pairs = (
-        [np.asarray(Image.open(io.BytesIO(files[name])), float) for files in (found, expected)] for name in pictures
-    )
-    worst = max(np.abs(one - other).mean() for one, other in pairs)
+
+    def pixels(content: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(content)), float)
+
+    worst = max(np.abs(pixels(found[name]) - pixels(expected[name])).mean() for name in pictures)
     require(worst <= 0.01, f"images differ by {worst} grey levels")  # other kernels: single pixels round otherwise
     said = summary_of(out).get("batch size")
     require(said == max(1, min(2, room)), f"the summary says batch size {said}")
     return worst
-
-
-def summary_of(out: Path) -> dict[str, Any]:
-    return yaml.safe_load((out / "Results/exp/summary.yaml").read_text())

@@ -14,7 +14,7 @@ from torch import nn
 
 from guided_diffusion import checkpoint_util as cu
 from guided_diffusion import files
-from guided_diffusion.checkpoint_util import CheckpointFolder, SetPaths, parse_resume_step_from_filename
+from guided_diffusion.checkpoint_util import CheckpointFolder, parse_resume_step_from_filename
 
 NAMES = ["model", "ema_0.9_", "opt"]
 
@@ -23,7 +23,7 @@ def contents(tag: int):
     return [(name, {"tag": torch.full((1000,), float(tag))}) for name in NAMES]
 
 
-def tags(paths: SetPaths) -> set[float]:
+def tags(paths: dict[str, str]) -> set[float]:
     return {float(cu.load(paths[name])["tag"][0]) for name in NAMES}
 
 
@@ -41,7 +41,7 @@ def test_a_set_that_lacks_a_file_does_not_count(tmp_path):
     for number in (2, 999999, 1000000, 1000001):
         folder.write(number, contents(number))
     (tmp_path / "ema_0.9_1000001.pt").unlink()
-    assert [paths.number for paths in folder.complete_sets()] == [1000000, 999999, 2]  # by number, not by name
+    assert list(folder.complete_sets()) == [1000000, 999999, 2]  # by number, not by name
 
 
 def killed_at(moment: int, write) -> bool:
@@ -83,7 +83,7 @@ def test_a_kill_at_any_moment_leaves_one_set_whole(new, tmp_path):
 
         found = CheckpointFolder(tmp_path / f"{moment}", NAMES)
         found.recover()
-        newest = found.complete_sets()[0]
+        newest = next(iter(found.complete_sets().values()))
         assert tags(newest) in ({1.0}, {2.0}), f"killed at {moment}"
         assert not list(Path(found.folder).glob(".*partial"))
         if not killed:
@@ -159,18 +159,6 @@ def test_torchs_own_words_for_a_full_disk_stay_behind(tmp_path, monkeypatch):
         saved(tmp_path / "model.pt", network().state_dict())
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_another_networks_weights_are_described():
-    own = network().state_dict()
-    assert cu.mismatch(own, dict(own)) == ""
-    other = {name: value for name, value in own.items() if name != "0.bias"}
-    other |= {"0.weight": torch.zeros(2, 2), "head": torch.zeros(1)}
-    found = r"1 entries are missing \(the first is 0.bias\), 1 are unknown \(the first is head\), 1 .*\(2, 2\)"
-    with pytest.raises(ValueError, match=rf"model\.pt: another network .*{found} instead of \(4, 3, 3, 3\)"):
-        cu.require_same_names(network(), other, "model.pt")
-    with pytest.raises(ValueError, match=r"model\.pt: 0\.bias holds numbers that are not finite"):
-        cu.require_finite(own | {"0.bias": torch.tensor([0.0, torch.nan])}, "model.pt")
 
 
 @pytest.mark.parametrize(

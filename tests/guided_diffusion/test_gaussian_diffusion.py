@@ -1,4 +1,4 @@
-"""Diffusion processes: published figures, closed forms, what is drawn and evaluated, how gradients shift a step."""
+"""Diffusion processes: published figures, closed forms, what is drawn and evaluated, gradients, and shorter ones."""
 
 import functools
 import math
@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Normal, kl_divergence
 
 from guided_diffusion.gaussian_diffusion import (
     LossType,
@@ -15,7 +14,8 @@ from guided_diffusion.gaussian_diffusion import (
     betas_for_alpha_bar,
     get_named_beta_schedule,
 )
-from guided_diffusion.losses import approx_standard_normal_cdf, discretized_gaussian_log_likelihood, normal_kl
+from guided_diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
+from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
 from guided_diffusion.unet import UNetModel
 from tests.helpers import BASE, fill_, golden, relative_error, rnd
@@ -148,15 +148,12 @@ X, T = rnd(0, 2, 3, 4, 4), torch.tensor([5, 30])
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("steps", [500, 1000])
-def test_betas_are_the_published_ones(schedule, steps):
+def test_betas_are_the_published_ones_and_those_out_of_range_are_refused(schedule, steps):
     expected = golden("diffusion")[f"betas_{schedule}_{steps}"]
     np.testing.assert_allclose(get_named_beta_schedule(schedule, steps), expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("betas", [[], [0.1, 0.0], [1.1], [[0.1]], [math.nan]])
-def test_betas_out_of_range_are_refused(betas):
-    with pytest.raises(ValueError, match="betas"):
-        process(betas=np.array(betas))
+    for betas in ([], [0.1, 0.0], [1.1], [[0.1]], [math.nan]):
+        with pytest.raises(ValueError, match="betas"):
+            process(betas=np.array(betas))
 
 
 def test_schedule_arrays_are_float64_and_their_entries_rounded_once():
@@ -180,23 +177,16 @@ def test_schedule_arrays_are_float64_and_their_entries_rounded_once():
     assert betas[-1] == 0.7
 
 
-def test_interpreting_an_output_is_p_mean_variance_and_draws_nothing():
-    diffusion = process(variance=ModelVarType.LEARNED_RANGE)
-    model = Counted(wave, wave)
-    state = torch.get_rng_state()
+def test_interpreting_an_output_draws_nothing_and_an_output_that_does_not_fit_is_named():
+    diffusion, model, state = process(variance=ModelVarType.LEARNED_RANGE), Counted(wave, wave), torch.get_rng_state()
     output = diffusion.model_output(model, X, T)
-    clipped, free = (diffusion.interpret_output(output, X, T, clip_denoised=clip) for clip in (True, False))
-    assert model.evaluations == 1
-    assert clipped["pred_xstart"].abs().max() == 1 < free["pred_xstart"].abs().max()
-    for clip, interpreted in ((True, clipped), (False, free)):
-        expected = diffusion.p_mean_variance(model, X, T, clip_denoised=clip)
-        assert expected.keys() == {"mean", "variance", "log_variance", "pred_xstart"}
-        assert all(torch.equal(interpreted[name], expected[name]) for name in expected)
+    clipped, free = (diffusion.interpret_output(output, X, T, clip)["pred_xstart"] for clip in (True, False))
+    assert model.evaluations == 1 and clipped.abs().max() == 1 < free.abs().max()
     assert torch.equal(state, torch.get_rng_state())
     with pytest.raises(ValueError, match=r"\(2, 6, 4, 4\) where \(2, 3, 4, 4\) .* learn_sigma False"):
-        process().p_mean_variance(Counted(wave, wave), X, T)
+        process().p_mean_variance(model, X, T)
     with pytest.raises(ValueError, match="learn_sigma True"):
-        process(variance=ModelVarType.LEARNED_RANGE).training_losses(Counted(wave), X, T)
+        diffusion.training_losses(Counted(wave), X, T)
 
 
 @pytest.mark.parametrize("mean_type", ModelMeanType)
@@ -266,29 +256,81 @@ def test_a_gradient_is_added_to_the_mean_and_shifts_the_noise():
     assert torch.equal(sample["pred_xstart"], shifted["pred_xstart"])
 
 
-LEVELS = torch.arange(256).double() / 127.5 - 1
-"""The 8-bit grey levels on the scale [-1, 1]."""
-
-
-def test_normal_kl_is_the_exact_one_and_impossible_levels_have_a_finite_likelihood():
-    mean1, logvar1, mean2, logvar2 = (rnd(seed, 4, 5).double() for seed in range(4))
-    expected = kl_divergence(Normal(mean1, (0.5 * logvar1).exp()), Normal(mean2, (0.5 * logvar2).exp()))
-    torch.testing.assert_close(normal_kl(mean1, logvar1, mean2, logvar2), expected)
-    torch.testing.assert_close(normal_kl(mean1, 0.0, 0.0, 0.0), 0.5 * mean1**2)
-    with pytest.raises(TypeError, match="at least one"):
-        normal_kl(0.0, 0.0, 0.0, 0.0)
+def test_impossible_levels_have_a_finite_likelihood_and_kl_needs_a_tensor():
     x = torch.tensor([0.9])
     likelihood = discretized_gaussian_log_likelihood(x, means=-x, log_scales=torch.tensor([-8.0]))
     torch.testing.assert_close(likelihood, torch.tensor([1e-12]).log())
+    torch.testing.assert_close(normal_kl(x, 0.0, 0.0, 0.0), 0.5 * x**2)
+    with pytest.raises(TypeError, match="at least one"):
+        normal_kl(0.0, 0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.3), (-0.99, 0.05), (0.7, 1.0)])
-def test_grey_levels_have_probability_one_together(mean, std):
-    means, log_scales = torch.full_like(LEVELS, mean), torch.full_like(LEVELS, std).log()
-    likelihood = discretized_gaussian_log_likelihood(LEVELS, means=means, log_scales=log_scales).exp()
-    assert likelihood.sum().item() == pytest.approx(1, abs=1e-6)
-    exact = Normal(means, std)
-    inner = (exact.cdf(LEVELS + 1 / 255) - exact.cdf(LEVELS - 1 / 255))[1:-1]
-    torch.testing.assert_close(likelihood[1:-1], inner, atol=5e-4, rtol=0)  # the approximation's error
-    x = torch.linspace(-5, 5, 101).double()
-    torch.testing.assert_close(approx_standard_normal_cdf(x), Normal(0.0, 1.0).cdf(x), atol=3e-4, rtol=0)  # likewise
+SETTINGS = {
+    "model_mean_type": ModelMeanType.EPSILON,
+    "model_var_type": ModelVarType.FIXED_LARGE,
+    "loss_type": LossType.MSE,
+}
+
+
+def spaced(timesteps, steps: int = 500, schedule: str = "linear", **more) -> SpacedDiffusion:
+    return SpacedDiffusion(timesteps, betas=get_named_beta_schedule(schedule, steps), **{**SETTINGS, **more})
+
+
+@pytest.mark.parametrize(
+    ("steps", "sections"), [(500, "200"), (500, "50"), (1000, "ddim25"), (300, "10,15,20"), (500, [500])]
+)
+def test_timesteps_are_the_published_ones(steps, sections):
+    expected = golden("diffusion")[f"space_{steps}_{sections}"]
+    np.testing.assert_array_equal(sorted(space_timesteps(steps, sections)), expected)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ("501", "cannot take 501 timesteps from section 1 of 1, which has 500"),
+        ("10,0", "cannot take 0 timesteps from section 2 of 2"),
+        ("ddim99", "no whole stride"),
+        ("many", "expected a count"),
+        ([], "at least one count"),
+    ],
+)
+def test_impossible_choices_are_refused(sections, message):
+    with pytest.raises(ValueError, match=message):
+        space_timesteps(500, sections)
+
+
+@pytest.mark.parametrize(("rescale", "factor"), [(False, 1), (True, 10)])
+def test_a_short_process_has_the_alpha_bars_of_the_long_one_and_shows_its_timesteps(rescale, factor):
+    short = spaced({3, 50, 99}, 100, "cosine", rescale_timesteps=rescale)
+    assert short.num_timesteps == 3 and short.timestep_map == [3, 50, 99] and short.original_num_steps == 100
+    alpha_bars = np.cumprod(1 - get_named_beta_schedule("cosine", 100))[[3, 50, 99]]
+    # β near 1 leave few digits of 1 - β: absolute rounding.
+    np.testing.assert_allclose(short.alphas_cumprod, alpha_bars, rtol=0, atol=1e-15)
+    seen = []
+
+    def spy(x: torch.Tensor, t: torch.Tensor, **labels: int) -> torch.Tensor:
+        assert labels == {"y": 1}
+        seen.append(t.tolist())
+        return x
+
+    x, t = rnd(0, 2, 3, 4, 4), torch.tensor([0, 2])
+    short.p_sample(spy, x, t, cond_fn=spy, model_kwargs={"y": 1})
+    short.ddim_sample(spy, x, t, cond_fn=spy, model_kwargs={"y": 1})
+    short.training_losses(spy, x, t, model_kwargs={"y": 1})
+    assert seen == [[3 * factor, 99 * factor]] * 5
+
+
+def test_a_subset_is_the_process_respaced_once_more():
+    whole = spaced(space_timesteps(500, "50"))
+    part = whole.subset([2, 9, 30])
+    assert part.timestep_map == [whole.timestep_map[index] for index in (2, 9, 30)]
+    np.testing.assert_allclose(part.alphas_cumprod, whole.alphas_cumprod[[2, 9, 30]], rtol=1e-12)
+    assert whole.subset([30, 9, 2]) is part
+    assert part.network_timesteps(torch.tensor([0, 1, 2])).tolist() == part.timestep_map
+    for name in ("betas", "alphas_cumprod", "posterior_mean_coef1", "posterior_mean_coef2", "posterior_variance"):
+        # the first indices change no bit
+        np.testing.assert_array_equal(getattr(whole.subset(range(20)), name), getattr(whole, name)[:20])
+
+    # of one index: a jump to the prediction
+    p = whole.subset([40]).interpret_output(rnd(0, 2, 3, 2, 2), rnd(1, 2, 3, 2, 2), torch.tensor([0, 0]))
+    assert torch.equal(p["mean"], p["pred_xstart"])

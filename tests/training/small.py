@@ -1,7 +1,6 @@
-"""Networks small enough to be trained in a test, and how to start several processes."""
+"""Networks small enough to be trained in a test, and how several processes are started."""
 
 import os
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -12,29 +11,19 @@ from PIL import Image
 
 from guided_diffusion.script_util import create_model_and_diffusion
 from tests.helpers import fill_
-from tests.worlds import ROOT
+from tests.worlds import ROOT, Run, run_command, succeeded
 
 BIN = Path(sys.executable).parent
 
 FLAGS = {
-    "image_size": 8,
+    **{"image_size": 8, "num_res_blocks": 1, "num_heads": 2, "attention_resolutions": "", "channel_mult": "1"},
     "num_channels": 64,  # two channels to a group: a bias before a group norm keeps a gradient
-    "num_res_blocks": 1,
-    "num_heads": 2,
-    "attention_resolutions": "",
-    "channel_mult": "1",
-    "learn_sigma": True,
-    "diffusion_steps": 100,
+    **{"learn_sigma": True, "diffusion_steps": 100},
 }
 
 SMALL_UNET = {
-    "image_size": 16,
-    "num_channels": 32,
-    "num_res_blocks": 1,
-    "channel_mult": "1,2",
-    "attention_resolutions": "8",
-    "learn_sigma": True,
-    "diffusion_steps": 100,
+    **{"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2", "attention_resolutions": "8"},
+    **{"learn_sigma": True, "diffusion_steps": 100},
 }
 """Flags for the scripts."""
 
@@ -57,16 +46,15 @@ def endless(batch_size: int, seed: int = 0, size: int = 8):
 
 
 def settings(**other) -> dict:
-    return {
+    common = {
         "batch_size": 4,
         "microbatch": -1,
         "lr": 1e-3,
         "ema_rate": "0.9",
         "log_interval": 1,
         "save_interval": 1000,
-        "resume_checkpoint": "",
-        **other,
     }
+    return {**common, "resume_checkpoint": "", **other}
 
 
 def environment(**other: str) -> dict[str, str]:
@@ -74,19 +62,9 @@ def environment(**other: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **other}
 
 
-def start(command: list[str], **other: str) -> subprocess.Popen:
-    """Start a command in the project's folder, its output kept together."""
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment(**other), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def run(command: list[str], timeout: float = 240, **other: str) -> str:
-    """Run a command to its end and return its output; it must succeed."""
-    process = start(command, **other)
-    output, _ = process.communicate(timeout=timeout)
-    assert process.returncode == 0, output
-    return output
+def launched(*command: str, **other: str) -> Run:
+    """Run a command in the project's folder to its end; it must succeed."""
+    return succeeded(run_command(command, cwd=ROOT, env=environment(**other), timeout=300))
 
 
 def make_folders_of_classes(folder: Path) -> Path:

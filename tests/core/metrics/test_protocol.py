@@ -1,4 +1,4 @@
-"""The evaluation protocol against the published code's figures, and the choice of images behind every number."""
+"""The evaluation protocol against the published code's figures, the images behind every number, robust flips."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pytorch_fid import fid_score
 from pytorch_fid import inception as reference_inception
@@ -21,21 +22,19 @@ from dime.core.metrics.flip_rate import flip_rate
 from dime.core.metrics.mad import decision_change
 from dime.core.metrics.metric import Context, Measurement, select_pairs
 from dime.core.metrics.mnac import changed_attributes, oracle_logits
-from dime.core.metrics.protocol import summary_figures
+from dime.core.metrics.protocol import evaluate, summary_figures
+from dime.core.metrics.report import Report
+from dime.core.metrics.robust import ROBUST, as_jpeg, as_saved, survivors
 from dime.core.metrics.sigma_l import diversity
 from dime.core.networks.classifiers import load_classifier
 from dime.core.networks.features import load_inception, load_lpips
 from dime.core.results import ResultTree
 from tests.helpers import CPU, relative_error
-from tests.metric_world import EXPERIMENTS, SMALL_IDS, MetricWorld, Squares
+from tests.metric_world import EXPERIMENTS, SMALL_IDS, Squares, make_tree
+from tests.worlds import World
 
 HERE = Machine(CPU, batch_size=32, num_workers=2)
 SMILING = 31
-
-
-@pytest.fixture
-def small(metric_world: MetricWorld, tmp_path: Path) -> Path:
-    return metric_world.small_tree(tmp_path / "tree")
 
 
 def every_cf(root: Path, exp: str = "expA") -> list[Path]:
@@ -108,14 +107,12 @@ def test_inception_as_pytorch_fid_has_it(metric_world, monkeypatch):
 
 
 def realism(tree: ResultTree, features, network="oracle", partition="all") -> list[Measurement]:
-    """The metric FID of a tree, with a stand-in for its features."""
     context = Context(HERE, None if partition == "all" else partition, feature_network=network)
     context.once, context.inception_weights = lambda load, *given: features, Path(__file__)
     return FID.measure(select_pairs(tree, partition), *FID.needs(context, tree))
 
 
 def tiny_features(x: torch.Tensor) -> torch.Tensor:
-    """Stands for a feature network: 12 averages of the image."""
     return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
 
 
@@ -163,21 +160,6 @@ def test_batches_and_tails_of_one_change_nothing(small, batch_size):
     assert numbers(Machine(CPU, batch_size)) == pytest.approx(numbers(HERE), rel=1e-6)
 
 
-def test_diversity_in_closed_form_of_images_in_the_same_folder_everywhere(small):
-    """Grey counterfactuals at three levels: the mean over the three pairs of the squared difference."""
-    levels = {"expA": 0, "expB": 51, "expC": 204}
-    for exp, level in levels.items():
-        for path in every_cf(small, exp):
-            Image.new("RGB", (64, 64), (level,) * 3).save(path, quality=100)
-    trees = [ResultTree(small, exp) for exp in levels]
-    result = diversity(trees, Squares(), HERE, "all")
-    a, b, c = levels.values()
-    assert result.value == pytest.approx(((a - b) ** 2 + (a - c) ** 2 + (b - c) ** 2) / 3, rel=1e-5)
-    moved = next((small / "Results/expB/CC/CCF/CF").glob("*.jpg"))
-    moved.rename(small / "Results/expB/CC/ICF/CF" / moved.name)
-    assert diversity(trees, Squares(), HERE, "all").n == result.n - 1
-
-
 def test_realism_counts_an_input_once_and_one_without_counterfactual_too(small):
     """Two experiments that judge an input differently leave it in both folders of Original/."""
     tree, features = ResultTree(small, "expA"), ImageFeatures(tiny_features, HERE)
@@ -211,3 +193,78 @@ def test_diversity_needs_a_common_image_and_a_summary_no_flips(small):
         path.rename(path.parents[2] / "ICF" / "CF" / path.name)
     features = ImageFeatures(tiny_features, HERE)
     assert summary_figures(ResultTree(small, "expA"), features, features) == {"FVA": 0, "MNAC": 0}
+
+
+NAMES = [metric.rows[0] for metric in ROBUST]
+
+
+def bright(x: torch.Tensor) -> torch.Tensor:
+    return x.mean(dim=(1, 2, 3))[:, None]
+
+
+def chequered(x: torch.Tensor) -> torch.Tensor:
+    """Logits (N, 1): positive where there is a pattern of one grey level up and down that nobody sees."""
+    sign = 1 - 2 * (torch.arange(8)[:, None] + torch.arange(8)).remainder(2)
+    return (x * sign).mean(dim=(1, 2, 3))[:, None] - 0.3 / 127.5
+
+
+def test_flips_are_counted_after_what_becomes_of_them(tmp_path):
+    greys = [("CC/CCF", 20, 140), ("CC/CCF", 30, 160), ("CC/CCF", 40, 200), ("CC/ICF", 40, 220)]
+    pairs = select_pairs(make_tree(tmp_path, greys)[0])
+    assert survivors(pairs, bright, Binary(), HERE, as_saved).tolist() == [1, 1, 1]  # what failed is not asked
+    seen = []
+
+    def darker(ids: list[int], x: torch.Tensor) -> torch.Tensor:
+        seen.extend(ids)
+        return x - 40 / 127.5
+
+    assert survivors(pairs, bright, Binary(), HERE, as_saved, darker).tolist() == [0, 0, 1]
+    assert sorted(seen) == [0, 1, 2]
+
+
+def test_jpeg_ends_what_nobody_sees(tmp_path):
+    tree = make_tree(tmp_path, [("CC/CCF", 100, 100)] * 2)[0]
+    pattern = 101 - 2 * ((np.arange(8)[:, None] + np.arange(8)) % 2)
+    for pair in tree.pairs():
+        Image.fromarray(np.repeat(pattern[..., None], 3, axis=2).astype(np.uint8)).save(pair.counterfactual)
+    pairs = tree.pairs()
+    assert survivors(pairs, chequered, Binary(), HERE, as_saved).tolist() == [1, 1]
+    assert survivors(pairs, chequered, Binary(), HERE, as_jpeg).tolist() == [0, 0]
+
+
+@pytest.fixture(scope="module")
+def explained(world: World, tmp_path_factory: pytest.TempPathFactory) -> ResultTree:
+    out = tmp_path_factory.mktemp("robust")
+    flags = {"image_format": "png", "num_batches": 1, "batch_size": 2, "pad_batches": True}
+    world.explain(out, **flags)
+    world.explain(out, **flags, method="inverted", exp_name="inverted")
+    return ResultTree(out, "exp")
+
+
+def measured(tree: ResultTree, **given: object) -> Report:
+    context = Context(HERE, **given)
+    return evaluate(context, [tree, ResultTree(tree.output_path, "inverted")], True, ROBUST)
+
+
+def test_of_real_runs(explained, world):
+    """The inversion gives an image back, where nothing pulls; DiME does not."""
+    report = measured(explained, second_classifier_path=str(world.classifier))
+    dime, inverted = (report.measurements[exp] for exp in ("exp", "inverted"))
+    # float32: an image comes back to 1e-5 of 127.5 levels
+    assert dime["composition"].value > 1 and inverted["composition"].value < 0.01
+    for name in NAMES[1:]:  # the untrained networks may flip nothing: then that is the reason
+        for m in (dime[name], inverted[name]):
+            assert m.reason if m.value is None else 0 <= m.value <= 1, m
+
+
+def test_what_is_lacking_is_said(explained):
+    config = explained.report("config.yaml")
+    content = config.read_text()
+    try:
+        flags = yaml.safe_load(content)
+        config.write_text(yaml.safe_dump({name: value for name, value in flags.items() if name != "model_path"}))
+        missing = "\n".join(measured(explained).missing["exp"])
+    finally:
+        config.write_text(content)
+    assert "flips of a second classifier: --second-classifier-path names no classifier" in missing
+    assert "composition: the run's config.yaml, which names its diffusion model, is not there" in missing

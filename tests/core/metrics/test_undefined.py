@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dime.core.errors import InputError
 from dime.core.guidance import Binary
@@ -19,13 +18,8 @@ from dime.core.metrics.protocol import METRIC_NAMES, METRICS, evaluate
 from dime.core.metrics.report import PUBLISHED, Report, as_csv, as_json, caveats, markdown
 from dime.core.results import ResultTree
 from tests.helpers import CPU
-from tests.metric_world import BOTH_WAYS, POISON, grey_of, make_tree, stand_ins
+from tests.metric_world import BOTH_WAYS, POISON, grey_of, make_tree
 from tests.worlds import run_script
-
-
-@pytest.fixture
-def networks(monkeypatch, tmp_path) -> dict[str, object]:
-    return stand_ins(monkeypatch, tmp_path)
 
 
 def measure(trees: list[ResultTree], **flags) -> Report:
@@ -151,15 +145,6 @@ def test_classes(tmp_path, networks):
     for info in ("label: 0", "target: cat", None):
         path.unlink() if info is None else path.write_text(info)
         assert "0000003.txt: names no target" in reasons(measure(trees))["MAD"]
-
-
-def test_grey_images_have_one_channel_for_the_classifier(tmp_path, networks):
-    channels = set()
-    networks["metric.load_classifier"].register_forward_hook(lambda module, x, logits: channels.add(x[0].shape[1]))
-    trees = make_tree(tmp_path, BOTH_WAYS)
-    for path in tmp_path.rglob("*.png"):
-        Image.open(path).convert("L").save(path)
-    assert not reasons(measure(trees)) and channels == {1}
 
 
 RECORDED = """dataset: bdd

@@ -1,4 +1,4 @@
-"""Classifiers of every kind, each on a small real file made by the kind's own library, and what is refused."""
+"""Classifiers of every kind, each on a real file made by the kind's library; which are explained, what is refused."""
 
 import json
 import sys
@@ -14,13 +14,13 @@ from torch import nn
 
 from dime.core.errors import InputError
 from dime.core.networks import files
-from dime.core.networks.checks import check_classifier
+from dime.core.networks.checks import check_classifier, frozen
 from dime.core.networks.classifiers import Classifier, load_classifier, output_column
 from dime.core.networks.files import read_checkpoint, write_safetensors
 from dime.core.training.classifier import to_file
 from dime.models.classifiers import SmallCNN
 from guided_diffusion.checkpoint_util import save
-from tests.helpers import CPU, KEYS, fill_, filled, golden, relative_error, rnd
+from tests.helpers import CPU, KEYS, fill_, filled, golden, input_error, relative_error, rnd
 
 TOLERANCE = 2e-5  # float32 on another machine, other kernels
 SAME = 1e-5
@@ -28,12 +28,8 @@ SAME = 1e-5
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-def refusal(spec: object, **options) -> str:
-    """The message of the InputError that loading raises; it must be one line."""
-    with pytest.raises(InputError) as caught:
-        load_classifier(spec, CPU, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def refusal(spec: object, **options: object) -> str:
+    return input_error(load_classifier, spec, CPU, **options)
 
 
 def assert_like(classifier: nn.Module, network: Callable, size: int, mean=0.5, std=0.5, atol: float = SAME) -> None:
@@ -285,3 +281,68 @@ def test_resizing_reaches_every_pixel():
     assert (x.grad != 0).all()
     # a constant image stays what it is, whatever the size
     assert torch.allclose(classifier(torch.full((1, 3, 9, 32), 0.25)), classifier(torch.full((1, 3, 4, 4), 0.25)))
+
+
+X = rnd(0, 2, 3, 8, 8)
+CLASSES, SMILE = SimpleNamespace(), SimpleNamespace(output=1)
+
+
+def linear(*more: nn.Module, outputs: int = 3) -> nn.Module:
+    return fill_(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, outputs), *more))
+
+
+class Layer(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.forward = function
+
+
+def company(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.batch_norm(x, None, None, training=True) if len(x) > 1 else x
+
+
+BAD = {
+    "no column": (lambda x: x.mean(dim=(1, 2, 3)), CLASSES, r"gives \(2,\).*expected logits \(N, K\)"),
+    "a map": (nn.Conv2d(3, 2, 1), CLASSES, r"gives \(2, 2, 8, 8\)"),
+    "a dict": (linear(Layer(lambda x: {"out": x})), CLASSES, "gives a dict"),
+    "decisions": (lambda x: x.flatten(1).argmax(1, keepdim=True), CLASSES, "decisions instead of the logits"),
+    "one output for classes": (linear(outputs=1), CLASSES, "no choice between classes"),
+    "too few outputs": (linear(outputs=1), SMILE, "asks for output 1"),
+    "other classes": (linear(), 10, "gives 3 logits, expected 10"),
+    "another size": (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), CLASSES, "cannot take images.*--classifier_size"),
+    "another size, by assertion": (lambda x: [][0], CLASSES, "cannot take images"),
+    "no gradient": (linear(Layer(lambda x: x.detach() * 2)), CLASSES, "not differentiable.*ends at its layer 2"),
+    "no gradient, no layers": (lambda x: x.detach().flatten(1), CLASSES, "no gradient of its logits reaches the image"),
+    "not of the image": (lambda x: torch.ones(len(x), 3, requires_grad=True) * 2, CLASSES, "no gradient"),
+    "zero gradient": (linear(Layer(torch.round)), CLASSES, "gradient is zero"),
+    "gradient of a root at 0": (lambda x: (x.flatten(1)[:, :3] * 0).abs().sqrt(), CLASSES, "gradient is not finite"),
+    "not finite": (lambda x: linear()(x) / 0, CLASSES, "not finite"),
+    "depends on company": (linear(Layer(company)), CLASSES, "change with the rest of its batch"),
+    "depends on chance": (lambda x: linear()(x + torch.randn_like(x)), CLASSES, "or by chance"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_classifier_that_cannot_be_explained(kind):
+    classifier, decision, message = BAD[kind]
+    with pytest.raises(InputError, match=message) as caught:
+        check_classifier(classifier, X, decision, "mine")
+    assert str(caught.value).startswith("mine: ") and "\n" not in str(caught.value)
+
+
+def test_a_good_classifier_passes_and_a_module_comes_out_as_it_went_in(capsys):
+    classifier = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), linear())
+    classifier.train()
+    classifier[0].eval()
+    classifier[2][1].bias.requires_grad_(False)
+    check_classifier(classifier, X, CLASSES, "mine")
+    assert "mine: is in training mode; it is used in eval mode" in capsys.readouterr().out
+    assert [m.training for m in (classifier, classifier[0], classifier[1])] == [True, False, True]
+    assert [p.requires_grad for p in classifier.parameters()] == [True, True, True, False]
+    with pytest.raises(KeyError), frozen(classifier):
+        assert not classifier.training and not any(p.requires_grad for p in classifier.parameters())
+        raise KeyError
+    assert classifier.training and classifier[2][1].weight.requires_grad
+    for decision in (CLASSES, SMILE, 3):
+        check_classifier(linear(), X, decision)
+        check_classifier(lambda x: linear()(x), X[:1], decision)  # any callable, one image

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dime.core.errors import InputError
 from dime.core.networks.diffusion import DiffusionModel, load_diffusion
 from guided_diffusion.gaussian_diffusion import ModelMeanType, ModelVarType, get_named_beta_schedule
-from tests.helpers import GOLDEN, fill_, filled, golden, relative_error, rnd
+from tests.helpers import GOLDEN, fill_, filled, golden, input_error, relative_error, rnd
 
 
 def blocks(down: str, up: str, **settings) -> dict:
@@ -64,10 +63,9 @@ def write(folder: Path, kind: str = "train_unconditional", unet: dict | None = N
 
 
 def refusal(folder: Path, **flags) -> str:
-    with pytest.raises(InputError) as caught:
-        load_diffusion(folder, flags, "cpu")
-    assert "\n" not in str(caught.value) and str(caught.value).startswith(str(folder))
-    return str(caught.value)
+    line = input_error(load_diffusion, folder, flags, "cpu")
+    assert line.startswith(str(folder))
+    return line
 
 
 @torch.no_grad()
@@ -198,7 +196,6 @@ def test_flags_that_contradict_the_folder_or_say_what_it_does_not(tmp_path):
 
 
 def reference(kind: str) -> torch.nn.Module:
-    """The library's network of this kind, with weights made from their names."""
     from diffusers import UNet2DModel
 
     return fill_(UNet2DModel(**{**BASE, **KINDS[kind]}))

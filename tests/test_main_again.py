@@ -1,11 +1,11 @@
-"""The same command again continues: the same bytes as an undisturbed run, or a refusal that names what differs."""
+"""The same command again continues, to the bytes of an undisturbed run; what does not fit is refused at once."""
 
 import contextlib
 import itertools
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -29,45 +29,21 @@ class PulledPlugError(BaseException):
     """What no code catches, like SIGKILL, but inside this process."""
 
 
-@contextlib.contextmanager
-def dying_after(writes: int, monkeypatch: pytest.MonkeyPatch, batches: int = 99) -> Iterator[None]:
-    """The process "dies" before the file number `writes` takes its name; its temporary file stays behind.
-
-    Or after so many batches.
-    """
-    replace, unlink, count = Path.replace, Path.unlink, itertools.count()
-
-    def dying_replace(self: Path, target: Path) -> Path:
-        if self.suffix == ".tmp" and next(count) == writes:
-            patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # the dead tidy nothing up
-            raise PulledPlugError
-        return replace(self, target)
-
-    done, finished = Queue.done, itertools.count()
+def interrupted_and_resumed(world: World, out: Path, batches: int, monkeypatch, **flags: Any) -> int:
+    """Number of U-Net evaluations of the second run; the first "dies" with one batch more written than it recorded."""
+    command = world.command(out, SMALL_FLAGS | flags)
+    done, finished, evaluations = Queue.done, itertools.count(), []
 
     def dying_done(self: Queue, *given: Any) -> None:
         if next(finished) == batches:
             raise PulledPlugError
         done(self, *given)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", dying_replace)
+    with monkeypatch.context() as patch, contextlib.suppress(PulledPlugError):
         patch.setattr(Queue, "done", dying_done)
-        with contextlib.suppress(PulledPlugError):
-            yield
-    assert Path.replace is replace and Path.unlink is unlink
-
-
-def interrupted_and_resumed(
-    world: World, out: Path, writes: int, monkeypatch: pytest.MonkeyPatch, batches: int = 99, **flags: Any
-) -> int:
-    """Number of U-Net evaluations of the second run."""
-    command = world.command(out, SMALL_FLAGS | flags)
-    with dying_after(writes, monkeypatch, batches):
         run_main(*command)
-    for path in out.rglob(".*.tmp"):  # as if written by a process that is no more
-        path.rename(path.with_name(path.name.replace(f".{os.getpid()}-", f".{NO_PROCESS}-")))
-    evaluations = []
+    for folder in ("", "CC/CCF/CF", "IC/ICF/Info"):  # what a process leaves that dies while it writes
+        (out / "Results/exp" / folder / f".file.{NO_PROCESS}-{socket.gethostname()}-0123abcd.tmp").touch()
     with monkeypatch.context() as patch:
         watched(patch, "load_diffusion", lambda unet: unet.register_forward_hook(lambda *_: evaluations.append(1)))
         succeeded(run_main(*command))
@@ -75,7 +51,6 @@ def interrupted_and_resumed(
 
 
 def whole_run(world: World, out: Path, **flags: Any) -> dict[str, bytes]:
-    """The tree of a run left alone; configurations name the output folder, so they are compared without it."""
     world.explain(out, **flags)
     return comparable(out)
 
@@ -85,21 +60,17 @@ def expected(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return whole_run(world, tmp_path_factory.mktemp("whole") / "out", **TWO_SCALES)
 
 
-@pytest.mark.parametrize("writes", [0, 6, 33, 70, 121])
-def test_resumed_run_is_byte_identical(world, expected, tmp_path, monkeypatch, writes):
-    """Cut off while writing the configuration, frames, statistics, the third of four batches and the statistics."""
-    rest = interrupted_and_resumed(world, tmp_path / "out", writes, monkeypatch, **TWO_SCALES)
+def test_resumed_run_is_byte_identical(world, expected, tmp_path, monkeypatch):
+    rest = interrupted_and_resumed(world, tmp_path / "out", 2, monkeypatch, **TWO_SCALES)
     assert comparable(tmp_path / "out") == expected
-    if writes == 70:  # finished batches are not computed again
-        assert 0 < rest <= 2 * 2 * 4  # two batches, two scales, four evaluations at tau = 3
-        assert interrupted_and_resumed(world, tmp_path / "out", 0, monkeypatch, **TWO_SCALES) == 0
+    assert 0 < rest <= 2 * 2 * 4  # two batches, two scales, four evaluations at tau = 3: finished ones are kept
 
 
 def test_a_stream_of_noise_is_drawn_from_its_beginning(world, tmp_path, monkeypatch):
     """After an interruption, and where an early image is lost."""
     flags = {**TWO_SCALES, "noise": "stream"}
     expected = whole_run(world, tmp_path / "whole", **flags)
-    interrupted_and_resumed(world, tmp_path / "out", 105, monkeypatch, **flags)
+    interrupted_and_resumed(world, tmp_path / "out", 2, monkeypatch, **flags)
     assert comparable(tmp_path / "out") == expected
     for path in (tmp_path / "out").rglob("0000005.*"):
         path.unlink()
@@ -110,23 +81,29 @@ def test_a_stream_of_noise_is_drawn_from_its_beginning(world, tmp_path, monkeypa
 def test_a_run_without_images_resumes_from_what_its_queue_has(world, tmp_path, monkeypatch):
     flags = {"save_images": False}
     expected = whole_run(world, tmp_path / "whole", **flags)
-    rest = interrupted_and_resumed(world, tmp_path / "b", 99, monkeypatch, batches=2, **flags)
+    rest = interrupted_and_resumed(world, tmp_path / "b", 2, monkeypatch, **flags)
     assert rest == 2 * 4  # two of four batches stood in the queue; four evaluations each
     assert comparable(tmp_path / "b") == expected
 
 
-@pytest.mark.parametrize("pattern", ["CF/0000007.*", "Noise/0000003.*", "SM/0000014.*", "Info/0000000.*",
-                                     "Correct/0000007.*", "000007/0002.*", "truncated Info/0000009.*"])  # fmt: skip
-def test_an_image_counts_as_done_only_with_all_its_files(world, expected, tmp_path, pattern):
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ("Info/0000000.*", "CF/0000007.*", "truncated Info/0000009.*", "SM/0000014.*"),
+        ("Noise/0000003.*", "Correct/0000007.*", "000009/0002.*"),
+    ],
+)
+def test_an_image_counts_as_done_only_with_all_its_files(world, expected, tmp_path, patterns):
     out = tmp_path / "out"
     for name, content in expected.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(content.replace(b"OUT", str(out).encode()) if name.endswith("yaml") else content)
-    path = next(out.rglob(pattern.removeprefix("truncated ")))
-    content = path.read_bytes()
-    path.unlink()
-    if pattern.startswith("truncated"):
-        path.write_bytes(content[:50])
+    for pattern in patterns:
+        path = next(out.rglob(pattern.removeprefix("truncated ")))
+        content = path.read_bytes()
+        path.unlink()
+        if pattern.startswith("truncated"):
+            path.write_bytes(content[:50])
     world.explain(out, **TWO_SCALES)
     assert comparable(out) == expected
 
@@ -234,3 +211,78 @@ def test_overwriting_a_chunk_leaves_the_others_and_a_folder_of_another_split(wor
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"Results/exp/chunk-1_num-chunks-2_config.yaml"}  # it says --overwrite
     assert "--num_chunks" in refused(world, tmp_path, num_chunks=3, overwrite=True)
+
+
+ATTRIBUTES, PARTITIONS = "list_attr_celeba.csv", "list_eval_partition.csv"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"querry_label": 31}, ["--querry_label"]),
+        ({"query_label": "Smilling"}, ["--query_label Smilling", "is Smiling meant"]),
+        ({"num_channels": 64, "num_res_blocks": 2}, ["--num_channels 32", "--num_res_blocks 1"]),
+        ({"l_perc": 30, "l_perc_layer": 38}, ["--l_perc_layer 38"]),
+        ({"timestep_respacing": "5,6", "start_step": 11}, ["--start_step 11", "11 timesteps"]),
+        ({"data_dir": "nowhere"}, ["nowhere"]),
+        ({"model_path": "nowhere.pt"}, ["nowhere.pt"]),
+        ({"classifier_path": "nowhere.pth"}, ["nowhere.pth"]),
+    ],
+)
+def test_what_cannot_be_used_is_named(world, out, flags, said):
+    line = refused(world, out, **flags)
+    assert all(words in line for words in said), line
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: (data / ATTRIBUTES).write_text(""), [f"data/{ATTRIBUTES}"]),
+        (lambda data: (data / "img_align_celeba/000033.jpg").unlink(), ["000033.jpg"]),
+        (lambda data: shutil.rmtree(data / "img_align_celeba"), ["data/img_align_celeba"]),
+    ],
+    ids=["annotations", "missing image", "no folder"],
+)
+def test_damaged_data(world, out, data, damage, said):
+    damage(data)
+    line = refused(world, out, data_dir=data)
+    assert all(words in line for words in said), line
+
+
+def test_networks_and_a_gpu_that_do_not_fit(world, out, tmp_path, monkeypatch):
+    assert world.classifier.name in refused(world, out, model_path=world.classifier)
+    assert world.unet().name in refused(world, out, classifier_path=world.unet())
+    parts = torch.load(world.classifier, weights_only=True)
+    parts["classifier"] = {name: value[:10] for name, value in parts["classifier"].items()}
+    torch.save(parts, tmp_path / "ten.pth")
+    line = refused(world, out, query_label=10, classifier_path=tmp_path / "ten.pth")
+    assert "--query_label 10" in line and "10 outputs" in line and "ten.pth" in line
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "--gpu 2: this machine has 2 GPU" in refused(world, out, gpu=2)
+
+
+def test_originals_of_other_images_and_of_another_size(world, out, data):
+    """The same ids with other photos behind them, as after another filter in the published code."""
+    world.explain(out, num_batches=1)
+    for name in (ATTRIBUTES, PARTITIONS):
+        path = data / name
+        path.write_text("".join(row for row in path.read_text().splitlines(True) if not row.startswith("000031")))
+    for flags in ({"data_dir": data}, {"image_size": 64, "attention_resolutions": 16}):
+        line = refused(world, out, exp_name="other", **flags)
+        assert str(out / "Original") in line and "--output_path" in line
+
+
+def test_what_lies_in_the_way(world, out):
+    path = out / "Original/Correct/0000002.jpg"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    assert str(path) in refused(world, out)
+    (out.parent / "file").write_text("mine")
+    assert str(out.parent / "file") in refused(world, out.parent / "file")
+    assert (out.parent / "file").read_text() == "mine"
