@@ -63,12 +63,12 @@ class DrawnFaces(World):
 
     def know(self, id: int) -> Known:
         """Draw it twice."""
-        mask = Image.fromarray(changed_pixels(self._drawn(id), self._drawn(id, self.query))).convert("RGB")
+        mask = Image.fromarray(changed_pixels(self._drawn(id, ""), self._drawn(id, self.query))).convert("RGB")
         region = self.source.transform(mask)[0].numpy() > -1  # a pixel that any changed one enters
         has, other = (_attributes(face) for face in (self.face(id), counterfactual(self.face(id), self.query)))
         return Known(self.picture(id), self.picture(id, self.query), region, has, has != other)
 
-    def _draw(self, id: int, turned: str = "") -> Image.Image:
+    def _draw(self, id: int, turned: str) -> Image.Image:
         return draw(counterfactual(self.face(id), turned) if turned else self.face(id))
 
 
