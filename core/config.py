@@ -1,5 +1,6 @@
 """The flags of main.py: each is one field, with its published name and default, its help, and what it may be."""
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
@@ -211,16 +212,19 @@ def preset(names: str, **overrides: Any) -> Settings:
     try:
         flags = {flag: value for name in _presets(names) for flag, value in preset_flags(name).items()}
         return Settings.of(flags, **overrides)
-    except TypeError as error:
+    except (argparse.ArgumentTypeError, TypeError) as error:
         raise InputError(str(error)) from None
 
 
 def _presets(text: str) -> list[str]:
     """Flag type: names of presets, separated by commas; where two set the same flag, the later one wins."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if unknown := next((name for name in names if name not in PRESETS and not Path(name).is_file()), None):
+    unknown = [name for name in names if name not in PRESETS and not Path(name).is_file()]
+    if unknown:
         known = ", ".join(PRESETS)
-        raise InputError(f"--preset: no preset is called {unknown!r}; there are {known}, and files such as tune.py's")
+        raise argparse.ArgumentTypeError(
+            f"no preset is called {unknown[0]!r}; there are {known}, and files such as tune.py's"
+        )
     return names
 
 
