@@ -12,11 +12,9 @@ from dime.core.metrics.robust import ROBUST
 from dime.core.metrics.scripts import machine, metric_parser, png, write_file
 from dime.core.results import ResultTree
 from dime.core.truth import rows
-from dime.core.truth.benchmark import Experiment, benchmark, examples
+from dime.core.truth.benchmark import Experiment, benchmark, examples, markdown, truth_plot
 from dime.core.truth.cases import load_oracles, oracle_of
-from dime.core.truth.faces import DrawnFaces
-from dime.core.truth.report import markdown, truth_plot
-from dime.core.truth.shortcut import Shortcut
+from dime.core.truth.faces import DrawnFaces, Shortcut
 from dime.core.truth.world import FolderPairs, Task, World
 
 EXAMPLES = 8

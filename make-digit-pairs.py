@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dime.core.cli import Parser, integer, run, say
 from dime.core.digits import list_mnist
 from dime.core.errors import InputError
-from dime.core.folders import LABEL, Listing
+from dime.core.folders import LABEL, Source
 from dime.core.strokes import CHANGES, Change, alike
 from dime.core.truth.world import TRUTH_FOLDER
 
@@ -42,7 +42,7 @@ def main() -> None:
     say(f"{args.output_path}: {args.change}, {names}; {counts[0]} digits to learn from, {counts[1]} to explain")
 
 
-def write(listing: Listing, known: np.ndarray, change: Change, count: int, folder: Path, others: Path) -> int:
+def write(digits: Source, known: np.ndarray, change: Change, count: int, folder: Path, others: Path) -> int:
     """Write those of the first `count` digits that belong to a class to a folder, and their counterfactuals to another;
     returns how many they are. Left out is a digit whose counterfactual is not of the other class, or came apart.
 
@@ -50,7 +50,7 @@ def write(listing: Listing, known: np.ndarray, change: Change, count: int, folde
     """
     low, high = np.quantile(known, (1 / 3, 2 / 3))
     written = 0
-    for number, digit in enumerate(tqdm(listing.pixels[:count], unit="digit", leave=False, disable=None)):
+    for number, digit in enumerate(tqdm(digits.pixels[:count], unit="digit", leave=False, disable=None)):
         has = change.measure(digit)
         if low < has < high:
             continue
@@ -62,7 +62,7 @@ def write(listing: Listing, known: np.ndarray, change: Change, count: int, folde
         # to explain, it lies beside the digits of its own class; to learn from, among those of the other
         labels = label, 1 - label if folder == others else label
         for image, place, where in zip((digit, other), (folder, others), labels, strict=True):
-            path = place / change.classes[where] / f"{number:05d}-{listing.table[LABEL].iat[number]}.png"
+            path = place / change.classes[where] / f"{number:05d}-{digits.table[LABEL].iat[number]}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
         written += 1

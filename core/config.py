@@ -148,7 +148,7 @@ class Config(*GROUPS):
     @property
     def settings(self) -> Settings:
         """The method alone."""
-        return Settings(**{entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Settings)})
+        return Settings.of(vars(self))
 
     @property
     def kept_frames(self) -> frozenset[str]:
@@ -209,10 +209,9 @@ def as_text(value: Any) -> Any:
 
 def preset(names: str, **overrides: Any) -> Settings:
     """The settings of presets (names separated by commas; the later ones win) with some of them replaced."""
-    known = {entry.name for entry in dataclasses.fields(Settings)}
     try:
-        flags = {k: v for name in _presets(names) for k, v in preset_flags(name).items() if k in known}
-        return Settings(**flags | overrides)
+        flags = {flag: value for name in _presets(names) for flag, value in preset_flags(name).items()}
+        return Settings.of(flags, **overrides)
     except (argparse.ArgumentTypeError, TypeError) as error:
         raise InputError(str(error)) from None
 

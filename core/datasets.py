@@ -5,6 +5,7 @@ An image's *id* is its position in the unfiltered set, so that every experiment 
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 
 import blobfile as bf
@@ -13,7 +14,7 @@ import pandas as pd
 
 from dime.core import digits, folders
 from dime.core.errors import InputError
-from dime.core.folders import FILE, Listing, Source, read_table, require_plain
+from dime.core.folders import FILE, Source, read_table, require_plain
 from dime.core.photos import existing, holdings, image_transform, is_image_name, names_in, read_image
 
 __all__ = ["ATTRIBUTES", "Source", "image_transform", "open_dataset", "read_image"]
@@ -55,10 +56,12 @@ def open_dataset(
     """
     if name not in DATASETS:
         raise InputError(f"--dataset {name}: unknown; choose one of {', '.join(DATASETS)}")
-    listing = Listing("", folders.table_of(images), [])
-    if not images:
-        listing = DATASETS[name](str(data_dir) or ".", use_train, class_names)
-    return Source(listing, image_transform(image_size, resize=resize), channels)
+    if images:
+        source = Source("", folders.table_of(images), [])
+    else:
+        source = DATASETS[name](str(data_dir) or ".", use_train, class_names)
+    source.transform, source.channels = image_transform(image_size, resize=resize), channels
+    return source
 
 
 def download(name: str, data_dir: str) -> None:
@@ -68,7 +71,7 @@ def download(name: str, data_dir: str) -> None:
     DOWNLOADS[name](data_dir or ".")
 
 
-def list_celeba(data_dir: str, partition: str) -> Listing:
+def list_celeba(data_dir: str, partition: str) -> Source:
     """A partition (train, val or test) of CelebA, in the order of its rows, wherever its images lie and whatever their
     names end on. Raises InputError for a missing or damaged annotation file.
     """
@@ -77,17 +80,17 @@ def list_celeba(data_dir: str, partition: str) -> Listing:
     folder = next((path for path in folders if bf.isdir(path)), bf.join(data_dir, IMAGE_FOLDER))
     if bf.isdir(bf.join(folder, IMAGE_FOLDER)):  # as Kaggle's archive unpacks
         folder = bf.join(folder, IMAGE_FOLDER)
-    return Listing(folder, table.assign(image_id=_as_stored(folder, table[FILE])))
+    return Source(folder, table.assign(image_id=_as_stored(folder, table[FILE])))
 
 
-def list_celeba_mini_val(data_dir: str) -> Listing:
+def list_celeba_mini_val(data_dir: str) -> Source:
     """The papers' mini-validation set: 1000 draws, with repetition, from the val partition, in file order."""
     whole = list_celeba(data_dir, "val")
     rows = random.Random(5).choices(range(len(whole.table)), k=1000)
-    return Listing(whole.folder, whole.table.iloc[sorted(rows)].reset_index(drop=True))
+    return replace(whole, table=whole.table.iloc[sorted(rows)].reset_index(drop=True))
 
 
-def list_celeba_hq(data_dir: str, use_train: bool, class_names: Sequence[str] | None = None) -> Listing:
+def list_celeba_hq(data_dir: str, use_train: bool, class_names: Sequence[str] | None = None) -> Source:
     """CelebAMask-HQ: `CelebA-HQ-img/` and `CelebAMask-HQ-attribute-anno.txt`.
 
     Beside `CelebA-HQ-to-CelebA-mapping.txt` and CelebA's list_eval_partition, the images of CelebA's test partition,
@@ -103,13 +106,13 @@ def list_celeba_hq(data_dir: str, use_train: bool, class_names: Sequence[str] | 
         table = table[numbers == PARTITIONS[part]].reset_index(drop=True)
         if table.empty:
             raise InputError(f"{mapping}: leads to no image of the {part} partition of list_eval_partition")
-    return Listing(bf.join(data_dir, "CelebA-HQ-img"), table)
+    return Source(bf.join(data_dir, "CelebA-HQ-img"), table)
 
 
 PUBLISHED = ("CelebA", "CelebAMV")
 """Those of the published code, whose result trees hold nothing but what it wrote."""
 
-DATASETS: dict[str, Callable[[str, bool, Sequence[str] | None], Listing]] = {
+DATASETS: dict[str, Callable[[str, bool, Sequence[str] | None], Source]] = {
     "CelebA": lambda data_dir, use_train, _: list_celeba(data_dir, "train" if use_train else "val"),
     "CelebAMV": lambda data_dir, use_train, _: list_celeba_mini_val(data_dir),
     "CelebAHQ": list_celeba_hq,

@@ -9,7 +9,7 @@ import blobfile as bf
 import numpy as np
 
 from dime.core.errors import InputError
-from dime.core.folders import LABEL, Listing, read_lines, table_of
+from dime.core.folders import LABEL, Source, read_lines, table_of
 from dime.core.photos import existing, holdings, names_in
 from guided_diffusion.files import open_file
 
@@ -19,7 +19,7 @@ PADDING = 2
 """Black pixels on each side: 28x28 becomes 32x32, which halves often enough for a U-Net."""
 
 
-def list_mnist(data_dir: str, use_train: bool = False, class_names: Sequence[str] | None = None) -> Listing:
+def list_mnist(data_dir: str, use_train: bool = False, class_names: Sequence[str] | None = None) -> Source:
     """The test images of a data set in MNIST's format (use_train: the training images), padded to 32x32.
 
     Classes are the digits, or what EMNIST's `…-mapping.txt` calls the labels. Raises InputError for files that are
@@ -46,7 +46,7 @@ def list_mnist(data_dir: str, use_train: bool = False, class_names: Sequence[str
         raise InputError(f"--class_names: {len(class_names)} names for the {len(names)} classes of {folder}")
     table = table_of([f"{stem}-{number:05d}.png" for number in range(len(images))])
     pixels = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING)))
-    return Listing(folder, table.assign(**{LABEL: numbers.astype(np.int64)}), list(class_names or names), pixels)
+    return Source(folder, table.assign(**{LABEL: numbers.astype(np.int64)}), list(class_names or names), pixels)
 
 
 def read_idx(path: str, dimensions: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import re
 import stat
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import blobfile as bf
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from dime.core.errors import InputError, nearest
+from dime.core.images import from_image
 from dime.core.photos import existing, holdings, images_below, read_image
 from guided_diffusion.files import is_remote, open_file
 
@@ -26,41 +27,39 @@ FILE, LABEL = "image_id", "label"
 BDD_ACTIONS = ("forward", "stop", "left", "right")
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Which images there are, and what is known of them.
+@dataclass(eq=False)
+class Source:
+    """Images with ids 0, 1, 2, …, and what is known of them.
 
     folder: where they lie. table: their names in it (column image_id), in order; besides these either nothing, or
     `label`, the number of the one class of each, or a column of 0 and 1 for every attribute. classes: the classes'
-    names; None where the columns are attributes. pixels: of all images, uint8 (n, H, W), where they lie in one file.
+    names; None where the columns are attributes. pixels: of all images, uint8 (n, H, W) or (n, H, W, 3), where they lie
+    in one file. transform: from a picture to what networks see (C, H, W). channels: 3, or 1 for grey.
     """
 
     folder: str
     table: pd.DataFrame
     classes: list[str] | None = None
     pixels: np.ndarray | None = None
+    transform: Callable[[Image.Image], torch.Tensor] = from_image
+    channels: int = 3
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether `names` are those of classes, of which an image has one."""
+        return self.classes is not None
 
-class Source:
-    """Images with ids 0, 1, 2, …, prepared for the networks, and their labels.
-
-    names: those of the attributes or classes. exclusive: whether they are classes, of which an image has one.
-    channels: 3, or 1 for grey.
-    """
-
-    def __init__(self, listing: Listing, transform: Callable[[Image.Image], torch.Tensor], channels: int = 3) -> None:
-        self.folder, self.table, self.pixels = listing.folder, listing.table, listing.pixels
-        self.exclusive = listing.classes is not None
-        self.names = list(self.table.columns[1:]) if listing.classes is None else list(listing.classes)
-        self.transform = transform
-        self.channels = channels
+    @property
+    def names(self) -> list[str]:
+        """Those of the attributes or classes."""
+        return list(self.table.columns[1:] if self.classes is None else self.classes)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def image_path(self, id: int) -> str:
         """Where the image lies, or would lie, were it a file of its own."""
-        return _joined(self.folder, self.table[FILE].iat[id])
+        return bf.join(self.folder, self.table[FILE].iat[id])
 
     def relative_name(self, id: int) -> str:
         """What tells the image from the others, for files: its name in the set's folder, as UTF-8 can hold it."""
@@ -125,10 +124,10 @@ class Source:
             raise InputError(f"{place}: {len(empty)} of the images are empty files, the first is {empty[0]}")
 
 
-# The kinds: (folder, use_train, names of the classes or None) -> Listing
+# The kinds: (folder, use_train, names of the classes or None) -> Source
 
 
-def list_folder(data_dir: str, use_train: bool = False, class_names: Sequence[str] | None = None) -> Listing:
+def list_folder(data_dir: str, use_train: bool = False, class_names: Sequence[str] | None = None) -> Source:
     """Any folder of images, at any depth.
 
     The classes stand in its labels.csv (columns file and label, in any order), else in the names of its first-level
@@ -136,13 +135,13 @@ def list_folder(data_dir: str, use_train: bool = False, class_names: Sequence[st
     in sorted order; a label may be such a number too.
     """
     files = images_below(data_dir)
-    annotations = _joined(data_dir, "labels.csv")
+    annotations = bf.join(data_dir, "labels.csv")
     if bf.exists(annotations):
         return _classified(data_dir, files, _read_labels(annotations, files), class_names)
     tops = [file.split("/")[0] if "/" in file else "" for file in files]
     folders = set(tops) - {""}
     if len(folders) < 2 and not folders & set(class_names or ()):
-        return Listing(data_dir, table_of(files), list(class_names or ()))
+        return Source(data_dir, table_of(files), list(class_names or ()))
     if "" in tops:
         raise InputError(
             f"{data_dir}: {tops.count('')} images lie beside the folders of classes, the first is "
@@ -151,22 +150,22 @@ def list_folder(data_dir: str, use_train: bool = False, class_names: Sequence[st
     return _classified(data_dir, files, tops, class_names)
 
 
-def list_imagenet(data_dir: str, use_train: bool = False, class_names: Sequence[str] | None = None) -> Listing:
+def list_imagenet(data_dir: str, use_train: bool = False, class_names: Sequence[str] | None = None) -> Source:
     """ImageNet's folders of classes, n01440764 and so on, in val/ (use_train: train/) or in the folder itself.
 
     Classes are numbered, and named, as in LOC_synset_mapping.txt where it is there; without it in sorted order.
     class_names gives all of them other names in the same order.
     """
     part = "train" if use_train else "val"
-    prefix = f"{part}/" if bf.isdir(_joined(existing(data_dir), part)) else ""
-    folder = _joined(data_dir, prefix)
+    prefix = f"{part}/" if bf.isdir(bf.join(existing(data_dir), part)) else ""
+    folder = bf.join(data_dir, prefix)
     files = [file for file in images_below(folder) if re.match(r"n\d{8}/", file)]
     if not files:
         raise InputError(f"{folder}: no image in a folder such as n01440764; it holds {holdings(folder)}")
     synsets = [file.split("/")[0] for file in files]
     order = sorted(set(synsets))
     names = order
-    mapping = _joined(data_dir, "LOC_synset_mapping.txt")
+    mapping = bf.join(data_dir, "LOC_synset_mapping.txt")
     if bf.exists(mapping):
         order, _, names = zip(*(line.partition(" ") for line in read_lines(mapping)), strict=True)
     elif class_names and set(order) <= set(class_names):
@@ -176,11 +175,11 @@ def list_imagenet(data_dir: str, use_train: bool = False, class_names: Sequence[
             f"{data_dir}: {len(order)} classes, but {len(class_names)} names of classes are given; put "
             "ImageNet's LOC_synset_mapping.txt there, which says which of them these are"
         )
-    listing = _classified(data_dir, [prefix + file for file in files], synsets, order)
-    return Listing(listing.folder, listing.table, list(class_names or names))
+    source = _classified(data_dir, [prefix + file for file in files], synsets, order)
+    return replace(source, classes=list(class_names or names))
 
 
-def list_bdd(data_dir: str, use_train: bool = False, class_names: Sequence[str] | None = None) -> Listing:
+def list_bdd(data_dir: str, use_train: bool = False, class_names: Sequence[str] | None = None) -> Source:
     """BDD-OIA or BDD100k, laid out as for ACE and STEEX; the val part, or train with use_train.
 
     BDD-OIA: `val_25k_images_actions.json` and the images it names in `data/`, sorted by name, without those labelled
@@ -189,13 +188,13 @@ def list_bdd(data_dir: str, use_train: bool = False, class_names: Sequence[str] 
     """
     part = "train" if use_train else "val"
     actions, images = f"{part}_25k_images_actions.json", f"images/100k/{part}"
-    if bf.isdir(_joined(existing(data_dir), images)):
-        return Listing(data_dir, table_of([f"{images}/{file}" for file in images_below(_joined(data_dir, images))]), [])
-    if not bf.exists(_joined(data_dir, actions)):
+    if bf.isdir(bf.join(existing(data_dir), images)):
+        return Source(data_dir, table_of([f"{images}/{file}" for file in images_below(bf.join(data_dir, images))]), [])
+    if not bf.exists(bf.join(data_dir, actions)):
         raise InputError(
             f"{data_dir}: neither {actions} (BDD-OIA) nor {images}/ (BDD100k) is there; it holds {holdings(data_dir)}"
         )
-    return Listing(_joined(data_dir, "data"), _read_actions(_joined(data_dir, actions)))
+    return Source(bf.join(data_dir, "data"), _read_actions(bf.join(data_dir, actions)))
 
 
 # What they share
@@ -289,13 +288,13 @@ def _read_actions(path: str) -> pd.DataFrame:
     return pd.concat([table_of(names), labels], axis=1)
 
 
-def _classified(folder: str, files: list[str], labels: Sequence[str], class_names: Sequence[str] | None) -> Listing:
+def _classified(folder: str, files: list[str], labels: Sequence[str], class_names: Sequence[str] | None) -> Source:
     classes = list(class_names or sorted(set(labels)))
     numbers = {str(number): number for number in range(len(classes))} | {name: i for i, name in enumerate(classes)}
     unknown = next((label for label in labels if label not in numbers), None)
     if unknown is not None:
         raise InputError(f"{folder}: {unknown} is none of the {len(classes)} classes{nearest(unknown, classes)}")
-    return Listing(folder, table_of(files).assign(label=[numbers[label] for label in labels]), classes)
+    return Source(folder, table_of(files).assign(label=[numbers[label] for label in labels]), classes)
 
 
 def _text_of(path: str) -> str:
@@ -304,12 +303,8 @@ def _text_of(path: str) -> str:
 
 
 def table_of(files: Sequence[str]) -> pd.DataFrame:
-    """A listing's table of images that are not labelled."""
+    """The table of images that are not labelled."""
     return pd.DataFrame({FILE: pd.Series(files, dtype=object)})  # names of any bytes, which pandas' own type refuses
-
-
-def _joined(folder: str, name: str) -> str:
-    return bf.join(folder, name) if folder else name
 
 
 def _encodable(text: str) -> str:
@@ -319,9 +314,9 @@ def _encodable(text: str) -> str:
 def _file_sizes(folder: str, names: Sequence[str]) -> dict[str, int | None]:
     """Name -> bytes; None for what is not there, or no file. Only these names are looked at."""
     if is_remote(folder or names[0]):  # one listing for all: a question for each would take hours
-        folders = {bf.dirname(_joined(folder, name)) for name in names}
+        folders = {bf.dirname(bf.join(folder, name)) for name in names}
         found = {bf.join(place, e.name): e.stat.size for place in folders for e in bf.scandir(place) if e.is_file}
-        return {name: found.get(_joined(folder, name)) for name in names}
+        return {name: found.get(bf.join(folder, name)) for name in names}
     sizes: dict[str, int | None] = {}
     for name in names:
         try:

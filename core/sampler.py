@@ -217,8 +217,11 @@ class Sampler:
         indices = self.indices
         denoiser = denoiser.over(indices)
         for number, i in enumerate(reversed(range(len(indices)))):
-            known = inversion.outputs[i] if inversion and number == 0 else None
-            z_t, output, p = self._evaluate(denoiser, z_t, i, known)
+            with torch.set_grad_enabled(self.through_network):  # z_t is a leaf then
+                z_t = z_t.detach().requires_grad_(self.through_network)
+                known = inversion and number == 0 and not self.through_network
+                output = inversion.outputs[i] if known else denoiser.output(z_t, i)
+                p = denoiser.reverse(output, z_t, i, clip=self.clip_denoised)
             if inversion:
                 own = denoiser.reverse(inversion.outputs[i], inversion.states[i + 1], i, clip=self.clip_denoised)
             step = Step(number, i, x, z_t, denoiser, output, p, noise(indices[i]), prediction, region, own)
@@ -232,15 +235,6 @@ class Sampler:
         if region is not None and self.mask.paste_input:
             z_t = torch.where(region.z_t, z_t, x)
         return z_t
-
-    def _evaluate(
-        self, denoiser: Denoiser, z_t: torch.Tensor, i: int, known: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, Gaussian]:
-        """z_t (now a leaf of autograd where gradients pass through the network), the output there, what it says."""
-        with torch.set_grad_enabled(self.through_network):
-            z_t = z_t.detach().requires_grad_(self.through_network)
-            output = denoiser.output(z_t, i) if known is None or self.through_network else known
-            return z_t, output, denoiser.reverse(output, z_t, i, clip=self.clip_denoised)
 
     def _guided_mean(self, step: Step, x_t: torch.Tensor, pull: Pull) -> tuple[torch.Tensor, Region | None]:
         """μ - Σ (g_class + g_dist), and the region to which the change is confined."""

@@ -12,8 +12,7 @@ from PIL import Image
 from torch import nn
 
 from dime.core.errors import InputError
-from dime.core.folders import Listing, Source, table_of
-from dime.core.images import from_image
+from dime.core.folders import Source, table_of
 from dime.core.metrics.features import Machine, batches, computing
 from dime.core.metrics.fid import frechet_distance, gaussian
 from dime.core.metrics.metric import require_one_size
@@ -41,7 +40,7 @@ def open_images(path: str) -> Source:
         files = [Path(path, name) for name in names]
         require_one_size(files)
         channels = 1 if all(Image.open(file).mode in GREY for file in files) else 3
-        return Source(Listing(path, table_of(names)), from_image, channels)
+        return Source(path, table_of(names), channels=channels)
     try:
         with np.load(path) as content:
             pixels = content["arr_0"]
@@ -50,7 +49,7 @@ def open_images(path: str) -> Source:
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3) or not len(pixels):
         raise InputError(f"{path}: no images in it: {pixels.dtype} {pixels.shape}, expected uint8 (N, H, W, 3 or 1)")
     channels, table = pixels.shape[-1], table_of([str(number) for number in range(len(pixels))])
-    return Source(Listing(path, table, pixels=pixels[..., 0] if channels == 1 else pixels), from_image, channels)
+    return Source(path, table, pixels=pixels[..., 0] if channels == 1 else pixels, channels=channels)
 
 
 Features = Mapping[str, np.ndarray]

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,12 @@ class Settings:
     per_channel: bool = flag(True, _LARGEST + "a mask for each colour channel")
     grads_clip: bool = flag(True, _LARGEST + "clamp the class gradient to its usual range")
     clip_sigma: float = flag(3.0, _LARGEST + "that range, in standard deviations around the mean", number(0))
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any], **overrides: Any) -> "Settings":
+        """Those among flags, of which others may be of something else, with some replaced."""
+        known = {entry.name: flags[entry.name] for entry in dataclasses.fields(cls) if entry.name in flags}
+        return cls(**known | overrides)
 
     @property
     def steps(self) -> int:

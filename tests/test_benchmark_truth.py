@@ -29,9 +29,8 @@ from dime.core.training.classifier import to_file
 from dime.core.truth import rows
 from dime.core.truth.benchmark import INPUT, TRUTH, Experiment, benchmark, left_out, measure
 from dime.core.truth.cases import Cases
-from dime.core.truth.faces import DrawnFaces, Task
+from dime.core.truth.faces import DrawnFaces, Shortcut, Task
 from dime.core.truth.rows import EVALUATIONS
-from dime.core.truth.shortcut import Shortcut
 from dime.models.classifiers import SmallCNN
 from guided_diffusion.script_util import diffusion_defaults
 from tests.helpers import CPU

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from dime.core.job.question import Question
+from dime.core.job.setup import Question
 from tests.faults.forks import EXIT_OK, Fork, wait_for
 from tests.training.small import LAUNCHERS, launched
 from tests.worlds import (

@@ -123,7 +123,7 @@ def test_what_cannot_be_written_or_read(networks, tmp_path, monkeypatch):
     make_tree(tmp_path, BOTH_WAYS)
     (tmp_path / "file").touch()
     done = run_script("compute_MNAC", *arguments("", tmp_path, "a"), "--json", tmp_path / "file" / "result.json")
-    assert done.code == 2 and "result.json: cannot be written" in done.err
+    assert done.code == 2 and "file: cannot make this folder" in done.err
     assert "no experiment is named" in refusal(run_script("evaluate", "--output-path", tmp_path))
     monkeypatch.setattr("dime.core.metrics.cd.train_labels", train_labels)  # of a folder that is none
     command = [*arguments("", tmp_path, "a"), "--celeba-path", tmp_path]

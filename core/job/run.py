@@ -166,12 +166,13 @@ class Run:
                 number = self.queue.take()
             if number != BUSY:
                 return number
-            with self._clock("output"):
-                if written:
-                    written.result()
-            with self._clock("others"):
-                bar.look()
-                time.sleep(POLL)
+            if written:
+                with self._clock("output"):
+                    written = written.result()
+            else:
+                with self._clock("others"):
+                    bar.look()
+                    time.sleep(POLL)
 
     @contextlib.contextmanager
     def _clock(self, kind: str) -> Iterator[None]:

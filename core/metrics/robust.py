@@ -6,7 +6,7 @@ leaves a picture as it is. And a method that alters an image of which nothing is
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -75,13 +75,12 @@ def without_pull(context: Context, tree: ResultTree, **settings: object) -> Expl
     config = next(iter(tree.configurations()), None)
     if not config or "model_path" not in config:
         raise InputError("the run's config.yaml, which names its diffusion model, is not there")
-    known = {entry.name: config[entry.name] for entry in fields(Settings) if entry.name in config}
     flags = {name: config[name] for name in model_and_diffusion_defaults() if name in config}
     model = context.once(load_recorded_model, str(config["model_path"]), tuple(flags.items()), context.machine.device)
     if model.class_cond:
         raise InputError("its diffusion model wants labels, which the result tree does not hold")
     classifier, decision = context.explained(tree)
-    return Explainer(classifier, model, decision, Settings(**{**known, **NO_PULL, **settings}))
+    return Explainer(classifier, model, decision, Settings.of(config, **{**NO_PULL, **settings}))
 
 
 def load_recorded_model(path: str, flags: tuple, device: torch.device):

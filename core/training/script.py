@@ -94,7 +94,7 @@ def open_part(
     A folder without `train/` and `val/` is whole in every part. augmentation: as in image_transform. Raises InputError.
     """
     if dataset == "CelebA":
-        source = Source(list_celeba(data_dir or ".", part), image_transform(image_size))
+        source = list_celeba(data_dir or ".", part)
     else:
         is_split = dataset == "folder" and all(bf.isdir(bf.join(data_dir, name)) for name in ("train", "val"))
         place = bf.join(data_dir, part) if is_split else data_dir

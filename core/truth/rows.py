@@ -5,7 +5,7 @@ absolute differences over pixels and channels, in grey levels (0 to 255).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,10 +144,9 @@ def evaluations(flags: Mapping[str, Any], attempts: int = 1) -> int:
         calls.append(t)
         return x.new_zeros(len(x), outputs * x.shape[1], *x.shape[2:])
 
-    settings = Settings(**{each.name: flags[each.name] for each in fields(Settings) if each.name in flags})
     x, guidance = torch.zeros(1, 3, 8, 8), Guidance(lambda x: x.mean(dim=(2, 3)), Binary())
     pull = guidance.towards(x, None, torch.ones(1), scale=0)
-    method, denoiser = METHODS[flags["method"]](settings), Denoiser(network, create_diffusion(flags))
+    method, denoiser = METHODS[flags["method"]](Settings.of(flags)), Denoiser(network, create_diffusion(flags))
     inversion = method.invert(denoiser, x, x, torch.zeros)
     for _ in range(attempts):
         method(denoiser, x, x, pull, noise=lambda i: torch.zeros, inversion=inversion)

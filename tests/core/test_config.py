@@ -11,7 +11,7 @@ from dime.core.config import Config, as_text, parse_config, preset
 from dime.core.datasets import Source, open_dataset
 from dime.core.errors import InputError
 from dime.core.guidance import Binary, MultiClass
-from dime.core.job.question import Question, ask, index_of
+from dime.core.job.setup import Question, ask, index_of
 from dime.core.presets import PRESETS
 from dime.core.settings import Settings
 from guided_diffusion.script_util import model_and_diffusion_defaults

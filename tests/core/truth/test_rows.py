@@ -9,8 +9,8 @@ from dime.core.metrics.metric import Measurement
 from dime.core.metrics.report import Report
 from dime.core.results import Pair
 from dime.core.truth import rows
+from dime.core.truth.benchmark import markdown
 from dime.core.truth.cases import Case, Cases
-from dime.core.truth.report import markdown
 from guided_diffusion.script_util import model_and_diffusion_defaults
 from tests.core.test_methods import EVALUATIONS, TAU
 
