@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--candidates", type=integer(1), default=16, help="settings to try")
     parser.add_argument("--budget", type=integer(1), default=50_000, help="evaluations of the diffusion model, at most")
     own, rest = parser.parse_known_args()
-    config = replace(parse_config(__doc__.splitlines()[0], rest), batch_size=own.tune_images, num_batches=1)
+    found_here = {"start_step": 1, "batch_size": own.tune_images, "num_batches": 1}
+    config = replace(parse_config(__doc__.splitlines()[0], rest), **found_here)
     keep_freed_memory()
     with stoppable("run the same command again"):
         setup = set_up(config, select_device(config.gpu))
