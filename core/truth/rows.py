@@ -38,6 +38,8 @@ ALIGNMENT = "alignment"
 DISTANCE = "distance to the truth"
 RECOVERED = "recovered"
 RECOVERED_INSIDE = "recovered inside the region"
+RECOVERED_ADDED = "recovered where the attribute comes"
+RECOVERED_REMOVED = "recovered where it goes"
 EVALUATIONS = "evaluations per image"
 
 
@@ -82,6 +84,11 @@ def alignment(c: Cases) -> np.ndarray:
     return (made * true).sum(axis=1) / np.where(norm, norm, np.nan)
 
 
+def distances(c: Cases) -> np.ndarray:
+    """How far counterfactual and input are from the truth, (N, 2)."""
+    return np.stack([c.missed.mean(axis=(1, 2)), c.needed.mean(axis=(1, 2))], axis=1)
+
+
 def recovered(distances: np.ndarray) -> float:
     """How much of the way to the truth was gone: 1 - Σ d(cf, truth) / Σ d(x, truth), of these distances (N, 2).
 
@@ -102,7 +109,9 @@ ROWS = (
     Row(LOCALISATION, localisation),
     Row(ALIGNMENT, alignment),
     Row(DISTANCE, lambda c: c.missed.mean(axis=(1, 2))),
-    Row(RECOVERED, lambda c: np.stack([c.missed.mean(axis=(1, 2)), c.needed.mean(axis=(1, 2))], axis=1), recovered),
+    Row(RECOVERED, distances, recovered),
+    Row(RECOVERED_ADDED, lambda c: np.where(c.target[:, None] == 1, distances(c), np.nan), recovered),
+    Row(RECOVERED_REMOVED, lambda c: np.where(c.target[:, None] == 0, distances(c), np.nan), recovered),
     Row(RECOVERED_INSIDE, lambda c: np.stack([within(d, c.region) for d in (c.missed, c.needed)], axis=1), recovered),
 )
 """What is right about a counterfactual: measured on the true counterfactuals and on the inputs as well."""

@@ -62,6 +62,7 @@ def test_closed_forms(cf, inside, outside, share_outside, localisation, alignmen
         **{rows.INSIDE: inside, rows.OUTSIDE: outside, rows.CHANGE: inside * 8 / 64 + outside * 56 / 64},
         **{rows.SHARE_OUTSIDE: share_outside, rows.LOCALISATION: localisation},
         **{rows.ALIGNMENT: alignment, rows.RECOVERED: recovered},
+        **{rows.RECOVERED_ADDED: recovered, rows.RECOVERED_REMOVED: np.nan},  # all are to get the attribute
     }
     found = figures(cf)
     for name, value in expected.items():
