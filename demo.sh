@@ -36,14 +36,15 @@ if [ -n "$TARGET" ]; then
         dime_environment digits
         "$PYTHON" tools/small_digits.py "$DATA_DIR"
     fi
-    RUN=(main.py ${METHOD:---preset digits,fast} --data_dir "$DATA_DIR" --gpu 0 --output_path demo/results --image_format png)
+    OUT="demo/results-${DATA_DIR##*/}" # not those of the faces
+    RUN=(main.py ${METHOD:---preset digits,fast} --data_dir "$DATA_DIR" --gpu 0 --output_path "$OUT" --image_format png)
     explain() { "$PYTHON" -W ignore "${RUN[@]}" --batch_size "${IMAGES:-32}" --num_batches 1 "$@" "${REST[@]}"; }
     explain --exp_name "$NAME"
     explain --exp_name "$NAME-to-$TARGET" --target "$TARGET"
-    "$PYTHON" evaluate.py --output-path demo/results --exp-name "$NAME" "$NAME-to-$TARGET" --oracle-path $NETWORK \
+    "$PYTHON" evaluate.py --output-path "$OUT" --exp-name "$NAME" "$NAME-to-$TARGET" --oracle-path $NETWORK \
         --weights-path $NETWORK --feature-network oracle --robust --second-classifier-path $NETWORK
     "$PYTHON" -W ignore class-matrix.py "${RUN[@]:1}" "${REST[@]}"
-    "$PYTHON" make-report.py demo/results "$NAME" "$NAME-to-$TARGET"
+    "$PYTHON" make-report.py "$OUT" "$NAME" "$NAME-to-$TARGET"
     exit
 fi
 
